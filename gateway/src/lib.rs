@@ -1,0 +1,2 @@
+//! Cairn's gateway.
+pub mod ledger;

@@ -1,0 +1,57 @@
+//! How a gateway reaches a storage node: one trait, called in-process or over HTTP.
+//!
+//! Every method is bounded by `deadline` inside the implementation, is safe to drop at any await, and answers with
+//! a typed [`NodeError`]. `put` and `delete` answer once the change is durable: flushed, not in a cache.
+
+use crate::protocol::{
+    BlockRange, DiskId, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+};
+use async_trait::async_trait;
+use std::time::Duration;
+
+/// A storage node, wherever it is.
+#[async_trait]
+pub trait StorageClient: Send + Sync + 'static {
+    /// Stores one shard, durably. Storing the same key again supersedes the earlier record (repair does that).
+    /// A put creates the unit on the disk if the disk has none, and raises the unit's epoch to the address's.
+    async fn put(&self, to: &UnitAddress, shard: SealedShard, deadline: Duration) -> Result<(), NodeError>;
+
+    /// Reads whole blocks of a shard. The bytes come as the disk had them: the caller checks them against the CRCs.
+    async fn get(
+        &self,
+        from: &UnitAddress,
+        key: ShardKey,
+        blocks: BlockRange,
+        deadline: Duration,
+    ) -> Result<ShardBlocks, NodeError>;
+
+    /// Deletes every shard of each blob from the unit, durably and for ever: blob ids are never reused, and a late
+    /// put of a deleted blob is refused while the disk remembers the delete. Idempotent; unknown blobs are no error.
+    /// At most [`DELETE_BLOBS_MAX`] blobs a call.
+    async fn delete(&self, from: &UnitAddress, blobs: &[u64], deadline: Duration) -> Result<(), NodeError>;
+
+    /// Lists the live shards of a unit in key order, those after `after`, at most `limit` (bounded to
+    /// [`INVENTORY_LIMIT_MAX`]).
+    async fn inventory(
+        &self,
+        from: &UnitAddress,
+        after: Option<ShardKey>,
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<Vec<InventoryEntry>, NodeError>;
+
+    /// Lists the units of a disk, by unit id.
+    async fn units(&self, disk: DiskId, incarnation: u64, deadline: Duration) -> Result<Vec<UnitInfo>, NodeError>;
+
+    /// Drops a whole unit and everything in it.
+    async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError>;
+
+    /// What the node knows of its disks.
+    async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError>;
+}
+
+/// The most blobs one delete names.
+pub const DELETE_BLOBS_MAX: usize = 1024;
+
+/// The most entries one inventory page holds.
+pub const INVENTORY_LIMIT_MAX: usize = 10_000;

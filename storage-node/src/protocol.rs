@@ -1,0 +1,306 @@
+//! The words a gateway and a storage node speak: identities, sealed shards, requests' answers and typed errors.
+//!
+//! Pure data, no I/O. The in-process call and the HTTP client carry exactly these types, so neither side can tell
+//! which one is in use. A shard is opaque here: the node checks that its bytes match its seal, and knows no code.
+//!
+//! Invariant: an error keeps its type from the device to the client. `NodeError` is what crosses the wire.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// Bytes of payload covered by one CRC of a seal, and the unit of partial reads.
+pub const BLOCK_BYTES: u32 = 64 * 1024;
+
+/// The largest payload of one shard, in bytes: data shard i of a stripe holds at most 1 MiB.
+pub const SHARD_BYTES_MAX: u32 = 1024 * 1024;
+
+/// The most shards one stripe can have (k + m), bounded by GF(2^8).
+pub const STRIPE_SHARDS_MAX: usize = 255;
+
+/// Identifies a disk for as long as it lives; written in its superblock. Printed as 32 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskId(pub u128);
+
+/// Identifies the cluster a disk belongs to; a disk of another cluster is refused. Printed as 32 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub u128);
+
+/// The part of a volume that lives on one disk: shard `index` of every stripe of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct UnitId {
+    /// The volume.
+    pub volume: u64,
+    /// The position in the volume, 0 ≤ index < k + m.
+    pub index: u8,
+}
+
+/// Names a shard within a unit. Ordered by blob, then stripe: the order of inventories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShardKey {
+    /// The blob; ids are never reused in a cluster.
+    pub blob: u64,
+    /// The stripe of the blob, from 0.
+    pub stripe: u32,
+}
+
+/// Where a request goes, and under which membership. Every request carries it, so that a disk that was replaced or
+/// a volume that changed hands refuses instead of answering wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct UnitAddress {
+    /// The disk that holds the unit.
+    pub disk: DiskId,
+    /// The incarnation the caller knows; a disk that was re-initialised has a greater one.
+    pub incarnation: u64,
+    /// The unit.
+    pub unit: UnitId,
+    /// The volume's epoch the caller knows; one older than the disk's is refused.
+    pub epoch: u32,
+}
+
+/// What lets every later reader tell right bytes from wrong ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// CRC-32 of each 64 KiB block of the payload, each seeded with the shard's identity and the block's number
+    /// (see [`seal_seed`] and [`block_crc`]), so a stale or misdirected block never verifies.
+    /// Length: payload bytes ÷ 64 KiB, rounded up.
+    pub block_crcs: Vec<u32>,
+    /// BLAKE3 of each shard of the stripe, in index order; every record of a stripe carries the whole table.
+    /// Length: k + m.
+    pub digests: Vec<[u8; 32]>,
+}
+
+/// One shard with its seal: what travels, and what a record stores. 1 to [`SHARD_BYTES_MAX`] bytes of payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedShard {
+    /// Which shard of the unit this is.
+    pub key: ShardKey,
+    /// Its checksums.
+    pub seal: Seal,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+/// Consecutive 64 KiB blocks of a shard; the last one may be short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRange {
+    /// The first block wanted, from 0.
+    pub first: u32,
+    /// How many; blocks past the end of the shard are not an error, they are just not returned.
+    pub count: u32,
+}
+
+impl BlockRange {
+    /// Every block of any shard.
+    pub const ALL: BlockRange = BlockRange { first: 0, count: SHARD_BYTES_MAX / BLOCK_BYTES };
+}
+
+/// The answer to a read: whole blocks, with what is needed to check them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardBlocks {
+    /// Length of the whole shard in bytes.
+    pub shard_len: u32,
+    /// The first block in `payload`.
+    pub first_block: u32,
+    /// The CRCs of the blocks in `payload`, in order.
+    pub block_crcs: Vec<u32>,
+    /// The digests of all shards of the stripe, in index order.
+    pub digests: Vec<[u8; 32]>,
+    /// The bytes of the blocks.
+    pub payload: Bytes,
+}
+
+/// One shard that a disk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryEntry {
+    /// Which.
+    pub key: ShardKey,
+    /// Payload length in bytes.
+    pub len: u32,
+}
+
+/// One unit that a disk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitInfo {
+    /// Which.
+    pub unit: UnitId,
+    /// The newest epoch the disk has seen for it.
+    pub epoch: u32,
+    /// Live shards.
+    pub shards: u64,
+    /// Payload bytes of the live shards.
+    pub live_bytes: u64,
+}
+
+/// Whether a disk serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum DiskState {
+    /// It reads and writes.
+    Online,
+    /// It failed and was taken out of service, whole, until an operator replaces it.
+    Fenced {
+        /// What happened, for people.
+        reason: String,
+    },
+}
+
+/// A disk as its node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Where it is on the node.
+    pub path: String,
+    /// Whether it serves.
+    pub state: DiskState,
+    /// The I/O backend in use, and why not io_uring where it is not: `io_uring`, `pread (io_uring: EPERM)`.
+    pub backend: String,
+    /// Bytes that records could use in all.
+    pub capacity_bytes: u64,
+    /// Bytes that new shards can still use, counting what compaction could free.
+    pub free_bytes: u64,
+    /// Payload bytes of live shards.
+    pub live_bytes: u64,
+    /// Live shards.
+    pub shards: u64,
+    /// Shards found corrupt or unreadable since start, by reads and by recovery.
+    pub corrupt_shards: u64,
+}
+
+/// A node and its disks, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The disks it serves, fenced ones included.
+    pub disks: Vec<DiskStatus>,
+}
+
+/// Why a node did not do what it was asked. The type survives the wire: repair and reads decide on it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "error")]
+pub enum NodeError {
+    /// The disk holds no such shard.
+    #[error("no such shard")]
+    NotFound,
+    /// The blob was deleted; a late write of it is refused.
+    #[error("the blob was deleted")]
+    Deleted,
+    /// The stored bytes do not match their seal or identity.
+    #[error("corrupt shard: {what}")]
+    Corrupt {
+        /// What did not match.
+        what: String,
+    },
+    /// The bytes that arrived do not match the seal that arrived with them.
+    #[error("the shard does not match its seal on arrival: {what}")]
+    SealMismatch {
+        /// What did not match.
+        what: String,
+    },
+    /// The device failed to read.
+    #[error("device read error: {what}")]
+    Io {
+        /// The system's words.
+        what: String,
+    },
+    /// The disk is out of service.
+    #[error("disk fenced: {reason}")]
+    Fenced {
+        /// Why.
+        reason: String,
+    },
+    /// The disk has no room for another shard (deletes still work).
+    #[error("disk full")]
+    NoSpace,
+    /// The caller's epoch is older than the disk's.
+    #[error("stale epoch, the disk knows {current}")]
+    StaleEpoch {
+        /// The newest epoch the disk has seen.
+        current: u32,
+    },
+    /// This node has no such disk, or it has another incarnation.
+    #[error("no such disk here")]
+    WrongDisk,
+    /// The request makes no sense; never retried.
+    #[error("bad request: {what}")]
+    BadRequest {
+        /// What was wrong.
+        what: String,
+    },
+    /// The disk's queue is full; try again later.
+    #[error("disk overloaded")]
+    Overloaded,
+    /// No answer within the deadline.
+    #[error("timed out")]
+    Timeout,
+    /// The node could not be reached or hung up.
+    #[error("node unreachable: {what}")]
+    Unreachable {
+        /// What happened.
+        what: String,
+    },
+}
+
+/// The seed of a shard's block CRCs: CRC-32 of volume, blob (u64 LE), stripe (u32 LE), index (u8), shard length (u32 LE).
+pub fn seal_seed(unit: UnitId, key: ShardKey, shard_len: u32) -> u32 {
+    let mut identity = [0u8; 25];
+    identity[0..8].copy_from_slice(&unit.volume.to_le_bytes());
+    identity[8..16].copy_from_slice(&key.blob.to_le_bytes());
+    identity[16..20].copy_from_slice(&key.stripe.to_le_bytes());
+    identity[20] = unit.index;
+    identity[21..25].copy_from_slice(&shard_len.to_le_bytes());
+    crc32fast::hash(&identity)
+}
+
+/// CRC-32 of block number `block` of a shard whose seal has this seed: the CRC starts from `seed + block` (wrapping).
+/// Two states that differ never meet on equal data, so the same bytes elsewhere have another CRC.
+pub fn block_crc(seed: u32, block: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed.wrapping_add(block));
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// The number of seal blocks of a payload of `len` bytes.
+pub fn block_count(len: u32) -> u32 {
+    len.div_ceil(BLOCK_BYTES)
+}
+
+macro_rules! hex_id {
+    ($name:ident, $what:literal) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:032x})"), self.0)
+            }
+        }
+        impl FromStr for $name {
+            type Err = NodeError;
+            fn from_str(s: &str) -> Result<Self, NodeError> {
+                let bad = || NodeError::BadRequest { what: format!(concat!($what, " is 32 hex digits, not {:?}"), s) };
+                if s.len() != 32 || !s.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    return Err(bad());
+                }
+                u128::from_str_radix(s, 16).map($name).map_err(|_| bad())
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+hex_id!(DiskId, "a disk id");
+hex_id!(ClusterId, "a cluster id");

@@ -1,0 +1,1 @@
+//! Placeholder until the crate gets its first module.
