@@ -82,6 +82,17 @@ impl Tally {
         }
     }
 
+    /// Counts a request that did.
+    pub fn succeeded(&mut self, bytes: u64, latency: Duration) {
+        self.requests += 1;
+        self.bytes += bytes;
+        // Not `saturating_record`, which never resizes. An hour is far beyond the deadline of a request.
+        let micros = latency.min(Duration::from_secs(3600)).as_micros() as u64;
+        self.latency_us
+            .record(micros)
+            .expect("a histogram that resizes takes an hour");
+    }
+
     /// Adds another's counts to this.
     pub fn merge(&mut self, other: &Tally) {
         self.requests += other.requests;
@@ -168,12 +179,7 @@ impl Worker {
             let tally = tally_of(&mut tallies, job.op);
             let sent = Instant::now();
             match self.connection.run(job, self.verify).await {
-                Ok(bytes) => {
-                    tally.requests += 1;
-                    tally.bytes += bytes;
-                    let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    tally.latency_us.saturating_record(micros);
-                }
+                Ok(bytes) => tally.succeeded(bytes, sent.elapsed()),
                 Err(text) => {
                     tally.errors += 1;
                     first_error.get_or_insert_with(|| (Instant::now(), text));
@@ -195,4 +201,34 @@ fn tally_of(tallies: &mut Vec<Tally>, op: Op) -> &mut Tally {
             tallies.len() - 1
         });
     &mut tallies[found]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_of_every_magnitude_are_kept() {
+        let (mut tally, mut other) = (Tally::new(Op::Get), Tally::new(Op::Get));
+        for us in [1, 900, 5_000, 80_000] {
+            tally.succeeded(1, Duration::from_micros(us));
+        }
+        for us in [1_200_000, 59_000_000, u64::MAX] {
+            other.succeeded(1, Duration::from_micros(us));
+        }
+        tally.merge(&other);
+        for (quantile, us) in [
+            (0.0, 1.0),
+            (0.28, 900.0),
+            (0.42, 5e3),
+            (0.57, 8e4),
+            (0.71, 1.2e6),
+            (0.85, 5.9e7),
+            (1.0, 3.6e9),
+        ] {
+            let found = tally.latency_us.value_at_quantile(quantile) as f64;
+            assert!((found / us - 1.0).abs() < 0.001, "{quantile}: {found}");
+        }
+        assert_eq!((tally.requests, tally.bytes), (7, 7));
+    }
 }

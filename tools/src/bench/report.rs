@@ -188,11 +188,7 @@ mod tests {
 
     fn tally(op: Op, latencies: impl Iterator<Item = u64>, bytes: u64) -> Tally {
         let mut tally = Tally::new(op);
-        for us in latencies {
-            tally.requests += 1;
-            tally.bytes += bytes;
-            tally.latency_us.saturating_record(us);
-        }
+        latencies.for_each(|us| tally.succeeded(bytes, Duration::from_micros(us)));
         tally
     }
 

@@ -139,6 +139,7 @@ impl Session {
     fn about(&self) -> Value {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "endpoint": self.args.endpoint.address,
             "bucket": self.args.bucket,
             "duration_s": self.args.duration.as_secs_f64(),
             "verify": self.args.verify,
