@@ -4,7 +4,8 @@
 //! a typed [`NodeError`]. `put` and `delete` answer once the change is durable: flushed, not in a cache.
 
 use crate::protocol::{
-    BlockRange, DiskId, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    BlockRange, DiskId, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
+    UnitAddress, UnitInfo,
 };
 use async_trait::async_trait;
 use std::time::Duration;
@@ -41,7 +42,12 @@ pub trait StorageClient: Send + Sync + 'static {
     ) -> Result<Vec<InventoryEntry>, NodeError>;
 
     /// Lists the units of a disk, by unit id.
-    async fn units(&self, disk: DiskId, incarnation: u64, deadline: Duration) -> Result<Vec<UnitInfo>, NodeError>;
+    async fn units(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        deadline: Duration,
+    ) -> Result<Vec<UnitInfo>, NodeError>;
 
     /// Drops a whole unit and everything in it.
     async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError>;

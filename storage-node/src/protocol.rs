@@ -93,7 +93,10 @@ pub struct BlockRange {
 
 impl BlockRange {
     /// Every block of any shard.
-    pub const ALL: BlockRange = BlockRange { first: 0, count: SHARD_BYTES_MAX / BLOCK_BYTES };
+    pub const ALL: BlockRange = BlockRange {
+        first: 0,
+        count: SHARD_BYTES_MAX / BLOCK_BYTES,
+    };
 }
 
 /// The answer to a read: whole blocks, with what is needed to check them.
@@ -283,7 +286,9 @@ macro_rules! hex_id {
         impl FromStr for $name {
             type Err = NodeError;
             fn from_str(s: &str) -> Result<Self, NodeError> {
-                let bad = || NodeError::BadRequest { what: format!(concat!($what, " is 32 hex digits, not {:?}"), s) };
+                let bad = || NodeError::BadRequest {
+                    what: format!(concat!($what, " is 32 hex digits, not {:?}"), s),
+                };
                 if s.len() != 32 || !s.bytes().all(|b| b.is_ascii_hexdigit()) {
                     return Err(bad());
                 }
@@ -297,7 +302,9 @@ macro_rules! hex_id {
         }
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+                String::deserialize(d)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
             }
         }
     };

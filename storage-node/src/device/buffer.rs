@@ -1,0 +1,110 @@
+//! Memory that direct I/O accepts: aligned to 4 KiB, a whole number of blocks, zeroed when made.
+//!
+//! Invariant: an [`AlignedBuf`] has one owner, so whoever holds it may write it; an [`AlignedBytes`] is shared and
+//! read-only. Both may be sent between threads. Neither is ever freed while a device holds it.
+#![allow(unsafe_code)]
+
+use super::BLOCK;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// An owned aligned buffer.
+pub struct AlignedBuf {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the buffer is plain memory with one owner; nothing about it is tied to a thread.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: shared references only allow reading.
+unsafe impl Sync for AlignedBuf {}
+
+impl AlignedBuf {
+    /// A zeroed buffer of at least `len` bytes, rounded up to whole blocks (at least one).
+    pub fn zeroed(len: usize) -> Self {
+        let len = len.max(1).next_multiple_of(BLOCK);
+        let layout = Self::layout(len);
+        // SAFETY: the layout has a non-zero size.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else {
+            handle_alloc_error(layout)
+        };
+        AlignedBuf { start, len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::from_size_align(len, BLOCK).expect("a buffer length fits in memory")
+    }
+
+    /// Freezes the buffer so that it can be shared.
+    pub fn share(self) -> AlignedBytes {
+        let range = 0..self.len;
+        AlignedBytes {
+            buf: Arc::new(self),
+            range,
+        }
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with this very layout, and freed only here.
+        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` points to `len` initialised bytes that live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` is the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl std::fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBuf({} bytes)", self.len)
+    }
+}
+
+/// Shared read-only aligned bytes.
+#[derive(Clone, Debug)]
+pub struct AlignedBytes {
+    buf: Arc<AlignedBuf>,
+    range: Range<usize>,
+}
+
+impl AlignedBytes {
+    /// A part of it, in whole blocks.
+    pub fn slice(&self, range: Range<usize>) -> AlignedBytes {
+        assert!(range.start.is_multiple_of(BLOCK) && range.end.is_multiple_of(BLOCK));
+        assert!(range.start <= range.end && range.end <= self.range.len());
+        let start = self.range.start + range.start;
+        AlignedBytes {
+            buf: self.buf.clone(),
+            range: start..start + range.len(),
+        }
+    }
+}
+
+impl Deref for AlignedBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.buf[self.range.clone()]
+    }
+}

@@ -1,0 +1,146 @@
+//! A file or a block device, opened for direct I/O where the filesystem allows it.
+//!
+//! Invariants: an open disk is locked (flock), so two processes never write one disk; its size never changes while
+//! it is open, and a file that was removed or truncated under us is noticed by [`DiskFile::check`].
+#![allow(unsafe_code)]
+
+use super::{DeviceError, DeviceErrorKind, align_down};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// An open disk file or block device.
+pub struct DiskFile {
+    file: File,
+    size: u64,
+    block_device: bool,
+    direct: bool,
+}
+
+fn gone(path: &Path, error: io::Error) -> DeviceError {
+    DeviceError::new(DeviceErrorKind::Gone, format!("{}: {error}", path.display()))
+}
+
+impl DiskFile {
+    /// Opens what is at `path`.
+    pub fn open(path: &Path) -> Result<Self, DeviceError> {
+        let open = |flags| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(flags)
+                .open(path)
+        };
+        let (mut file, direct) = match open(libc::O_DIRECT) {
+            Ok(file) => (file, true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                (open(0).map_err(|e| gone(path, e))?, false)
+            }
+            Err(error) => return Err(gone(path, error)),
+        };
+        file.try_lock()
+            .map_err(|_| gone(path, io::Error::other("the disk is in use by another process")))?;
+        let metadata = file.metadata().map_err(|e| gone(path, e))?;
+        let block_device = metadata.file_type().is_block_device();
+        let size = file.seek(SeekFrom::End(0)).map_err(|e| gone(path, e))?;
+        Ok(DiskFile {
+            file,
+            size: align_down(size),
+            block_device,
+            direct,
+        })
+    }
+
+    /// Its size in bytes, in whole blocks.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether reads and writes bypass the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reserves space for a range; a no-op on block devices and where the filesystem cannot.
+    pub fn allocate(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        if self.block_device {
+            return Ok(());
+        }
+        let out_of_range = |_| DeviceError::new(DeviceErrorKind::Write, "offset past what a file can hold");
+        let offset = libc::off_t::try_from(offset).map_err(out_of_range)?;
+        let len = libc::off_t::try_from(len).map_err(out_of_range)?;
+        loop {
+            // SAFETY: plain system call on a descriptor that we own; no memory is passed.
+            let rc =
+                unsafe { libc::fallocate(self.file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, offset, len) };
+            if rc == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(()),
+                Some(libc::ENOSPC | libc::EDQUOT) => {
+                    return Err(DeviceError::new(DeviceErrorKind::NoSpace, error.to_string()));
+                }
+                _ => {
+                    return Err(DeviceError::new(
+                        DeviceErrorKind::Write,
+                        format!("fallocate: {error}"),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Whether the file still has a name and its size.
+    pub fn check(&self) -> Result<(), DeviceError> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|e| DeviceError::new(DeviceErrorKind::Gone, e.to_string()))?;
+        if self.block_device {
+            return Ok(());
+        }
+        if metadata.nlink() == 0 {
+            return Err(DeviceError::new(DeviceErrorKind::Gone, "file was removed"));
+        }
+        if metadata.len() < self.size {
+            let what = format!(
+                "file was truncated from {} to {} bytes",
+                self.size,
+                metadata.len()
+            );
+            return Err(DeviceError::new(DeviceErrorKind::Gone, what));
+        }
+        Ok(())
+    }
+}
+
+/// Makes sure that a disk of `size` bytes is at `path`: creates a sparse file, durably, or checks a block device.
+pub fn create_file(path: &Path, size: u64) -> io::Result<()> {
+    let is_block_device = path.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    if is_block_device {
+        return Ok(());
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    file.set_len(size)?;
+    file.sync_all()?;
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}

@@ -1,0 +1,514 @@
+//! One disk: append-only extents of records, one committer thread, an index in memory.
+//!
+//! ```text
+//!   put, delete ──▶ queue ──▶ committer ──▶ one batch, one flush ──▶ index ──▶ answer
+//!   get ──▶ index ──▶ device ──▶ head checked ──▶ blocks
+//! ```
+//! Invariants:
+//! - A put or delete is answered `Ok` only when it is durable. Nothing but the record is written for it.
+//! - The extents alone are the truth; the index is rebuilt from them ([`recovery`]).
+//! - A write or flush error fences the disk with its reason, for good. A read error does not.
+//! - Every call is bounded by its deadline, and refused at once when the queue is full.
+
+mod batch;
+mod committer;
+mod compaction;
+mod index;
+mod queue;
+mod reader;
+mod recovery;
+mod scan;
+mod superblocks;
+#[cfg(test)]
+mod tests;
+
+use crate::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX};
+use crate::device::{AlignedBuf, BLOCK, Device, DeviceError, Latched};
+use crate::format::extent::{DiskIdentity, ExtentHeader, SYSTEM_UNIT};
+use crate::format::layout::Layout;
+use crate::format::superblock::Superblock;
+use crate::metrics::{DiskMetrics, DiskMetricsSnapshot};
+use crate::protocol::{
+    BlockRange, DiskState, InventoryEntry, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, SealedShard,
+    ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
+};
+use committer::{Committer, Purpose};
+use index::{ExtentUse, Index, Mark};
+use queue::{Change, Queue, Request};
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, oneshot};
+
+/// Reads in progress on one disk; more are refused.
+const READS_MAX: usize = 1024;
+/// A disk's presence is looked at no more often than this.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the committer, readers and callers share.
+struct Shared {
+    device: Arc<dyn Device>,
+    layout: Layout,
+    identity: DiskIdentity,
+    reserve: usize,
+    index: RwLock<Index>,
+    queue: Queue,
+    fence: OnceLock<String>,
+    metrics: DiskMetrics,
+    free_extents: AtomicU64,
+    checked: Mutex<Option<Instant>>,
+}
+
+impl Shared {
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the disk out of service; the first reason stays.
+    fn fence_with(&self, error: &DeviceError) -> NodeError {
+        let reason = self.fence.get_or_init(|| {
+            tracing::error!(disk = %self.identity.disk, %error, "disk fenced");
+            error.to_string()
+        });
+        NodeError::Fenced {
+            reason: reason.clone(),
+        }
+    }
+
+    fn check_serving(&self) -> Result<(), NodeError> {
+        match self.fence.get() {
+            Some(reason) => Err(NodeError::Fenced {
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Notices a disk that was removed or truncated under us.
+    fn check_presence(&self) {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if checked.is_some_and(|at| at.elapsed() < CHECK_INTERVAL) || self.fence.get().is_some() {
+            return;
+        }
+        *checked = Some(Instant::now());
+        if let Err(error) = self.device.check() {
+            self.fence_with(&error);
+        }
+    }
+
+    /// Refuses an address of another disk, incarnation or an older epoch; remembers a newer epoch.
+    fn check_epoch(&self, address: &UnitAddress) -> Result<(), NodeError> {
+        if address.disk != self.identity.disk || address.incarnation != self.identity.incarnation {
+            return Err(NodeError::WrongDisk);
+        }
+        if address.unit == SYSTEM_UNIT {
+            return Err(NodeError::BadRequest {
+                what: "this unit id is reserved".into(),
+            });
+        }
+        let known = self.index().units.get(&address.unit).map(|unit| unit.epoch);
+        match known {
+            Some(current) if address.epoch < current => Err(NodeError::StaleEpoch { current }),
+            Some(current) if address.epoch > current => {
+                self.index_mut().unit(address.unit, address.epoch);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a disk is formatted with.
+#[derive(Clone, Copy, Debug)]
+pub struct Format {
+    /// The cluster it belongs to.
+    pub cluster: crate::protocol::ClusterId,
+    /// Its id.
+    pub disk: crate::protocol::DiskId,
+    /// Its incarnation: greater than any it had.
+    pub incarnation: u64,
+    /// Bytes of an extent; a power of two.
+    pub extent_size: u64,
+}
+
+/// Formats a device: free extent headers everywhere, then superblocks. Blocks.
+pub fn format(device: &dyn Device, format: &Format) -> Result<Superblock, String> {
+    let device_size = device.info().size;
+    let layout = Layout::new(device_size, format.extent_size).map_err(|e| e.to_string())?;
+    let identity = DiskIdentity {
+        disk: format.disk,
+        incarnation: format.incarnation,
+    };
+    for first in (0..layout.extents()).step_by(64) {
+        let mut writes = Vec::new();
+        for extent in first..(first + 64).min(layout.extents()) {
+            let header = ExtentHeader {
+                owner: None,
+                extent,
+                generation: 0,
+                sequence: 0,
+            };
+            let mut block = AlignedBuf::zeroed(BLOCK);
+            let bytes = header.encode(&identity);
+            block[..bytes.len()].copy_from_slice(&bytes);
+            let (block, start) = (block.share(), layout.extent_offset(extent));
+            writes.push(device.write(start, block.clone()));
+            writes.push(device.write(start + u64::from(layout.data_end()), block));
+        }
+        for write in writes {
+            write.wait().map_err(|e| e.to_string())?;
+        }
+    }
+    device.flush().wait().map_err(|e| e.to_string())?;
+    let superblock = Superblock {
+        disk: format.disk,
+        cluster: format.cluster,
+        incarnation: format.incarnation,
+        sequence: 1,
+        device_size,
+        extent_size: format.extent_size,
+        generation_limit: 1,
+    };
+    superblocks::write(device, &superblock).map_err(|e| e.to_string())?;
+    Ok(superblock)
+}
+
+/// The superblock on a device, if any copy is valid. Blocks.
+pub fn peek_superblock(device: &dyn Device) -> Result<Superblock, String> {
+    superblocks::choose(&superblocks::read(device), device.info().size).map_err(|e| e.to_string())
+}
+
+/// Space and counts of a disk, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// Whether it serves.
+    pub state: DiskState,
+    /// The I/O backend.
+    pub backend: String,
+    /// Bytes that records could use in all.
+    pub capacity_bytes: u64,
+    /// Bytes that new shards can still use, counting what compaction could free.
+    pub free_bytes: u64,
+    /// Payload bytes of live shards.
+    pub live_bytes: u64,
+    /// Live shards.
+    pub shards: u64,
+    /// Units with records or a known epoch.
+    pub units: u64,
+    /// Extents that are free now.
+    pub free_extents: u64,
+    /// Shards found corrupt or unreadable since the disk was opened.
+    pub corrupt_shards: u64,
+}
+
+/// An open disk.
+pub struct Engine {
+    shared: Arc<Shared>,
+    superblock: Superblock,
+    reads: Semaphore,
+    committer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Recovers a disk and starts serving it. Blocks: it reads every extent in use.
+    pub fn open(device: Arc<dyn Device>) -> Result<Engine, String> {
+        let device: Arc<dyn Device> = Arc::new(Latched::new(device));
+        let superblock = recovery::open_superblock(&*device)?;
+        let layout =
+            Layout::new(superblock.device_size, superblock.extent_size).map_err(|e| e.to_string())?;
+        let identity = DiskIdentity {
+            disk: superblock.disk,
+            incarnation: superblock.incarnation,
+        };
+        let found =
+            recovery::recover(&*device, &superblock, &layout, &identity).map_err(|e| e.to_string())?;
+        let extents = layout.extents() as usize;
+        let shared = Arc::new(Shared {
+            device,
+            layout,
+            identity,
+            reserve: (extents / 16).clamp(3, 6),
+            index: RwLock::new(found.index),
+            queue: Queue::default(),
+            fence: OnceLock::new(),
+            metrics: DiskMetrics::default(),
+            free_extents: AtomicU64::new(0),
+            checked: Mutex::new(None),
+        });
+        shared.metrics.corrupt_shards.add(found.rotten);
+        let free: VecDeque<u32> = {
+            let index = shared.index();
+            let numbered = index.extents.iter().enumerate();
+            numbered
+                .filter(|(_, e)| e.used == ExtentUse::Free)
+                .map(|(number, _)| number as u32)
+                .collect()
+        };
+        shared.free_extents.store(free.len() as u64, Ordering::Relaxed);
+        let mut committer = Committer {
+            shared: shared.clone(),
+            superblock,
+            counters: found.counters,
+            free,
+            job: None,
+            headers: found.headers,
+        };
+        committer.settle(&found.new_cuts).map_err(|e| e.to_string())?;
+        let spawned = std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || committer.run());
+        let thread = spawned.map_err(|e| e.to_string())?;
+        let reads = Semaphore::new(READS_MAX);
+        Ok(Engine {
+            shared,
+            superblock,
+            reads,
+            committer: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// What the disk said it is when it was opened.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Stores a shard durably.
+    pub async fn put(
+        &self,
+        to: &UnitAddress,
+        shard: SealedShard,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        check_shape(&shard)?;
+        self.change(to, Change::Put(shard), deadline).await?;
+        self.shared.metrics.puts.add(1);
+        Ok(())
+    }
+
+    /// Deletes blobs durably.
+    pub async fn delete(
+        &self,
+        from: &UnitAddress,
+        blobs: &[u64],
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        if blobs.len() > DELETE_BLOBS_MAX {
+            let what = format!("{} blobs in one delete, at most {DELETE_BLOBS_MAX}", blobs.len());
+            return Err(NodeError::BadRequest { what });
+        }
+        self.change(from, Change::Delete(blobs.to_vec()), deadline)
+            .await?;
+        self.shared.metrics.deletes.add(1);
+        Ok(())
+    }
+
+    /// Drops a unit durably.
+    pub async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError> {
+        self.change(unit, Change::DropUnit, deadline).await
+    }
+
+    async fn change(
+        &self,
+        address: &UnitAddress,
+        change: Change,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.shared.check_serving()?;
+        self.shared.check_epoch(address)?;
+        let (reply, answer) = oneshot::channel();
+        self.shared.queue.push(Request {
+            address: *address,
+            change,
+            reply,
+            retried: false,
+        })?;
+        match tokio::time::timeout(deadline, answer).await {
+            Err(_) => Err(NodeError::Timeout),
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(NodeError::Fenced {
+                reason: "the committer stopped".into(),
+            }),
+        }
+    }
+
+    /// Reads blocks of a shard.
+    pub async fn get(
+        &self,
+        from: &UnitAddress,
+        key: ShardKey,
+        blocks: BlockRange,
+        deadline: Duration,
+    ) -> Result<ShardBlocks, NodeError> {
+        self.shared.check_serving()?;
+        self.shared.check_epoch(from)?;
+        let Ok(_permit) = self.reads.try_acquire() else {
+            return Err(NodeError::Overloaded);
+        };
+        let read = self.shared.get(from, key, blocks);
+        let blocks = tokio::time::timeout(deadline, read)
+            .await
+            .map_err(|_| NodeError::Timeout)??;
+        self.shared.metrics.gets.add(1);
+        Ok(blocks)
+    }
+
+    /// Lists live shards in key order.
+    pub fn inventory(
+        &self,
+        from: &UnitAddress,
+        after: Option<ShardKey>,
+        limit: usize,
+    ) -> Result<Vec<InventoryEntry>, NodeError> {
+        self.shared.check_serving()?;
+        self.shared.check_epoch(from)?;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let index = self.shared.index();
+        let Some(unit) = index.units.get(&from.unit) else {
+            return Ok(Vec::new());
+        };
+        let entries = unit
+            .entries
+            .range((start, Bound::Unbounded))
+            .take(limit.min(INVENTORY_LIMIT_MAX));
+        Ok(entries
+            .map(|(key, entry)| InventoryEntry {
+                key: *key,
+                len: entry.len,
+            })
+            .collect())
+    }
+
+    /// Lists units by id.
+    pub fn units(&self) -> Result<Vec<UnitInfo>, NodeError> {
+        self.shared.check_serving()?;
+        let index = self.shared.index();
+        let info = |(id, unit): (&UnitId, &index::Unit)| UnitInfo {
+            unit: *id,
+            epoch: unit.epoch,
+            shards: unit.entries.len() as u64,
+            live_bytes: unit.live_bytes,
+        };
+        Ok(index.units.iter().map(info).collect())
+    }
+
+    /// Space and counts; also looks whether the disk is still there.
+    pub fn status(&self) -> EngineStatus {
+        let shared = &self.shared;
+        shared.check_presence();
+        let index = shared.index();
+        let capacity = u64::from(shared.layout.extent_capacity());
+        let usable = |e: &&index::Extent| e.used != ExtentUse::Quarantined;
+        let extents = index
+            .extents
+            .iter()
+            .filter(usable)
+            .count()
+            .saturating_sub(shared.reserve) as u64;
+        let used: u64 = index
+            .units
+            .values()
+            .flat_map(|u| u.entries.values())
+            .map(|e| e.footprint())
+            .sum();
+        EngineStatus {
+            state: match shared.fence.get() {
+                Some(reason) => DiskState::Fenced {
+                    reason: reason.clone(),
+                },
+                None => DiskState::Online,
+            },
+            backend: shared.device.info().backend.clone(),
+            capacity_bytes: extents * capacity,
+            free_bytes: (extents * capacity).saturating_sub(used),
+            live_bytes: index.units.values().map(|u| u.live_bytes).sum(),
+            shards: index.units.values().map(|u| u.entries.len() as u64).sum(),
+            units: index.units.len() as u64,
+            free_extents: shared.free_extents.load(Ordering::Relaxed),
+            corrupt_shards: shared.metrics.corrupt_shards.get(),
+        }
+    }
+
+    /// What was counted.
+    pub fn metrics(&self) -> DiskMetricsSnapshot {
+        self.shared.metrics.snapshot()
+    }
+
+    /// Finishes what is queued, flushes and stops. Later calls fail at once. Blocks.
+    pub fn shutdown(&self) {
+        self.shared.queue.close();
+        let thread = self
+            .committer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!(disk = %self.superblock.disk, "the committer panicked");
+        }
+        self.shared.fence.get_or_init(|| "the node is shut down".into());
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Committer {
+    /// Makes recovery's decisions durable; and whatever recovery read, which may still be in the drive's cache.
+    fn settle(&mut self, new_cuts: &[crate::format::record::CutPlace]) -> Result<(), NodeError> {
+        let mut batch = self.new_batch();
+        let mut sequence = self.counters.sequence;
+        let drafts = recovery::cut_drafts(new_cuts, || {
+            sequence += 1;
+            sequence - 1
+        });
+        self.counters.sequence = sequence;
+        let mut cuts = Vec::new();
+        for (draft, places) in drafts {
+            cuts.push((self.append(&mut batch, SYSTEM_UNIT, draft, Purpose::Cut)?, places));
+        }
+        self.write_batch(batch)?;
+        let flushed = self.shared.device.flush().wait();
+        flushed.map_err(|error| self.shared.fence_with(&error))?;
+        if cuts.is_empty() {
+            self.counters.flushed = self.counters.batch - 1;
+        }
+        let mut index = self.shared.index_mut();
+        for (head, places) in cuts {
+            index.cut(Mark::of(&head), places);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a shard is one that a record can hold.
+fn check_shape(shard: &SealedShard) -> Result<(), NodeError> {
+    let len = shard.payload.len();
+    let bad = |what: String| Err(NodeError::BadRequest { what });
+    if len == 0 || len > SHARD_BYTES_MAX as usize {
+        return bad(format!("a shard of {len} bytes, not 1 to {SHARD_BYTES_MAX}"));
+    }
+    if shard.seal.block_crcs.len() != block_count(len as u32) as usize {
+        return bad(format!(
+            "{} block CRCs for {len} bytes",
+            shard.seal.block_crcs.len()
+        ));
+    }
+    if shard.seal.digests.is_empty() || shard.seal.digests.len() > STRIPE_SHARDS_MAX {
+        return bad(format!(
+            "{} digests, not 1 to {STRIPE_SHARDS_MAX}",
+            shard.seal.digests.len()
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,411 @@
+//! The one thread that writes to a disk: takes what arrived, makes it one batch with one flush, then answers.
+//!
+//! Invariants:
+//! - The index changes, and an answer leaves, only after the flush that covers the records.
+//! - Batches are serial: a batch is written after the one before it was flushed.
+//! - A failed write or flush fences the disk; nothing is retried, and everybody who waits is told.
+//! - Puts never touch the reserve; deletes leave the last two extents to compaction, and
+//!   compaction the last one to recovery.
+
+use super::batch::{Batch, Draft};
+use super::compaction::Job;
+use super::index::{Entry, Extent, ExtentUse, Mark};
+use super::queue::{Change, Reply, Request};
+use super::{Shared, superblocks};
+use crate::device::{AlignedBuf, BLOCK, DeviceError, DeviceErrorKind};
+use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
+use crate::format::record::{RecordHead, RecordKind};
+use crate::format::superblock::Superblock;
+use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, block_crc, seal_seed};
+use bytes::Bytes;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The most bytes of one batch.
+pub const BATCH_BYTES_MAX: usize = 16 << 20;
+const BATCH_REQUESTS_MAX: usize = 1024;
+/// Generations reserved by one superblock write.
+const GENERATIONS_AT_ONCE: u64 = 1024;
+/// How long to sleep while readers keep a freed extent busy.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(5);
+
+/// Numbers that only grow; recovery says where they stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// The next request's.
+    pub sequence: u64,
+    /// The next batch's.
+    pub batch: u64,
+    /// The newest batch that is known to be flushed.
+    pub flushed: u64,
+    /// The next extent use's.
+    pub generation: u64,
+    /// The next header write's.
+    pub header: u64,
+}
+
+/// What the space is wanted for: says how deep into the reserve it may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A new shard.
+    Put,
+    /// A tombstone or a drop.
+    Delete,
+    /// A copy that compaction makes.
+    Move,
+    /// What recovery decided.
+    Cut,
+}
+
+/// The committer's state.
+pub struct Committer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) superblock: Superblock,
+    pub(super) counters: Counters,
+    pub(super) free: VecDeque<u32>,
+    pub(super) job: Option<Job>,
+    pub(super) headers: Vec<ExtentHeader>,
+}
+
+struct Admitted {
+    reply: Reply,
+    records: Vec<RecordHead>,
+}
+
+#[derive(Default)]
+struct Pending {
+    admitted: Vec<Admitted>,
+    tombstones: HashSet<(UnitId, u64)>,
+    dropped: HashSet<UnitId>,
+}
+
+impl Committer {
+    /// Works until the queue is closed and empty, then flushes.
+    pub fn run(mut self) {
+        let mut background = true;
+        loop {
+            let patience = match (background, self.is_draining()) {
+                (true, _) => Some(Duration::ZERO),
+                (false, true) => Some(DRAIN_PATIENCE),
+                (false, false) => None,
+            };
+            let Some(requests) = self
+                .shared
+                .queue
+                .take(BATCH_REQUESTS_MAX, BATCH_BYTES_MAX, patience)
+            else {
+                break;
+            };
+            if !requests.is_empty() {
+                self.serve(requests);
+            }
+            background = self.shared.fence.get().is_none() && self.background_step();
+        }
+        if self.shared.fence.get().is_none()
+            && let Err(error) = self.shared.device.flush().wait()
+        {
+            self.shared.fence_with(&error);
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.shared
+            .index()
+            .extents
+            .iter()
+            .any(|e| e.used == ExtentUse::Draining)
+    }
+
+    fn serve(&mut self, requests: Vec<Request>) {
+        let mut batch = self.new_batch();
+        let mut pending = Pending::default();
+        let mut requests = VecDeque::from(requests);
+        let mut no_space = false;
+        while let Some(request) = requests.pop_front() {
+            if request.reply.is_closed() {
+                continue;
+            }
+            if let Err(error) = self.shared.check_serving() {
+                let _ = request.reply.send(Err(error));
+                continue;
+            }
+            match self.admit(&mut batch, &mut pending, &request) {
+                Ok(records) => pending.admitted.push(Admitted {
+                    reply: request.reply,
+                    records,
+                }),
+                Err(NodeError::NoSpace) if !request.retried => {
+                    no_space = true;
+                    requests.push_front(Request {
+                        retried: true,
+                        ..request
+                    });
+                    break;
+                }
+                Err(error) => {
+                    let _ = request.reply.send(Err(error));
+                }
+            }
+        }
+        self.shared.queue.put_back(requests.into());
+        self.finish(batch, pending);
+        if no_space {
+            self.make_room();
+        }
+    }
+
+    fn admit(
+        &mut self,
+        batch: &mut Batch,
+        pending: &mut Pending,
+        request: &Request,
+    ) -> Result<Vec<RecordHead>, NodeError> {
+        let address = &request.address;
+        self.shared.check_epoch(address)?;
+        match &request.change {
+            Change::Put(shard) => self
+                .admit_put(batch, pending, address, shard)
+                .map(|head| vec![head]),
+            Change::Delete(blobs) => self.admit_delete(batch, pending, address, blobs),
+            Change::DropUnit => {
+                let draft = self.mark_draft(RecordKind::UnitDropped, address.unit, 0, address.epoch);
+                let head = self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?;
+                pending.dropped.insert(address.unit);
+                Ok(vec![head])
+            }
+        }
+    }
+
+    fn admit_put(
+        &mut self,
+        batch: &mut Batch,
+        pending: &Pending,
+        address: &UnitAddress,
+        shard: &SealedShard,
+    ) -> Result<RecordHead, NodeError> {
+        let deleted = (address.unit, shard.key.blob);
+        if pending.tombstones.contains(&deleted) || self.shared.index().tombstones.contains_key(&deleted) {
+            return Err(NodeError::Deleted);
+        }
+        check_seal(address.unit, shard)?;
+        let draft = Draft {
+            kind: RecordKind::Shard,
+            unit: address.unit,
+            key: shard.key,
+            epoch: address.epoch,
+            sequence: self.next_sequence(),
+            block_crcs: shard.seal.block_crcs.clone(),
+            digests: shard.seal.digests.clone(),
+            payload: shard.payload.clone(),
+        };
+        self.append(batch, address.unit, draft, Purpose::Put)
+    }
+
+    fn admit_delete(
+        &mut self,
+        batch: &mut Batch,
+        pending: &mut Pending,
+        address: &UnitAddress,
+        blobs: &[u64],
+    ) -> Result<Vec<RecordHead>, NodeError> {
+        let mut heads = Vec::new();
+        for &blob in blobs {
+            let deleted = (address.unit, blob);
+            if pending.tombstones.contains(&deleted) || self.shared.index().tombstones.contains_key(&deleted)
+            {
+                continue;
+            }
+            let draft = self.mark_draft(RecordKind::Tombstone, address.unit, blob, address.epoch);
+            heads.push(self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?);
+            pending.tombstones.insert(deleted);
+        }
+        Ok(heads)
+    }
+
+    fn mark_draft(&mut self, kind: RecordKind, unit: UnitId, blob: u64, epoch: u32) -> Draft {
+        Draft {
+            kind,
+            unit,
+            key: ShardKey { blob, stripe: 0 },
+            epoch,
+            sequence: self.next_sequence(),
+            block_crcs: Vec::new(),
+            digests: Vec::new(),
+            payload: Bytes::new(),
+        }
+    }
+
+    fn next_sequence(&mut self) -> u64 {
+        self.counters.sequence += 1;
+        self.counters.sequence - 1
+    }
+
+    pub(super) fn new_batch(&self) -> Batch {
+        Batch::new(self.counters.batch, self.counters.flushed)
+    }
+
+    /// Writes, flushes, updates the index, answers.
+    fn finish(&mut self, batch: Batch, pending: Pending) {
+        let result = self.write_batch(batch);
+        if result.is_ok() {
+            let mut index = self.shared.index_mut();
+            for head in pending.admitted.iter().flat_map(|a| &a.records) {
+                let mark = Mark::of(head);
+                match head.kind {
+                    RecordKind::Shard => index.insert(head.unit, head.key, Entry::of(head), head.epoch),
+                    RecordKind::Tombstone => index.delete_blob(head.unit, head.key.blob, mark),
+                    RecordKind::UnitDropped => index.drop_unit(head.unit, mark),
+                    RecordKind::Cut => {}
+                }
+            }
+        }
+        for admitted in pending.admitted {
+            let _ = admitted.reply.send(result.clone());
+        }
+    }
+
+    /// Adds a record to the open extent of its owner, opening another one when it does not fit.
+    pub(super) fn append(
+        &mut self,
+        batch: &mut Batch,
+        owner: UnitId,
+        draft: Draft,
+        purpose: Purpose,
+    ) -> Result<RecordHead, NodeError> {
+        let layout = self.shared.layout;
+        if !Batch::new(0, 0).fits(0, layout.data_start(), layout.data_end(), &draft) {
+            return Err(NodeError::BadRequest {
+                what: "the shard is larger than an extent of this disk".into(),
+            });
+        }
+        let open = self.shared.index().open_extent(owner);
+        let fitting = open.filter(|number| {
+            let end = self.shared.index().extents[*number as usize].end;
+            batch.fits(*number, end, layout.data_end(), &draft)
+        });
+        let number = match fitting {
+            Some(number) => number,
+            None => self.open_new(owner, purpose)?,
+        };
+        let index = self.shared.index();
+        let extent = &index.extents[number as usize];
+        Ok(batch.add(number, extent.generation, extent.end, extent.ordinal, draft))
+    }
+
+    fn open_new(&mut self, owner: UnitId, purpose: Purpose) -> Result<u32, NodeError> {
+        let keep = match purpose {
+            Purpose::Put => self.shared.reserve,
+            Purpose::Delete => 2,
+            Purpose::Move => 1,
+            Purpose::Cut => 0,
+        };
+        if self.free.len() <= keep {
+            return Err(NodeError::NoSpace);
+        }
+        let Some(number) = self.free.pop_front() else {
+            return Err(NodeError::NoSpace);
+        };
+        let layout = self.shared.layout;
+        let reserved = self
+            .shared
+            .device
+            .allocate(layout.extent_offset(number), layout.extent_size());
+        if let Err(error) = reserved {
+            self.free.push_back(number);
+            if error.kind == DeviceErrorKind::NoSpace {
+                tracing::warn!(disk = %self.superblock.disk, %error, "the filesystem under the disk is full");
+                return Err(NodeError::NoSpace);
+            }
+            return Err(self.shared.fence_with(&error));
+        }
+        let generation = self
+            .next_generation()
+            .map_err(|error| self.shared.fence_with(&error))?;
+        self.stage_header(number, Some(owner), generation);
+        let mut index = self.shared.index_mut();
+        let pin = index.extents[number as usize].pin.clone();
+        let fresh = Extent::new(ExtentUse::Owned(owner), generation, layout.data_start());
+        index.extents[number as usize] = Extent { pin, ..fresh };
+        index.set_open(owner, Some(number));
+        self.shared
+            .free_extents
+            .store(self.free.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        Ok(number)
+    }
+
+    fn next_generation(&mut self) -> Result<u64, DeviceError> {
+        if self.counters.generation >= self.superblock.generation_limit {
+            self.superblock.sequence += 1;
+            self.superblock.generation_limit = self.counters.generation + GENERATIONS_AT_ONCE;
+            superblocks::write(&*self.shared.device, &self.superblock)?;
+        }
+        self.counters.generation += 1;
+        Ok(self.counters.generation - 1)
+    }
+
+    /// Lets the next batch write this header.
+    pub(super) fn stage_header(&mut self, extent: u32, owner: Option<UnitId>, generation: u64) {
+        let sequence = self.counters.header;
+        self.counters.header += 1;
+        self.headers.push(ExtentHeader {
+            owner,
+            extent,
+            generation,
+            sequence,
+        });
+    }
+
+    /// Writes a batch and the staged headers, waits, flushes, advances the logs.
+    pub(super) fn write_batch(&mut self, mut batch: Batch) -> Result<(), NodeError> {
+        if batch.is_empty() && self.headers.is_empty() {
+            return Ok(());
+        }
+        let result = self.write_and_flush(&mut batch);
+        result.map_err(|error| self.shared.fence_with(&error))?;
+        self.counters.flushed = self.counters.batch;
+        self.counters.batch += 1;
+        let mut index = self.shared.index_mut();
+        for advance in batch.advances() {
+            let extent = &mut index.extents[advance.extent as usize];
+            (extent.end, extent.ordinal) = (advance.end, advance.ordinal);
+        }
+        self.shared.metrics.batches.add(1);
+        self.shared.metrics.bytes_written.add(batch.bytes());
+        Ok(())
+    }
+
+    fn write_and_flush(&mut self, batch: &mut Batch) -> Result<(), DeviceError> {
+        let (device, layout) = (&self.shared.device, &self.shared.layout);
+        let mut writes = Vec::new();
+        for header in self.headers.drain(..) {
+            let mut block = AlignedBuf::zeroed(BLOCK);
+            let bytes = header.encode(&self.shared.identity);
+            block[..bytes.len()].copy_from_slice(&bytes);
+            let (block, start) = (block.share(), layout.extent_offset(header.extent));
+            writes.push(device.write(start, block.clone()));
+            writes.push(device.write(start + u64::from(layout.data_end()), block));
+        }
+        for (extent, offset, bytes) in batch.encode(&self.shared.identity) {
+            writes.push(device.write(layout.extent_offset(extent) + u64::from(offset), bytes));
+        }
+        // All are waited for, also after a failure: the kernel may still be writing.
+        let results: Vec<_> = writes.into_iter().map(|write| write.wait()).collect();
+        results.into_iter().collect::<Result<(), _>>()?;
+        device.flush().wait()
+    }
+}
+
+/// Whether a shard's bytes match the seal that came with them.
+fn check_seal(unit: UnitId, shard: &SealedShard) -> Result<(), NodeError> {
+    let seed = seal_seed(unit, shard.key, shard.payload.len() as u32);
+    let blocks = shard.payload.chunks(crate::protocol::BLOCK_BYTES as usize);
+    for (number, (block, crc)) in blocks.zip(&shard.seal.block_crcs).enumerate() {
+        if block_crc(seed, number as u32, block) != *crc {
+            return Err(NodeError::SealMismatch {
+                what: format!("block {number}"),
+            });
+        }
+    }
+    Ok(())
+}

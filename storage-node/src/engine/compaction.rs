@@ -1,0 +1,301 @@
+//! Getting space back: freeing extents with nothing live, and moving live records out of the emptiest others.
+//!
+//! Invariants: an extent is freed by a durable header, after the copies of its live records are durable and indexed;
+//! it is used again after the readers of its old records left. Only then are its dead records forgotten, and with
+//! them the tombstones that nothing else needs.
+
+use super::batch::Draft;
+use super::committer::{Committer, Purpose};
+use super::index::{Entry, Extent, ExtentUse, Index, Mark};
+use super::reader::{check_head, read_span};
+use crate::format::extent::SYSTEM_UNIT;
+use crate::format::layout::Layout;
+use crate::format::record::{RecordHead, RecordKind, RecordPlace, encode_cut_places};
+use crate::protocol::{BLOCK_BYTES, ShardKey, UnitId, block_crc, seal_seed};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Bytes moved in one step, so that a waiting put is never far away.
+const STEP_BYTES: u64 = 4 << 20;
+/// Steps made at once for a put that found no space.
+const URGENT_STEPS_MAX: usize = 256;
+
+/// An extent being emptied.
+pub struct Job {
+    victim: u32,
+    owner: UnitId,
+    remaining: VecDeque<Item>,
+    stuck: bool,
+}
+
+enum Item {
+    Shard(ShardKey, Entry),
+    Tombstone(UnitId, u64, Mark),
+    Drop(UnitId, Mark),
+    Cut(Mark, Bytes),
+}
+
+impl Item {
+    fn place(&self) -> RecordPlace {
+        match self {
+            Item::Shard(_, entry) => entry.place,
+            Item::Tombstone(_, _, mark) | Item::Drop(_, mark) | Item::Cut(mark, _) => mark.place,
+        }
+    }
+}
+
+/// Which extent to empty next, if it is worth it. Pure. `low`: free extents run low, so less waste is tolerated.
+pub fn choose_victim(index: &Index, layout: &Layout, low: bool) -> Option<u32> {
+    let capacity = u64::from(layout.extent_capacity());
+    let wasted_min = if low { capacity / 16 } else { capacity / 2 };
+    let candidates = index.extents.iter().enumerate().filter(|(number, extent)| {
+        let ExtentUse::Owned(owner) = extent.used else {
+            return false;
+        };
+        let open = index.open_extent(owner) == Some(*number as u32);
+        !extent.unreadable && (!open || low) && extent.live > 0 && extent.dead_bytes >= wasted_min
+    });
+    candidates
+        .max_by_key(|(_, extent)| extent.dead_bytes)
+        .map(|(number, _)| number as u32)
+}
+
+/// Which extents hold nothing that is needed. Pure. An open one is kept, unless space runs low.
+pub fn dead_extents(index: &Index, layout: &Layout, low: bool) -> Vec<u32> {
+    let is_dead = |number: u32, extent: &Extent| {
+        let ExtentUse::Owned(owner) = extent.used else {
+            return false;
+        };
+        let open = index.open_extent(owner) == Some(number);
+        let used = extent.end > layout.data_start();
+        !extent.unreadable && extent.live == 0 && used && (!open || low)
+    };
+    let numbered = index
+        .extents
+        .iter()
+        .enumerate()
+        .map(|(number, extent)| (number as u32, extent));
+    numbered
+        .filter(|(number, extent)| is_dead(*number, extent))
+        .map(|(number, _)| number)
+        .collect()
+}
+
+impl Committer {
+    fn is_low(&self) -> bool {
+        let extents = self.shared.layout.extents() as usize;
+        self.free.len() <= self.shared.reserve + (extents / 32).max(1)
+    }
+
+    /// Does a little background work; says whether there is more to do.
+    pub(super) fn background_step(&mut self) -> bool {
+        self.reclaim_drained();
+        if self.free_dead(self.is_low()) {
+            return true;
+        }
+        if self.job.is_none() {
+            self.job = self.next_job(self.is_low());
+        }
+        match self.job.take() {
+            Some(job) => self.advance(job),
+            None => false,
+        }
+    }
+
+    /// Compacts until a put finds space again or nothing more can be won.
+    pub(super) fn make_room(&mut self) {
+        for _ in 0..URGENT_STEPS_MAX {
+            if self.free.len() > self.shared.reserve || !self.background_step() {
+                return;
+            }
+        }
+    }
+
+    fn reclaim_drained(&mut self) {
+        let mut index = self.shared.index_mut();
+        for (number, extent) in index.extents.iter_mut().enumerate() {
+            if extent.used == ExtentUse::Draining && Arc::strong_count(&extent.pin) == 1 {
+                extent.used = ExtentUse::Free;
+                self.free.push_back(number as u32);
+            }
+        }
+        self.shared
+            .free_extents
+            .store(self.free.len() as u64, Ordering::Relaxed);
+    }
+
+    fn free_dead(&mut self, low: bool) -> bool {
+        let dead = dead_extents(&self.shared.index(), &self.shared.layout, low);
+        if dead.is_empty() {
+            return false;
+        }
+        for &number in &dead {
+            let generation = self.shared.index().extents[number as usize].generation;
+            self.stage_header(number, None, generation);
+        }
+        let batch = self.new_batch();
+        if self.write_batch(batch).is_err() {
+            return false;
+        }
+        let mut index = self.shared.index_mut();
+        for &number in &dead {
+            index.free(number, self.shared.layout.data_start());
+        }
+        drop(index);
+        self.shared.metrics.extents_freed.add(dead.len() as u64);
+        self.reclaim_drained();
+        true
+    }
+
+    fn next_job(&mut self, low: bool) -> Option<Job> {
+        let victim = choose_victim(&self.shared.index(), &self.shared.layout, low)?;
+        let mut index = self.shared.index_mut();
+        let ExtentUse::Owned(owner) = index.extents[victim as usize].used else {
+            return None;
+        };
+        if index.open_extent(owner) == Some(victim) {
+            index.set_open(owner, None);
+        }
+        let mut items = live_items(&index, owner, victim);
+        items.sort_by_key(Item::place);
+        Some(Job {
+            victim,
+            owner,
+            remaining: items.into(),
+            stuck: false,
+        })
+    }
+
+    fn advance(&mut self, mut job: Job) -> bool {
+        let mut batch = self.new_batch();
+        let mut moved = Vec::new();
+        while batch.bytes() < STEP_BYTES
+            && let Some(item) = job.remaining.pop_front()
+        {
+            if !is_current(&self.shared.index(), job.owner, &item) {
+                continue;
+            }
+            let Some(draft) = self.copy(job.owner, &item) else {
+                job.stuck = true;
+                continue;
+            };
+            match self.append(&mut batch, job.owner, draft, Purpose::Move) {
+                Ok(head) => moved.push((item, head)),
+                Err(_) => {
+                    job.remaining.clear();
+                    job.stuck = true;
+                }
+            }
+        }
+        if self.write_batch(batch).is_err() {
+            return false;
+        }
+        self.shared.metrics.records_moved.add(moved.len() as u64);
+        let mut index = self.shared.index_mut();
+        for (item, head) in moved {
+            follow(&mut index, job.owner, item, &head);
+        }
+
+        if !job.remaining.is_empty() {
+            self.job = Some(job);
+            drop(index);
+            return true;
+        }
+        // What could not be moved stays where it is; without this mark the extent would be chosen again and again.
+        if job.stuck {
+            index.extents[job.victim as usize].dead_bytes = 0;
+        }
+        !job.stuck
+    }
+
+    /// A copy of a live record; none if it cannot be read as what it should be.
+    fn copy(&self, owner: UnitId, item: &Item) -> Option<Draft> {
+        let mark_draft = |kind, unit, blob, mark: &Mark| Draft {
+            kind,
+            unit,
+            key: ShardKey { blob, stripe: 0 },
+            epoch: mark.epoch,
+            sequence: mark.sequence,
+            block_crcs: Vec::new(),
+            digests: Vec::new(),
+            payload: Bytes::new(),
+        };
+        match item {
+            Item::Shard(key, entry) => self.copy_shard(owner, *key, entry),
+            Item::Tombstone(unit, blob, mark) => Some(mark_draft(RecordKind::Tombstone, *unit, *blob, mark)),
+            Item::Drop(unit, mark) => Some(mark_draft(RecordKind::UnitDropped, *unit, 0, mark)),
+            Item::Cut(mark, places) => Some(Draft {
+                block_crcs: cut_crcs(places),
+                payload: places.clone(),
+                ..mark_draft(RecordKind::Cut, SYSTEM_UNIT, 0, mark)
+            }),
+        }
+    }
+
+    fn copy_shard(&self, unit: UnitId, key: ShardKey, entry: &Entry) -> Option<Draft> {
+        let span = read_span(&self.shared, entry.place, 0, entry.footprint() as u32);
+        let bytes = span.wait().ok()?;
+        let head = check_head(&self.shared.identity, &bytes.bytes(), unit, key, entry).ok()?;
+        let payload = bytes
+            .bytes()
+            .slice(entry.payload_at as usize..entry.footprint() as usize);
+        Some(Draft {
+            kind: RecordKind::Shard,
+            unit,
+            key,
+            epoch: head.epoch,
+            sequence: head.sequence,
+            block_crcs: head.block_crcs,
+            digests: head.digests,
+            payload,
+        })
+    }
+}
+
+/// The block CRCs of a cut's payload.
+pub fn cut_crcs(payload: &[u8]) -> Vec<u32> {
+    let seed = seal_seed(SYSTEM_UNIT, ShardKey { blob: 0, stripe: 0 }, payload.len() as u32);
+    let blocks = payload.chunks(BLOCK_BYTES as usize).enumerate();
+    blocks
+        .map(|(number, block)| block_crc(seed, number as u32, block))
+        .collect()
+}
+
+fn live_items(index: &Index, owner: UnitId, victim: u32) -> Vec<Item> {
+    if owner != SYSTEM_UNIT {
+        let entries = index.units.get(&owner).into_iter().flat_map(|unit| &unit.entries);
+        let here = entries.filter(|(_, entry)| entry.place.extent == victim);
+        return here.map(|(key, entry)| Item::Shard(*key, *entry)).collect();
+    }
+    let needed = |mark: &&Mark| mark.place.extent == victim && mark.is_needed();
+    let tombstones = index.tombstones.iter().filter(|(_, mark)| needed(mark));
+    let drops = index.drops.iter().filter(|(_, mark)| needed(mark));
+    let cuts = index.cuts.iter().filter(|(mark, _)| needed(&mark));
+    tombstones
+        .map(|((unit, blob), mark)| Item::Tombstone(*unit, *blob, mark.clone()))
+        .chain(drops.map(|(unit, mark)| Item::Drop(*unit, mark.clone())))
+        .chain(cuts.map(|(mark, places)| Item::Cut(mark.clone(), encode_cut_places(places).into())))
+        .collect()
+}
+
+/// Whether what was to be moved is still there: it may have been deleted or superseded between two steps.
+fn is_current(index: &Index, owner: UnitId, item: &Item) -> bool {
+    let at = |mark: &Mark| mark.place == item.place() && mark.is_needed();
+    match item {
+        Item::Shard(key, entry) => index.find(owner, *key) == Some(entry),
+        Item::Tombstone(unit, blob, _) => index.tombstones.get(&(*unit, *blob)).is_some_and(at),
+        Item::Drop(unit, _) => index.drops.get(unit).is_some_and(at),
+        Item::Cut(..) => index.cuts.iter().any(|(mark, _)| at(mark)),
+    }
+}
+
+fn follow(index: &mut Index, owner: UnitId, item: Item, copy: &RecordHead) {
+    match item {
+        Item::Shard(key, entry) => index.relocate(owner, key, entry.place, Entry::of(copy), copy.epoch),
+        Item::Tombstone(unit, blob, _) => index.delete_blob(unit, blob, Mark::of(copy)),
+        Item::Drop(unit, _) => index.drop_unit(unit, Mark::of(copy)),
+        Item::Cut(mark, _) => index.relocate_cut(mark.place, Mark::of(copy)),
+    }
+}

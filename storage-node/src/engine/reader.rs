@@ -1,0 +1,217 @@
+//! Reading a shard: its head, to know that the bytes are what the index says, and the wanted blocks.
+//!
+//! Invariant: a reader pins the extent, so its bytes stay until it is done; and it answers only for a head that names
+//! this very shard, put and place. The blocks are checked by the caller, against CRCs that the head protects.
+
+use super::Shared;
+use super::index::Entry;
+use crate::device::{AlignedBuf, BLOCK, Completion, DeviceError, DeviceErrorKind, align_down, align_up};
+use crate::format::FormatError;
+use crate::format::extent::DiskIdentity;
+use crate::format::record::{RecordHead, RecordKind, RecordPlace, head_len};
+use crate::protocol::{
+    BLOCK_BYTES, BlockRange, NodeError, ShardBlocks, ShardKey, UnitAddress, UnitId, block_count,
+};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Head and blocks are read in one go when at most this many bytes between them are not wanted.
+const GAP_MAX: u32 = 64 * 1024;
+/// How often a reader follows a record that moves before it calls it corrupt.
+const ATTEMPTS: usize = 4;
+
+/// A read of bytes that need not be aligned.
+pub struct Span {
+    completion: Completion<AlignedBuf>,
+    skip: usize,
+    len: usize,
+}
+
+/// The bytes of a span.
+pub struct SpanBytes {
+    buf: Bytes,
+}
+
+impl SpanBytes {
+    /// The bytes asked for.
+    pub fn bytes(&self) -> Bytes {
+        self.buf.clone()
+    }
+}
+
+impl Span {
+    fn cut(buf: AlignedBuf, skip: usize, len: usize) -> SpanBytes {
+        SpanBytes {
+            buf: Bytes::from_owner(buf).slice(skip..skip + len),
+        }
+    }
+
+    /// Blocks until it is read.
+    pub fn wait(self) -> Result<SpanBytes, DeviceError> {
+        Ok(Self::cut(self.completion.wait()?, self.skip, self.len))
+    }
+
+    /// Reads it.
+    pub async fn read(self) -> Result<SpanBytes, DeviceError> {
+        Ok(Self::cut(self.completion.await?, self.skip, self.len))
+    }
+}
+
+/// Starts reading `len` bytes that start `from` bytes into the record at `place`.
+pub fn read_span(shared: &Shared, place: RecordPlace, from: u32, len: u32) -> Span {
+    let start = shared.layout.extent_offset(place.extent) + u64::from(place.offset) + u64::from(from);
+    let (first, last) = (align_down(start), align_up(start + u64::from(len)));
+    let buf = AlignedBuf::zeroed((last - first).max(BLOCK as u64) as usize);
+    Span {
+        completion: shared.device.read(first, buf),
+        skip: (start - first) as usize,
+        len: len as usize,
+    }
+}
+
+/// The head in `bytes`, if it is the one that the index means.
+pub fn check_head(
+    identity: &DiskIdentity,
+    bytes: &[u8],
+    unit: UnitId,
+    key: ShardKey,
+    entry: &Entry,
+) -> Result<RecordHead, FormatError> {
+    let head = RecordHead::decode(bytes, identity, entry.place)?;
+    let same =
+        head.kind == RecordKind::Shard && head.unit == unit && head.key == key && Entry::of(&head) == *entry;
+    if same {
+        Ok(head)
+    } else {
+        Err(FormatError::Content("the record is of another shard"))
+    }
+}
+
+impl Shared {
+    /// Reads blocks of a shard, following it when it moves meanwhile.
+    pub async fn get(
+        &self,
+        from: &UnitAddress,
+        key: ShardKey,
+        blocks: BlockRange,
+    ) -> Result<ShardBlocks, NodeError> {
+        let mut failed: Option<(Entry, FormatError)> = None;
+        for _ in 0..ATTEMPTS {
+            let Some((entry, pin)) = self.locate(from.unit, key) else {
+                return Err(NodeError::NotFound);
+            };
+            if let Some((before, error)) = &failed
+                && *before == entry
+            {
+                return Err(self.report_corrupt(from.unit, key, error).await);
+            }
+            let result = self.read_blocks(from.unit, key, &entry, blocks).await;
+            drop(pin);
+            match result {
+                Ok(Ok(blocks)) => return Ok(blocks),
+                Ok(Err(error)) => failed = Some((entry, error)),
+                Err(error) => return Err(self.report_read_error(&error)),
+            }
+        }
+        let error = failed.map_or(FormatError::Short, |(_, error)| error);
+        Err(self.report_corrupt(from.unit, key, &error).await)
+    }
+
+    fn locate(&self, unit: UnitId, key: ShardKey) -> Option<(Entry, Arc<()>)> {
+        let index = self.index();
+        let entry = *index.find(unit, key)?;
+        Some((entry, index.extents[entry.place.extent as usize].pin.clone()))
+    }
+
+    async fn read_blocks(
+        &self,
+        unit: UnitId,
+        key: ShardKey,
+        entry: &Entry,
+        blocks: BlockRange,
+    ) -> Result<Result<ShardBlocks, FormatError>, DeviceError> {
+        let total = block_count(entry.len);
+        let first = blocks.first.min(total);
+        let last = blocks.first.saturating_add(blocks.count).min(total).max(first);
+        let start = (first * BLOCK_BYTES).min(entry.len);
+        let end = (last * BLOCK_BYTES).min(entry.len);
+        let head_bytes = head_len(total, u32::from(entry.digests));
+        let (head, payload) = if start == end {
+            (
+                read_span(self, entry.place, 0, head_bytes).read().await?.bytes(),
+                Bytes::new(),
+            )
+        } else if start <= GAP_MAX {
+            let all = read_span(self, entry.place, 0, entry.payload_at + end)
+                .read()
+                .await?
+                .bytes();
+            let payload = all.slice((entry.payload_at + start) as usize..);
+            (all, payload)
+        } else {
+            let head = read_span(self, entry.place, 0, head_bytes);
+            let payload = read_span(self, entry.place, entry.payload_at + start, end - start);
+            let (head, payload) = futures::join!(head.read(), payload.read());
+            (head?.bytes(), payload?.bytes())
+        };
+        Ok(
+            check_head(&self.identity, &head, unit, key, entry).map(|head| ShardBlocks {
+                shard_len: entry.len,
+                first_block: first,
+                block_crcs: head.block_crcs[first as usize..last as usize].to_vec(),
+                digests: head.digests,
+                payload,
+            }),
+        )
+    }
+
+    fn report_read_error(&self, error: &DeviceError) -> NodeError {
+        if let Err(error) = self.check_serving() {
+            return error;
+        }
+        if error.kind == DeviceErrorKind::Gone {
+            return self.fence_with(error);
+        }
+        if let Err(gone) = self.device.check() {
+            return self.fence_with(&gone);
+        }
+        tracing::warn!(disk = %self.identity.disk, %error, "read failed");
+        self.metrics.read_errors.add(1);
+        self.metrics.corrupt_shards.add(1);
+        NodeError::Io {
+            what: error.what.clone(),
+        }
+    }
+
+    /// Counts a corrupt record; and looks whether the disk is still ours, since somebody may have overwritten it.
+    async fn report_corrupt(&self, unit: UnitId, key: ShardKey, error: &FormatError) -> NodeError {
+        self.metrics.corrupt_shards.add(1);
+        let what = format!(
+            "unit {}/{} blob {} stripe {}: {error}",
+            unit.volume, unit.index, key.blob, key.stripe
+        );
+        tracing::warn!(disk = %self.identity.disk, %what, "corrupt record");
+        if !self.has_superblock().await {
+            let reason = "no valid superblock any more: the disk was overwritten";
+            return self.fence_with(&DeviceError::new(DeviceErrorKind::Gone, reason));
+        }
+        NodeError::Corrupt { what }
+    }
+
+    async fn has_superblock(&self) -> bool {
+        use crate::format::layout::superblock_offset;
+        use crate::format::superblock::{SUPERBLOCK_COPIES, Superblock};
+        for copy in 0..SUPERBLOCK_COPIES {
+            let at = superblock_offset(self.device.info().size, copy);
+            match self.device.read(at, AlignedBuf::zeroed(BLOCK)).await {
+                Ok(block) if Superblock::decode(&block).is_ok_and(|s| s.disk == self.identity.disk) => {
+                    return true;
+                }
+                Ok(_) => {}
+                // An unreadable copy says nothing about who wrote it.
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,174 @@
+//! Walking one extent's log: record after record, and past damage to the next valid one.
+//!
+//! Invariant: no damage hides more than the records it touches. Where a head is bad, every 64 B boundary up to the end
+//! of the extent is tried; heads are bound to their place, so nothing that merely looks like a record passes.
+
+use crate::device::{AlignedBuf, BLOCK, Device, align_down, align_up};
+use crate::format::extent::DiskIdentity;
+use crate::format::layout::Layout;
+use crate::format::record::{
+    HEAD_BYTES_MAX, HEAD_FIXED_BYTES, RECORD_ALIGN, RECORD_MAGIC, RecordHead, RecordPlace,
+};
+
+/// Bytes read at a time while walking from head to head.
+const STEP_BYTES: u32 = 64 * 1024;
+/// Bytes read at a time while looking for the next valid head.
+const SEARCH_BYTES: u32 = 1024 * 1024;
+
+/// Damage between two valid records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Where it starts.
+    pub place: RecordPlace,
+    /// How many records it swallowed, by their ordinals.
+    pub lost: u32,
+    /// The batch of the valid record after it.
+    pub batch_after: u64,
+}
+
+/// What an extent's log holds.
+#[derive(Debug)]
+pub struct Scan {
+    /// Which extent.
+    pub extent: u32,
+    /// Every valid head, in order.
+    pub heads: Vec<RecordHead>,
+    /// Damage between them.
+    pub gaps: Vec<Gap>,
+    /// Where the next batch goes.
+    pub end: u32,
+    /// The next record's number.
+    pub ordinal: u32,
+    /// Parts could not be read.
+    pub unreadable: bool,
+}
+
+/// Walks an extent.
+pub fn scan_extent(
+    device: &dyn Device,
+    layout: &Layout,
+    identity: &DiskIdentity,
+    extent: u32,
+    generation: u64,
+) -> Scan {
+    let mut window = Window {
+        device,
+        start: layout.extent_offset(extent),
+        limit: layout.data_end(),
+        at: 0,
+        bytes: Vec::new(),
+        unreadable: false,
+    };
+    let place = |offset| RecordPlace {
+        extent,
+        generation,
+        offset,
+    };
+    let mut scan = Scan {
+        extent,
+        heads: Vec::new(),
+        gaps: Vec::new(),
+        end: layout.data_start(),
+        ordinal: 0,
+        unreadable: false,
+    };
+    let mut at = layout.data_start();
+    loop {
+        let Some((found, head)) = next_head(&mut window, identity, at, &place) else {
+            break;
+        };
+        if found != at {
+            let lost = head.ordinal.saturating_sub(scan.ordinal);
+            scan.gaps.push(Gap {
+                place: place(at),
+                lost,
+                batch_after: head.batch,
+            });
+        }
+        at = found + head.next_at;
+        scan.ordinal = head.ordinal + 1;
+        scan.end = align_up(u64::from(at)) as u32;
+        scan.heads.push(head);
+    }
+    scan.unreadable = window.unreadable;
+    scan
+}
+
+/// The first valid head at or after `at`.
+fn next_head(
+    window: &mut Window<'_>,
+    identity: &DiskIdentity,
+    mut at: u32,
+    place: &impl Fn(u32) -> RecordPlace,
+) -> Option<(u32, RecordHead)> {
+    let mut step = STEP_BYTES;
+    while at + HEAD_FIXED_BYTES <= window.limit {
+        let bytes = window.bytes(at, HEAD_BYTES_MAX, step);
+        if bytes.starts_with(RECORD_MAGIC)
+            && let Ok(head) = RecordHead::decode(bytes, identity, place(at))
+            && at + head.next_at <= window.limit
+        {
+            return Some((at, head));
+        }
+        step = SEARCH_BYTES;
+        at += RECORD_ALIGN;
+    }
+    None
+}
+
+/// The part of an extent that was read last.
+struct Window<'a> {
+    device: &'a dyn Device,
+    start: u64,
+    limit: u32,
+    at: u32,
+    bytes: Vec<u8>,
+    unreadable: bool,
+}
+
+impl Window<'_> {
+    /// Up to `wanted` bytes at `at`; reads `step` bytes where they are not there yet.
+    fn bytes(&mut self, at: u32, wanted: u32, step: u32) -> &[u8] {
+        let end = (at + wanted).min(self.limit);
+        if at < self.at || end as usize > self.at as usize + self.bytes.len() {
+            let from = align_down(u64::from(at)) as u32;
+            let to = (align_up(u64::from(from + step)) as u32)
+                .max(align_up(u64::from(end)) as u32)
+                .min(self.limit);
+            self.read(from, to);
+        }
+        let skip = (at - self.at) as usize;
+        &self.bytes[skip..(end - self.at) as usize]
+    }
+
+    fn read(&mut self, from: u32, to: u32) {
+        self.at = from;
+        let offset = self.start + u64::from(from);
+        match self
+            .device
+            .read(offset, AlignedBuf::zeroed((to - from) as usize))
+            .wait()
+        {
+            Ok(buf) => self.bytes = buf.to_vec(),
+            Err(_) => self.read_by_blocks(offset, (to - from) as usize),
+        }
+    }
+
+    /// One bad sector must not hide its neighbours.
+    fn read_by_blocks(&mut self, offset: u64, len: usize) {
+        self.bytes = vec![0; len];
+        for (number, block) in self.bytes.chunks_mut(BLOCK).enumerate() {
+            match self
+                .device
+                .read(offset + (number * BLOCK) as u64, AlignedBuf::zeroed(BLOCK))
+                .wait()
+            {
+                Ok(buf) => block.copy_from_slice(&buf),
+                Err(error) => {
+                    tracing::warn!(%error, offset = offset + (number * BLOCK) as u64, "unreadable while recovering");
+                    self.unreadable = true;
+                }
+            }
+        }
+    }
+}

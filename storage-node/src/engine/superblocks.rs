@@ -1,0 +1,80 @@
+//! Which superblock counts, and writing a new one so that a crash leaves the old one or the new one.
+
+use crate::device::{AlignedBuf, BLOCK, Device, DeviceError};
+use crate::format::FormatError;
+use crate::format::layout::superblock_offset;
+use crate::format::superblock::{SUPERBLOCK_COPIES, Superblock};
+
+/// The copies as read: each a superblock, or why it is none.
+pub type Copies = [Result<Superblock, FormatError>; SUPERBLOCK_COPIES];
+
+/// Why no copy counts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChoiceError {
+    /// No copy is valid.
+    #[error("no valid superblock ({0})")]
+    NoneValid(FormatError),
+    /// The disk is not as large as when it was formatted.
+    #[error("the disk was {expected} bytes when it was formatted and is {found} bytes now")]
+    Resized {
+        /// Then.
+        expected: u64,
+        /// Now.
+        found: u64,
+    },
+}
+
+/// The copy with the greatest sequence. Pure.
+pub fn choose(copies: &Copies, device_size: u64) -> Result<Superblock, ChoiceError> {
+    let Some(newest) = copies.iter().flatten().max_by_key(|s| s.sequence) else {
+        return Err(ChoiceError::NoneValid(worst(copies)));
+    };
+    if newest.device_size != device_size {
+        return Err(ChoiceError::Resized {
+            expected: newest.device_size,
+            found: device_size,
+        });
+    }
+    Ok(*newest)
+}
+
+/// The most telling reason: an unknown version says more than random bytes.
+fn worst(copies: &Copies) -> FormatError {
+    let reasons = || copies.iter().filter_map(|c| c.as_ref().err());
+    let telling = reasons().find(|e| !matches!(e, FormatError::Magic(_)));
+    telling
+        .or_else(|| reasons().next())
+        .cloned()
+        .unwrap_or(FormatError::Short)
+}
+
+/// Reads all copies. A copy that cannot be read is one that is not valid.
+pub fn read(device: &dyn Device) -> Copies {
+    let size = device.info().size;
+    std::array::from_fn(|copy| {
+        match device
+            .read(superblock_offset(size, copy), AlignedBuf::zeroed(BLOCK))
+            .wait()
+        {
+            Ok(block) => Superblock::decode(&block),
+            Err(_) => Err(FormatError::Content("unreadable")),
+        }
+    })
+}
+
+/// Writes all copies, half of them durably before the other half.
+pub fn write(device: &dyn Device, superblock: &Superblock) -> Result<(), DeviceError> {
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    let bytes = superblock.encode();
+    block[..bytes.len()].copy_from_slice(&bytes);
+    let block = block.share();
+    for half in [[0, 2], [1, 3]] {
+        let writes =
+            half.map(|copy| device.write(superblock_offset(superblock.device_size, copy), block.clone()));
+        for write in writes {
+            write.wait()?;
+        }
+        device.flush().wait()?;
+    }
+    Ok(())
+}

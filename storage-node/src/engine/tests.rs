@@ -1,0 +1,94 @@
+//! Tests of the engine on simulated disks. Randomised ones print their seed and take it from `CAIRN_TEST_SEED`.
+
+mod basics;
+
+use super::*;
+use crate::device::simulated::SimulatedDisk;
+use crate::protocol::{BLOCK_BYTES, ClusterId, DiskId, Seal, block_crc, seal_seed};
+use bytes::Bytes;
+
+pub const DISK: DiskId = DiskId(7);
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A unit's address.
+pub fn unit(volume: u64) -> UnitAddress {
+    UnitAddress {
+        disk: DISK,
+        incarnation: 1,
+        unit: UnitId { volume, index: 2 },
+        epoch: 1,
+    }
+}
+
+pub fn key(blob: u64, stripe: u32) -> ShardKey {
+    ShardKey { blob, stripe }
+}
+
+/// Bytes that depend on everything, so that no two shards are alike.
+pub fn payload(to: &UnitAddress, key: ShardKey, version: u64, len: usize) -> Bytes {
+    let mut state =
+        to.unit.volume ^ (key.blob << 20) ^ (u64::from(key.stripe) << 8) ^ (version << 50) ^ 0x9e37;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as u8
+    };
+    (0..len).map(|_| next()).collect::<Vec<u8>>().into()
+}
+
+/// A shard, sealed as a gateway does it.
+pub fn sealed(to: &UnitAddress, key: ShardKey, payload: Bytes) -> SealedShard {
+    let seed = seal_seed(to.unit, key, payload.len() as u32);
+    let blocks = payload.chunks(BLOCK_BYTES as usize).enumerate();
+    let block_crcs = blocks
+        .map(|(number, block)| block_crc(seed, number as u32, block))
+        .collect();
+    SealedShard {
+        key,
+        seal: Seal {
+            block_crcs,
+            digests: vec![[9; 32]; 6],
+        },
+        payload,
+    }
+}
+
+/// Whether blocks match their CRCs: what a gateway checks.
+pub fn verifies(from: &UnitAddress, key: ShardKey, blocks: &ShardBlocks) -> bool {
+    let seed = seal_seed(from.unit, key, blocks.shard_len);
+    let chunks = blocks.payload.chunks(BLOCK_BYTES as usize).enumerate();
+    let mut checks = chunks.zip(&blocks.block_crcs);
+    checks.all(|((number, block), crc)| block_crc(seed, blocks.first_block + number as u32, block) == *crc)
+}
+
+pub fn format_simulated(disk: &SimulatedDisk, extent_size: u64) {
+    let layout = Format {
+        cluster: ClusterId(1),
+        disk: DISK,
+        incarnation: 1,
+        extent_size,
+    };
+    format(&*disk.device(), &layout).unwrap();
+}
+
+/// Runs async calls on a plain thread.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(future)
+}
+
+pub fn put(engine: &Engine, to: &UnitAddress, key: ShardKey, payload: Bytes) -> Result<(), NodeError> {
+    block_on(engine.put(to, sealed(to, key, payload), DEADLINE))
+}
+
+pub fn get(engine: &Engine, from: &UnitAddress, key: ShardKey) -> Result<ShardBlocks, NodeError> {
+    block_on(engine.get(from, key, BlockRange::ALL, DEADLINE))
+}
+
+pub fn delete(engine: &Engine, from: &UnitAddress, blobs: &[u64]) -> Result<(), NodeError> {
+    block_on(engine.delete(from, blobs, DEADLINE))
+}

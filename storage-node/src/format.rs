@@ -1,0 +1,39 @@
+//! The bytes on a disk and the structs they mean. No I/O and no state, so the engine, tests and offline tools share it.
+//!
+//! A disk is cut into four zones; each starts with a superblock copy, then whole extents ([`layout`]):
+//! ```text
+//! | superblock 0 | extent 0 | … | extent z-1 | superblock 1 | extent z | … | superblock 2 | … | superblock 3 | …
+//! ```
+//! An extent starts and ends with a copy of its header; between them is a log of records ([`record`]):
+//! ```text
+//! | header A 4 KiB | record | record | … | batch padding to 4 KiB | record | … | header B 4 KiB |
+//! ```
+//! Invariants: every decoder is bounded and total: any bytes give a struct or a [`FormatError`], never a panic. Every
+//! checksum of a record starts from a seed made of disk, incarnation, extent and generation, so bytes that were
+//! written elsewhere or for an earlier use of the extent never verify.
+
+mod bytes;
+pub mod extent;
+pub mod layout;
+pub mod record;
+pub mod superblock;
+
+/// Why bytes are not what they should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// Too few bytes.
+    #[error("cut short")]
+    Short,
+    /// Another magic number.
+    #[error("no {0} here")]
+    Magic(&'static str),
+    /// A version this program does not read.
+    #[error("format version {0} is not one this program reads")]
+    Version(u32),
+    /// The checksum does not match.
+    #[error("{0}: checksum mismatch")]
+    Checksum(&'static str),
+    /// The checksum matches and the content makes no sense.
+    #[error("{0}")]
+    Content(&'static str),
+}

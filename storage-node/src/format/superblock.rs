@@ -1,0 +1,94 @@
+//! The superblock: whose disk this is and how it is laid out. Four copies, spread over the disk.
+//!
+//! ```text
+//!   0  magic          8   "CAIRNDSK"
+//!   8  crc            4   CRC-32 of bytes 12..128
+//!  12  version        4
+//!  16  disk id       16
+//!  32  cluster id    16
+//!  48  incarnation    8
+//!  56  sequence       8   grows with every write; the greatest valid one wins
+//!  64  device size    8
+//!  72  extent size    8
+//!  80  generation     8   no extent has this generation or a greater one yet
+//!  88  zero          40
+//! ```
+//! It changes only to reserve generations: so a generation is never used twice, even when the newest extent header
+//! is lost. Copies 0 and 2 are written and flushed before 1 and 3, so a crash leaves either the old or the new one.
+
+use super::FormatError;
+use super::bytes::{get_u32, get_u64, get_u128, put};
+use crate::protocol::{ClusterId, DiskId};
+
+/// The bytes of an encoded superblock.
+pub const SUPERBLOCK_BYTES: usize = 128;
+
+/// How many copies a disk has.
+pub const SUPERBLOCK_COPIES: usize = 4;
+
+/// The version this program writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"CAIRNDSK";
+const _: () = assert!(SUPERBLOCK_BYTES <= 512, "a superblock is written atomically");
+
+/// Whose disk this is and how it is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Which life of the disk this is.
+    pub incarnation: u64,
+    /// Grows with every write.
+    pub sequence: u64,
+    /// The device's size in bytes.
+    pub device_size: u64,
+    /// Bytes of one extent.
+    pub extent_size: u64,
+    /// No extent has this generation or a greater one yet.
+    pub generation_limit: u64,
+}
+
+impl Superblock {
+    /// To bytes.
+    pub fn encode(&self) -> [u8; SUPERBLOCK_BYTES] {
+        let mut b = [0; SUPERBLOCK_BYTES];
+        put(&mut b, 0, MAGIC);
+        put(&mut b, 12, &FORMAT_VERSION.to_le_bytes());
+        put(&mut b, 16, &self.disk.0.to_le_bytes());
+        put(&mut b, 32, &self.cluster.0.to_le_bytes());
+        put(&mut b, 48, &self.incarnation.to_le_bytes());
+        put(&mut b, 56, &self.sequence.to_le_bytes());
+        put(&mut b, 64, &self.device_size.to_le_bytes());
+        put(&mut b, 72, &self.extent_size.to_le_bytes());
+        put(&mut b, 80, &self.generation_limit.to_le_bytes());
+        let crc = crc32fast::hash(&b[12..]);
+        put(&mut b, 8, &crc.to_le_bytes());
+        b
+    }
+
+    /// From bytes.
+    pub fn decode(b: &[u8]) -> Result<Self, FormatError> {
+        let b = b.get(..SUPERBLOCK_BYTES).ok_or(FormatError::Short)?;
+        if &b[..8] != MAGIC {
+            return Err(FormatError::Magic("superblock"));
+        }
+        if get_u32(b, 8) != crc32fast::hash(&b[12..]) {
+            return Err(FormatError::Checksum("superblock"));
+        }
+        if get_u32(b, 12) != FORMAT_VERSION {
+            return Err(FormatError::Version(get_u32(b, 12)));
+        }
+        Ok(Superblock {
+            disk: DiskId(get_u128(b, 16)),
+            cluster: ClusterId(get_u128(b, 32)),
+            incarnation: get_u64(b, 48),
+            sequence: get_u64(b, 56),
+            device_size: get_u64(b, 64),
+            extent_size: get_u64(b, 72),
+            generation_limit: get_u64(b, 80),
+        })
+    }
+}
