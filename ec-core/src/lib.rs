@@ -5,6 +5,8 @@
 //! - [`stripe`] maps a byte range of a blob to stripes, shards and offsets.
 //! - [`seal`] is the checksums a shard carries from the gateway to the disk and back.
 //!
+//! The mathematics (field, construction, why any k shards are enough, sources) are told in `matrix.rs`, beside the code.
+//!
 //! Invariants: pure functions of their arguments, with no I/O, no async, no clock, no randomness and no ids; nothing
 //! outside this crate knows which code it is using; no input makes it panic.
 
