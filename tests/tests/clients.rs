@@ -1,0 +1,53 @@
+//! Acceptance 1: the S3 clients that people have get back what they stored. The checks are in `clients/`, written
+//! for those clients; each test runs one of them against a cluster of its own.
+
+// A failed `unwrap` is a failed test, in the functions beside the tests too.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use cairn_tests::cluster::{Cluster, Options};
+use cairn_tests::tools::run_client;
+
+fn run(script: &str) {
+    let disk_size = if std::env::var("CAIRN_TEST_LARGE").is_ok() {
+        "4GiB"
+    } else {
+        "1GiB"
+    };
+    let cluster = Cluster::start_with(Options {
+        disk_size: disk_size.into(),
+        ..Options::default()
+    });
+    run_client(&cluster, script, &[], Duration::from_secs(600));
+}
+
+#[test]
+fn boto3_objects() {
+    run("objects.py");
+}
+
+#[test]
+fn boto3_listings() {
+    run("listing.py");
+}
+
+#[test]
+fn boto3_multipart() {
+    run("multipart.py");
+}
+
+#[test]
+fn boto3_checksums_and_signed_chunks() {
+    run("checksums.py");
+}
+
+#[test]
+fn aws_cli_and_curl() {
+    run("awscli.sh");
+}
+
+#[test]
+fn rclone() {
+    run("rclone.sh");
+}
