@@ -1,0 +1,200 @@
+//! A storage node at the other end of a socket: [`StorageClient`] over pooled HTTP/1.1 connections.
+//!
+//! Invariants: a call ends within its deadline, which the node is told too; an answer is bounded; a [`NodeError`] comes
+//! out as the node made it, and everything that is not one is `Unreachable`.
+
+use crate::client::{DELETE_BLOBS_MAX, StorageClient};
+use crate::protocol::{
+    BlockRange, DiskId, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
+    UnitAddress, UnitInfo,
+};
+use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, Pieces};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, Request, Uri};
+use http_body_util::{BodyExt, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+const IDLE_CONNECTIONS_MAX: usize = 64;
+
+/// A client of one node.
+pub struct HttpClient {
+    base: String,
+    client: Client<HttpConnector, Pieces>,
+}
+
+impl HttpClient {
+    /// A client of the node at `base_url`, such as `http://10.0.0.7:9100`. Connects when it is first used.
+    pub fn new(base_url: &str) -> Result<Self, NodeError> {
+        let base = base_url.trim_end_matches('/').to_string();
+        let bad = |what: String| NodeError::BadRequest {
+            what: format!("node address {base_url:?}: {what}"),
+        };
+        let uri: Uri = base.parse().map_err(|e| bad(format!("{e}")))?;
+        if uri.scheme_str() != Some("http") || uri.authority().is_none() || uri.path() != "/" {
+            return Err(bad("not http://host:port".into()));
+        }
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .build(connector);
+        Ok(HttpClient { base, client })
+    }
+
+    /// Sends a request and returns the body of a success.
+    async fn call(
+        &self,
+        method: Method,
+        path: String,
+        body: Pieces,
+        answer_bytes_max: usize,
+        deadline: Duration,
+    ) -> Result<Bytes, NodeError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(DEADLINE_HEADER, deadline.as_millis().to_string())
+            .body(body)
+            .map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|e| unreachable(&e))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), answer_bytes_max)
+                .collect()
+                .await;
+            let body = body.map_err(|e| unreachable(&*e))?.to_bytes();
+            if status.is_success() {
+                Ok(body)
+            } else {
+                Err(wire::decode_error(status, &body))
+            }
+        };
+        tokio::time::timeout(deadline, exchange)
+            .await
+            .unwrap_or(Err(NodeError::Timeout))
+    }
+
+    async fn call_json<T: DeserializeOwned>(&self, path: String, deadline: Duration) -> Result<T, NodeError> {
+        let body = self
+            .call(Method::GET, path, Pieces::new([]), JSON_BYTES_MAX, deadline)
+            .await?;
+        serde_json::from_slice(&body).map_err(|e| unreachable(&e))
+    }
+}
+
+/// What went wrong on the way, with its cause: the outermost words alone seldom say it.
+fn unreachable(error: &dyn std::error::Error) -> NodeError {
+    let mut what = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        what = format!("{what}: {error}");
+        cause = error.source();
+    }
+    NodeError::Unreachable { what }
+}
+
+#[async_trait]
+impl StorageClient for HttpClient {
+    async fn put(&self, to: &UnitAddress, shard: SealedShard, deadline: Duration) -> Result<(), NodeError> {
+        let path = format!(
+            "{}/shards/{}/{}",
+            wire::unit_path(to),
+            shard.key.blob,
+            shard.key.stripe
+        );
+        self.call(
+            Method::PUT,
+            path,
+            wire::encode_shard(&shard),
+            BODY_BYTES_MAX,
+            deadline,
+        )
+        .await
+        .map(drop)
+    }
+
+    async fn get(
+        &self,
+        from: &UnitAddress,
+        key: ShardKey,
+        blocks: BlockRange,
+        deadline: Duration,
+    ) -> Result<ShardBlocks, NodeError> {
+        let BlockRange { first, count } = blocks;
+        let unit = wire::unit_path(from);
+        let path = format!(
+            "{unit}/shards/{}/{}?first={first}&count={count}",
+            key.blob, key.stripe
+        );
+        let body = self
+            .call(Method::GET, path, Pieces::new([]), BODY_BYTES_MAX, deadline)
+            .await?;
+        // The node's fault, not the caller's.
+        wire::decode_blocks(body).map_err(|error| NodeError::Corrupt {
+            what: error.to_string(),
+        })
+    }
+
+    async fn delete(&self, from: &UnitAddress, blobs: &[u64], deadline: Duration) -> Result<(), NodeError> {
+        if blobs.len() > DELETE_BLOBS_MAX {
+            return Err(NodeError::BadRequest {
+                what: format!("at most {DELETE_BLOBS_MAX} blobs in one delete"),
+            });
+        }
+        let path = format!("{}/delete", wire::unit_path(from));
+        self.call(
+            Method::POST,
+            path,
+            wire::encode_blobs(blobs),
+            BODY_BYTES_MAX,
+            deadline,
+        )
+        .await
+        .map(drop)
+    }
+
+    async fn inventory(
+        &self,
+        from: &UnitAddress,
+        after: Option<ShardKey>,
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<Vec<InventoryEntry>, NodeError> {
+        let mut path = format!("{}/inventory?limit={limit}", wire::unit_path(from));
+        if let Some(ShardKey { blob, stripe }) = after {
+            path = format!("{path}&after_blob={blob}&after_stripe={stripe}");
+        }
+        self.call_json(path, deadline).await
+    }
+
+    async fn units(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        deadline: Duration,
+    ) -> Result<Vec<UnitInfo>, NodeError> {
+        self.call_json(wire::units_path(disk, incarnation), deadline)
+            .await
+    }
+
+    async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError> {
+        let path = wire::unit_path(unit);
+        self.call(Method::DELETE, path, Pieces::new([]), BODY_BYTES_MAX, deadline)
+            .await
+            .map(drop)
+    }
+
+    async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError> {
+        self.call_json("/v1/status".into(), deadline).await
+    }
+}

@@ -1,0 +1,257 @@
+//! A [`StorageClient`] served over HTTP/1.1.
+//!
+//! Invariants: connections, headers, bodies and time are bounded; no request can take the process down; an error
+//! leaves as the JSON of its [`NodeError`]. Connections beyond the bound wait in the listen queue.
+
+use crate::client::{DELETE_BLOBS_MAX, StorageClient};
+use crate::protocol::{BlockRange, DiskId, NodeError, ShardKey, UnitAddress, UnitId};
+use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, DEADLINE_MAX, Pieces};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use std::convert::Infallible;
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+const CONNECTIONS_MAX: usize = 1024;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const DEADLINE_USUAL: Duration = Duration::from_secs(30);
+/// How long requests in progress may go on after the shutdown began.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves until `shutdown` is ready, then lets requests in progress finish for up to ten seconds.
+pub async fn serve(
+    listener: TcpListener,
+    client: Arc<dyn StorageClient>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let graceful = GracefulShutdown::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &connections) => accepted,
+            () = &mut shutdown => break,
+        };
+        match accepted {
+            Ok((stream, permit)) => start_connection(stream, permit, client.clone(), &graceful),
+            Err(error) => {
+                // Out of descriptors, mostly: waiting lets some close.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    if tokio::time::timeout(SHUTDOWN_PATIENCE, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("requests were still running after the shutdown timeout");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = connections
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, permit))
+}
+
+fn start_connection(
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+    client: Arc<dyn StorageClient>,
+    graceful: &GracefulShutdown,
+) {
+    let service = service_fn(move |request| {
+        let client = client.clone();
+        async move { Ok::<_, Infallible>(answer(&*client, request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        let _permit = permit;
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    });
+}
+
+async fn answer(client: &dyn StorageClient, request: Request<Incoming>) -> Response<Pieces> {
+    let deadline = deadline_of(&request);
+    let result = match tokio::time::timeout(deadline, handle(client, request, deadline)).await {
+        Ok(result) => result,
+        Err(_) => Err(NodeError::Timeout),
+    };
+    result.unwrap_or_else(|error| json(wire::status_of(&error), &error))
+}
+
+fn deadline_of(request: &Request<Incoming>) -> Duration {
+    let header = request
+        .headers()
+        .get(DEADLINE_HEADER)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    header
+        .map_or(DEADLINE_USUAL, Duration::from_millis)
+        .min(DEADLINE_MAX)
+}
+
+fn json(status: StatusCode, content: &impl serde::Serialize) -> Response<Pieces> {
+    let (status, body) = match serde_json::to_vec(content) {
+        Ok(body) => (status, body),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Vec::new()),
+    };
+    respond(status, Pieces::new([body.into()]))
+}
+
+fn respond(status: StatusCode, body: Pieces) -> Response<Pieces> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}
+
+fn done() -> Response<Pieces> {
+    respond(StatusCode::NO_CONTENT, Pieces::new([]))
+}
+
+/// What a path names.
+enum Target {
+    Status,
+    Units(DiskId, u64),
+    Unit(UnitAddress),
+    Shard(UnitAddress, ShardKey),
+    Delete(UnitAddress),
+    Inventory(UnitAddress),
+}
+
+fn parse<T: FromStr>(part: &str) -> Result<T, NodeError> {
+    part.parse().map_err(|_| NodeError::BadRequest {
+        what: format!("{part:?} in the path"),
+    })
+}
+
+fn parse_path(path: &str) -> Result<Target, NodeError> {
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let address = |disk, incarnation, volume, index, epoch| {
+        let unit = UnitId {
+            volume: parse(volume)?,
+            index: parse(index)?,
+        };
+        Ok(UnitAddress {
+            disk: parse(disk)?,
+            incarnation: parse(incarnation)?,
+            unit,
+            epoch: parse(epoch)?,
+        })
+    };
+    match parts[..] {
+        ["v1", "status"] => Ok(Target::Status),
+        ["v1", "disks", disk, inc, "units"] => Ok(Target::Units(parse(disk)?, parse(inc)?)),
+        ["v1", "disks", disk, inc, "units", v, i, e] => Ok(Target::Unit(address(disk, inc, v, i, e)?)),
+        ["v1", "disks", disk, inc, "units", v, i, e, "delete"] => {
+            Ok(Target::Delete(address(disk, inc, v, i, e)?))
+        }
+        ["v1", "disks", disk, inc, "units", v, i, e, "inventory"] => {
+            Ok(Target::Inventory(address(disk, inc, v, i, e)?))
+        }
+        ["v1", "disks", disk, inc, "units", v, i, e, "shards", blob, stripe] => {
+            let key = ShardKey {
+                blob: parse(blob)?,
+                stripe: parse(stripe)?,
+            };
+            Ok(Target::Shard(address(disk, inc, v, i, e)?, key))
+        }
+        _ => Err(NodeError::BadRequest {
+            what: "no such path".into(),
+        }),
+    }
+}
+
+/// A number in the query, if it is there.
+fn query<T: FromStr>(request: &Request<Incoming>, name: &str) -> Result<Option<T>, NodeError> {
+    let pairs = request
+        .uri()
+        .query()
+        .unwrap_or("")
+        .split('&')
+        .filter_map(|pair| pair.split_once('='));
+    pairs
+        .filter(|(key, _)| *key == name)
+        .map(|(_, value)| parse(value))
+        .next()
+        .transpose()
+}
+
+async fn body(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, NodeError> {
+    match Limited::new(request.into_body(), bytes_max).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => Err(NodeError::BadRequest {
+            what: format!("body: {error}"),
+        }),
+    }
+}
+
+async fn handle(
+    client: &dyn StorageClient,
+    request: Request<Incoming>,
+    deadline: Duration,
+) -> Result<Response<Pieces>, NodeError> {
+    let target = parse_path(request.uri().path())?;
+    match (request.method(), target) {
+        (&Method::GET, Target::Status) => Ok(json(StatusCode::OK, &client.status(deadline).await?)),
+        (&Method::GET, Target::Units(disk, incarnation)) => Ok(json(
+            StatusCode::OK,
+            &client.units(disk, incarnation, deadline).await?,
+        )),
+        (&Method::GET, Target::Inventory(unit)) => {
+            let after = match (query(&request, "after_blob")?, query(&request, "after_stripe")?) {
+                (Some(blob), Some(stripe)) => Some(ShardKey { blob, stripe }),
+                _ => None,
+            };
+            let limit = query(&request, "limit")?.unwrap_or(1000);
+            Ok(json(
+                StatusCode::OK,
+                &client.inventory(&unit, after, limit, deadline).await?,
+            ))
+        }
+        (&Method::GET, Target::Shard(unit, key)) => {
+            let first = query(&request, "first")?.unwrap_or(BlockRange::ALL.first);
+            let count = query(&request, "count")?.unwrap_or(BlockRange::ALL.count);
+            let blocks = client
+                .get(&unit, key, BlockRange { first, count }, deadline)
+                .await?;
+            Ok(respond(StatusCode::OK, wire::encode_blocks(&blocks)))
+        }
+        (&Method::PUT, Target::Shard(unit, key)) => {
+            let shard = wire::decode_shard(key, body(request, BODY_BYTES_MAX).await?)?;
+            client.put(&unit, shard, deadline).await.map(|()| done())
+        }
+        (&Method::POST, Target::Delete(unit)) => {
+            let blobs = wire::decode_blobs(&body(request, DELETE_BLOBS_MAX * 8).await?)?;
+            client.delete(&unit, &blobs, deadline).await.map(|()| done())
+        }
+        (&Method::DELETE, Target::Unit(unit)) => client.drop_unit(&unit, deadline).await.map(|()| done()),
+        _ => Err(NodeError::BadRequest {
+            what: "no such method on this path".into(),
+        }),
+    }
+}

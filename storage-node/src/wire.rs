@@ -1,0 +1,211 @@
+//! What crosses a socket: paths, the deadline header, binary bodies, errors as JSON.
+//!
+//! A shard on the wire, in both directions (integers little-endian):
+//! ```text
+//!   0  shard length    4
+//!   4  first block     4   0 in a put
+//!   8  payload bytes   4
+//!  12  block CRCs      2
+//!  14  digests         2
+//!  16  the CRCs, 4 each; the digests, 32 each; the payload, to the end of the body
+//! ```
+//! Invariant: a decoder believes no length that the body does not have, and never panics.
+
+use crate::protocol::{
+    DiskId, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, Seal, SealedShard, ShardBlocks, ShardKey,
+    UnitAddress,
+};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::StatusCode;
+use hyper::body::{Body, Frame, SizeHint};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Milliseconds that the caller will wait.
+pub const DEADLINE_HEADER: &str = "cairn-deadline-ms";
+/// No request takes longer than this, whatever its header says.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(600);
+/// The longest body: a shard with the longest tables.
+pub const BODY_BYTES_MAX: usize =
+    HEAD_BYTES + 4 * 65536 / 64 + 32 * STRIPE_SHARDS_MAX + SHARD_BYTES_MAX as usize;
+/// The longest JSON answer: a page of the inventory, or many units.
+pub const JSON_BYTES_MAX: usize = 64 << 20;
+
+const HEAD_BYTES: usize = 16;
+
+/// The path of a unit.
+pub fn unit_path(address: &UnitAddress) -> String {
+    let UnitAddress {
+        disk,
+        incarnation,
+        unit,
+        epoch,
+    } = address;
+    format!(
+        "/v1/disks/{disk}/{incarnation}/units/{}/{}/{epoch}",
+        unit.volume, unit.index
+    )
+}
+
+/// The path of a disk's units.
+pub fn units_path(disk: DiskId, incarnation: u64) -> String {
+    format!("/v1/disks/{disk}/{incarnation}/units")
+}
+
+fn bad(what: &str) -> NodeError {
+    NodeError::BadRequest { what: what.into() }
+}
+
+/// A body of a few pieces, sent without joining them.
+pub struct Pieces(std::collections::VecDeque<Bytes>);
+
+impl Pieces {
+    /// A body of these pieces.
+    pub fn new(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+        Pieces(pieces.into_iter().filter(|piece| !piece.is_empty()).collect())
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
+fn encode_head(
+    shard_len: u32,
+    first_block: u32,
+    payload: usize,
+    crcs: &[u32],
+    digests: &[[u8; 32]],
+) -> Bytes {
+    let mut head = BytesMut::with_capacity(HEAD_BYTES + 4 * crcs.len() + 32 * digests.len());
+    head.put_u32_le(shard_len);
+    head.put_u32_le(first_block);
+    head.put_u32_le(payload as u32);
+    head.put_u16_le(crcs.len() as u16);
+    head.put_u16_le(digests.len() as u16);
+    crcs.iter().for_each(|crc| head.put_u32_le(*crc));
+    digests.iter().for_each(|digest| head.put_slice(digest));
+    head.freeze()
+}
+
+/// A shard to be stored.
+pub fn encode_shard(shard: &SealedShard) -> Pieces {
+    let (seal, len) = (&shard.seal, shard.payload.len());
+    let head = encode_head(len as u32, 0, len, &seal.block_crcs, &seal.digests);
+    Pieces::new([head, shard.payload.clone()])
+}
+
+/// Blocks that were read.
+pub fn encode_blocks(blocks: &ShardBlocks) -> Pieces {
+    let payload = blocks.payload.clone();
+    let head = encode_head(
+        blocks.shard_len,
+        blocks.first_block,
+        payload.len(),
+        &blocks.block_crcs,
+        &blocks.digests,
+    );
+    Pieces::new([head, payload])
+}
+
+/// The blocks in a body.
+pub fn decode_blocks(mut body: Bytes) -> Result<ShardBlocks, NodeError> {
+    if body.len() < HEAD_BYTES {
+        return Err(bad("a shard body cut short"));
+    }
+    let (shard_len, first_block, payload) = (body.get_u32_le(), body.get_u32_le(), body.get_u32_le());
+    let (crcs, digests) = (usize::from(body.get_u16_le()), usize::from(body.get_u16_le()));
+    if shard_len > SHARD_BYTES_MAX || digests > STRIPE_SHARDS_MAX {
+        return Err(bad("a shard body out of bounds"));
+    }
+    if body.len() != 4 * crcs + 32 * digests + payload as usize {
+        return Err(bad("a shard body of another length than it says"));
+    }
+    let block_crcs = (0..crcs).map(|_| body.get_u32_le()).collect();
+    let table = body.split_to(32 * digests);
+    let digests = table.as_chunks::<32>().0.to_vec();
+    Ok(ShardBlocks {
+        shard_len,
+        first_block,
+        block_crcs,
+        digests,
+        payload: body,
+    })
+}
+
+/// The shard in a body.
+pub fn decode_shard(key: ShardKey, body: Bytes) -> Result<SealedShard, NodeError> {
+    let blocks = decode_blocks(body)?;
+    if blocks.shard_len as usize != blocks.payload.len() || blocks.first_block != 0 {
+        return Err(bad("a put of part of a shard"));
+    }
+    let seal = Seal {
+        block_crcs: blocks.block_crcs,
+        digests: blocks.digests,
+    };
+    Ok(SealedShard {
+        key,
+        seal,
+        payload: blocks.payload,
+    })
+}
+
+/// Blob ids.
+pub fn encode_blobs(blobs: &[u64]) -> Pieces {
+    Pieces::new([blobs
+        .iter()
+        .flat_map(|blob| blob.to_le_bytes())
+        .collect::<Vec<u8>>()
+        .into()])
+}
+
+/// The blob ids in a body.
+pub fn decode_blobs(body: &[u8]) -> Result<Vec<u64>, NodeError> {
+    let (ids, rest) = body.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(bad("a list of blobs cut short"));
+    }
+    Ok(ids.iter().map(|id| u64::from_le_bytes(*id)).collect())
+}
+
+/// The status that fits an error, for people and proxies; the client decides on the JSON.
+pub fn status_of(error: &NodeError) -> StatusCode {
+    match error {
+        NodeError::NotFound => StatusCode::NOT_FOUND,
+        NodeError::WrongDisk => StatusCode::MISDIRECTED_REQUEST,
+        NodeError::Deleted => StatusCode::GONE,
+        NodeError::Corrupt { .. } | NodeError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        NodeError::SealMismatch { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        NodeError::Fenced { .. } | NodeError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        NodeError::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+        NodeError::StaleEpoch { .. } => StatusCode::CONFLICT,
+        NodeError::BadRequest { .. } => StatusCode::BAD_REQUEST,
+        NodeError::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        NodeError::Unreachable { .. } => StatusCode::BAD_GATEWAY,
+    }
+}
+
+/// The error in an answer that is not a success.
+pub fn decode_error(status: StatusCode, body: &[u8]) -> NodeError {
+    serde_json::from_slice(body).unwrap_or_else(|_| NodeError::Unreachable {
+        what: format!("answered {status}"),
+    })
+}

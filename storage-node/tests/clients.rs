@@ -1,0 +1,302 @@
+//! One suite, run against a node in this process and against the same node over HTTP.
+
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use storage_node::client::{DELETE_BLOBS_MAX, StorageClient};
+use storage_node::device::Backend;
+use storage_node::http_client::HttpClient;
+use storage_node::node::{DiskSpec, FormatDiskError, FormatOptions, Node, NodeOptions, format_disk};
+use storage_node::protocol::*;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const CLUSTER: ClusterId = ClusterId(42);
+
+fn options(disk: u128) -> FormatOptions {
+    FormatOptions {
+        cluster: CLUSTER,
+        disk: DiskId(disk),
+        incarnation: 1,
+        extent_size: None,
+        overwrite: false,
+    }
+}
+
+struct House {
+    folder: tempfile::TempDir,
+    node: Arc<Node>,
+}
+
+fn specs(folder: &tempfile::TempDir) -> Vec<DiskSpec> {
+    (0..2)
+        .map(|n| DiskSpec::at(folder.path().join(format!("disk-{n}"))))
+        .collect()
+}
+
+fn house(backend: Backend) -> House {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, spec) in specs(&folder).iter().enumerate() {
+        format_disk(&spec.path, 64 << 20, &options(n as u128 + 1)).unwrap();
+    }
+    let node = Arc::new(Node::open(
+        specs(&folder),
+        NodeOptions {
+            cluster: Some(CLUSTER),
+            backend,
+        },
+    ));
+    House { folder, node }
+}
+
+fn address(disk: u128) -> UnitAddress {
+    UnitAddress {
+        disk: DiskId(disk),
+        incarnation: 1,
+        unit: UnitId { volume: 3, index: 1 },
+        epoch: 2,
+    }
+}
+
+fn sealed(to: &UnitAddress, key: ShardKey, len: usize) -> SealedShard {
+    let payload: Bytes = (0..len)
+        .map(|i| (i as u64 * 31 + key.blob) as u8)
+        .collect::<Vec<u8>>()
+        .into();
+    let seed = seal_seed(to.unit, key, len as u32);
+    let blocks = payload.chunks(BLOCK_BYTES as usize).enumerate();
+    let block_crcs = blocks
+        .map(|(n, block)| block_crc(seed, n as u32, block))
+        .collect();
+    SealedShard {
+        key,
+        seal: Seal {
+            block_crcs,
+            digests: vec![[5; 32]; 6],
+        },
+        payload,
+    }
+}
+
+async fn suite(client: &dyn StorageClient) {
+    let to = address(1);
+    let key = |blob, stripe| ShardKey { blob, stripe };
+    let status = client.status(DEADLINE).await.unwrap();
+    assert_eq!(status.disks.len(), 2);
+    assert!(
+        status.disks.iter().all(|disk| disk.state == DiskState::Online),
+        "{status:?}"
+    );
+    for (blob, len) in [(1, 1), (2, 65536), (3, 1 << 20)] {
+        let shard = sealed(&to, key(blob, 7), len);
+        client.put(&to, shard.clone(), DEADLINE).await.unwrap();
+        let read = client
+            .get(&to, key(blob, 7), BlockRange::ALL, DEADLINE)
+            .await
+            .unwrap();
+        assert_eq!(
+            (read.payload, read.block_crcs),
+            (shard.payload, shard.seal.block_crcs)
+        );
+        assert_eq!(
+            (read.shard_len as usize, read.first_block, read.digests),
+            (len, 0, shard.seal.digests)
+        );
+    }
+    let part = client
+        .get(&to, key(3, 7), BlockRange { first: 5, count: 2 }, DEADLINE)
+        .await
+        .unwrap();
+    assert_eq!(
+        (part.first_block, part.payload.len(), part.block_crcs.len()),
+        (5, 131072, 2)
+    );
+    let listed = client
+        .inventory(&to, Some(key(1, 7)), 10, DEADLINE)
+        .await
+        .unwrap();
+    assert_eq!(
+        listed.iter().map(|e| (e.key.blob, e.len)).collect::<Vec<_>>(),
+        [(2, 65536), (3, 1 << 20)]
+    );
+    assert_eq!(client.inventory(&to, None, 1, DEADLINE).await.unwrap().len(), 1);
+    let units = client.units(DiskId(1), 1, DEADLINE).await.unwrap();
+    assert_eq!((units.len(), units[0].shards, units[0].epoch), (1, 3, 2));
+
+    client.delete(&to, &[2], DEADLINE).await.unwrap();
+    let gone = client.get(&to, key(2, 7), BlockRange::ALL, DEADLINE).await;
+    assert_eq!(gone, Err(NodeError::NotFound));
+    assert_eq!(
+        client.put(&to, sealed(&to, key(2, 9), 10), DEADLINE).await,
+        Err(NodeError::Deleted)
+    );
+    let many = vec![1; DELETE_BLOBS_MAX + 1];
+    assert!(matches!(
+        client.delete(&to, &many, DEADLINE).await,
+        Err(NodeError::BadRequest { .. })
+    ));
+
+    let mut bad = sealed(&to, key(9, 0), 10);
+    bad.seal.block_crcs[0] ^= 1;
+    assert!(matches!(
+        client.put(&to, bad, DEADLINE).await,
+        Err(NodeError::SealMismatch { .. })
+    ));
+    let empty = sealed(&to, key(9, 0), 0);
+    assert!(matches!(
+        client.put(&to, empty, DEADLINE).await,
+        Err(NodeError::BadRequest { .. })
+    ));
+    let stale = UnitAddress { epoch: 1, ..to };
+    assert_eq!(
+        client.inventory(&stale, None, 1, DEADLINE).await,
+        Err(NodeError::StaleEpoch { current: 2 })
+    );
+    let strange = UnitAddress {
+        disk: DiskId(99),
+        ..to
+    };
+    let wrong = client.get(&strange, key(1, 7), BlockRange::ALL, DEADLINE).await;
+    assert_eq!(wrong, Err(NodeError::WrongDisk));
+    client.drop_unit(&to, DEADLINE).await.unwrap();
+    let gone = client.get(&to, key(1, 7), BlockRange::ALL, DEADLINE).await;
+    assert_eq!(gone, Err(NodeError::NotFound));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_process_with_every_backend() {
+    for backend in [Backend::Auto, Backend::Pread] {
+        suite(&*house(backend).node).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http() {
+    let house = house(Backend::Auto);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(storage_node::server::serve(listener, house.node.clone(), async {
+        stopped.await.ok();
+    }));
+    let client = HttpClient::new(&base).unwrap();
+    suite(&client).await;
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    let unreachable = client.status(DEADLINE).await;
+    assert!(
+        matches!(unreachable, Err(NodeError::Unreachable { .. })),
+        "{unreachable:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_silent_node_times_out() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    assert_eq!(
+        client.status(Duration::from_millis(50)).await,
+        Err(NodeError::Timeout)
+    );
+    assert!(HttpClient::new("https://x").is_err());
+    assert!(HttpClient::new("nonsense").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_does_not_open_is_shown_and_stops_nobody() {
+    let house = house(Backend::Auto);
+    let (to, key) = (address(1), ShardKey { blob: 1, stripe: 0 });
+    house
+        .node
+        .put(&to, sealed(&to, key, 1000), DEADLINE)
+        .await
+        .unwrap();
+    house.node.shutdown();
+    let stopped = house.node.get(&to, key, BlockRange::ALL, DEADLINE).await;
+    assert!(matches!(stopped, Err(NodeError::Fenced { .. })));
+    let House { folder, node } = house;
+    drop(node);
+
+    std::fs::write(folder.path().join("disk-1"), vec![0x77; 64 << 20]).unwrap();
+    let mut specs = specs(&folder);
+    specs[1].expected = Some(DiskId(2));
+    specs.push(DiskSpec {
+        expected: Some(DiskId(3)),
+        ..DiskSpec::at(folder.path().join("missing"))
+    });
+    let node = Node::open(specs, NodeOptions::default());
+    let read = node.get(&to, key, BlockRange::ALL, DEADLINE).await.unwrap();
+    assert_eq!(read.payload, sealed(&to, key, 1000).payload);
+    let status = node.status(DEADLINE).await.unwrap();
+    let reasons: Vec<String> = status
+        .disks
+        .iter()
+        .map(|disk| match &disk.state {
+            DiskState::Online => "online".into(),
+            DiskState::Fenced { reason } => reason.clone(),
+        })
+        .collect();
+    assert_eq!(reasons[0], "online");
+    assert!(reasons[1].contains("no valid superblock"), "{reasons:?}");
+    assert!(reasons[2].contains("No such file"), "{reasons:?}");
+    assert_eq!(status.disks[2].disk, DiskId(3));
+    let fenced = node.get(&address(3), key, BlockRange::ALL, DEADLINE).await;
+    assert!(matches!(fenced, Err(NodeError::Fenced { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_or_truncated_disk_file_is_noticed_while_serving() {
+    let House { folder, node } = house(Backend::Auto);
+    std::fs::remove_file(folder.path().join("disk-0")).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(folder.path().join("disk-1"))
+        .unwrap();
+    file.set_len(4096).unwrap();
+    let status = node.status(DEADLINE).await.unwrap();
+    for (disk, word) in status.disks.iter().zip(["removed", "truncated"]) {
+        assert!(
+            matches!(&disk.state, DiskState::Fenced { reason } if reason.contains(word)),
+            "{disk:?}"
+        );
+    }
+}
+
+#[test]
+fn formatting_over_a_cairn_disk_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    format_disk(&path, 64 << 20, &options(1)).unwrap();
+    let again = format_disk(&path, 64 << 20, &options(2));
+    assert!(
+        matches!(
+            again,
+            Err(FormatDiskError::AlreadyFormatted { disk: DiskId(1), .. })
+        ),
+        "{again:?}"
+    );
+    format_disk(
+        &path,
+        64 << 20,
+        &FormatOptions {
+            overwrite: true,
+            incarnation: 2,
+            ..options(2)
+        },
+    )
+    .unwrap();
+    let other = NodeOptions {
+        cluster: Some(ClusterId(1)),
+        ..NodeOptions::default()
+    };
+    let status = status_of(&Node::open(vec![DiskSpec::at(&path)], other));
+    assert!(matches!(&status.disks[0].state, DiskState::Fenced { reason } if reason.contains("cluster")));
+    assert!(format_disk(&folder.path().join("tiny"), 1 << 20, &options(3)).is_err());
+}
+
+fn status_of(node: &Node) -> NodeStatus {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(node.status(DEADLINE)).unwrap()
+}
