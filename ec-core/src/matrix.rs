@@ -5,7 +5,7 @@
 //!
 //! **The generator.** n × k, n = k + m: shard = G · data. It is built as the crate reed-solomon-erasure and
 //! Backblaze's JavaReedSolomon build it, so that parity is bit-identical to theirs:
-//! 1. V is the n × k Vandermonde matrix V[r][c] = r^c, with r the field element whose byte is r, and 0^0 = 1.
+//! 1. V is the n × k Vandermonde matrix `V[r][c] = r^c`, with r the field element whose byte is r, and 0^0 = 1.
 //! 2. G = V · T⁻¹, where T is the top k rows of V.
 //!
 //! So the first k rows of G are the identity (the code is *systematic*: data shards are the data), and the rest are parity.
