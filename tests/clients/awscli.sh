@@ -16,7 +16,7 @@ for i in range(2100):
     with open(os.path.join(folder, name), "wb") as file:
         file.write(rng.randbytes(size))
 PY
-aws s3 mb s3://tree --no-cli-pager
+aws s3 mb s3://tree
 aws s3 sync --no-progress --quiet tree s3://tree/up
 aws s3 sync --no-progress --quiet s3://tree/up back
 diff -r tree back || fail "the tree that came back differs"
@@ -57,7 +57,7 @@ import boto3, os
 from botocore.config import Config
 s3 = boto3.client("s3", endpoint_url=os.environ["CAIRN_ENDPOINT"], config=Config(signature_version="s3v4"))
 print(s3.generate_presigned_url("put_object", Params={"Bucket": "tree", "Key": "put-by-curl"}, ExpiresIn=60))')
-curl --fail --silent --show-error --max-time 60 --upload-file large "$url"
+curl --fail --silent --show-error --max-time 60 -o /dev/null --upload-file large "$url"
 aws s3 cp --quiet s3://tree/put-by-curl - | cmp - large || fail "presigned PUT differs"
 
 echo "== rm --recursive"
