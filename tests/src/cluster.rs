@@ -82,20 +82,43 @@ impl Cluster {
 
     /// Starts the process again on the same directory and ports, and waits until it is ready.
     pub fn restart(&mut self) {
+        self.restart_until("/health/ready");
+    }
+
+    /// As `restart`, with too few disks to be ready: waits until it lives.
+    pub fn restart_unready(&mut self) {
+        self.restart_until("/health/live");
+        assert_ne!(self.admin("/health/ready").unwrap().status, 200);
+    }
+
+    fn restart_until(&mut self, health: &str) {
         assert!(self.process.is_none(), "it is still running");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .unwrap();
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(self.directory.path().join("stdout"))
-            .unwrap();
-        let child = self.command(&self.options).stdout(output).stderr(log).spawn();
+        let output = |name| {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(self.directory.path().join(name))
+                .unwrap()
+        };
+        let child = self
+            .command(&self.options)
+            .stdout(output("stdout"))
+            .stderr(output("log"))
+            .spawn();
         self.process = Some(child.unwrap_or_else(|error| panic!("starting {}: {error}", binary().display())));
-        self.wait_until_ready();
+        let deadline = Instant::now() + Duration::from_secs(READY_SECONDS_MAX);
+        while !self.admin(health).is_ok_and(|response| response.status == 200) {
+            if let Some(status) = self.process.as_mut().unwrap().try_wait().unwrap() {
+                self.process = None;
+                panic!("cairn stopped before it was ready: {status}\n{}", self.log());
+            }
+            assert!(
+                Instant::now() < deadline,
+                "not ready after {READY_SECONDS_MAX} s\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Runs `cairn dev` with other options on this cluster's directory until it stops by itself.
@@ -134,27 +157,6 @@ impl Cluster {
             .env("CAIRN_ACCESS_KEY", keys.access)
             .env("CAIRN_SECRET_KEY", keys.secret);
         command
-    }
-
-    fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(READY_SECONDS_MAX);
-        while !self.is_ready() {
-            if let Some(status) = self.process.as_mut().unwrap().try_wait().unwrap() {
-                self.process = None;
-                panic!("cairn stopped before it was ready: {status}\n{}", self.log());
-            }
-            assert!(
-                Instant::now() < deadline,
-                "not ready after {READY_SECONDS_MAX} s\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        self.admin("/health/ready")
-            .is_ok_and(|response| response.status == 200)
     }
 
     /// A client with the cluster's keys.
@@ -273,7 +275,7 @@ impl Cluster {
 
     /// What the process has logged so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// Lines of the log that the test did not expect.
@@ -284,10 +286,6 @@ impl Cluster {
             .filter(|line| is_alarming(line) && !expected(line))
             .map(str::to_owned)
             .collect()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.directory.path().join("log")
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::cluster::Cluster;
 
 /// Shards that reads met and found corrupt.
@@ -15,29 +17,73 @@ pub fn repaired_shards(cluster: &Cluster) -> f64 {
 }
 
 /// Shards that wait for repair.
-pub fn suspect_shards(cluster: &Cluster) -> f64 {
-    cluster.metric("cairn_suspect_shards", "")
+pub fn suspect_shards(cluster: &Cluster) -> u64 {
+    number(&cluster.status()["queued"], "suspect_shards")
 }
 
-/// Blobs that wait to be deleted from the disks.
-pub fn garbage_blobs(cluster: &Cluster) -> f64 {
-    cluster.metric("cairn_garbage_blobs", "")
+/// Live shards on all disks.
+pub fn shards(cluster: &Cluster) -> u64 {
+    cluster.status()["disks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|disk| number(disk, "shards"))
+        .sum()
 }
 
-/// Bytes of live shards on all disks.
-pub fn live_bytes(cluster: &Cluster) -> f64 {
-    cluster.metric("cairn_disk_bytes", "kind=\"live\"")
+/// What a cluster with all its disks and nothing to do would not say.
+pub fn unexplained(cluster: &Cluster) -> Vec<String> {
+    let status = cluster.status();
+    let mut unexplained = Vec::new();
+    for (part, names) in [
+        (
+            "queued",
+            &[
+                "garbage_blobs",
+                "abandoned_blobs",
+                "suspect_shards",
+                "orphan_ranges",
+                "requests",
+            ][..],
+        ),
+        ("degraded", &["disks", "volumes", "unreadable_volumes"]),
+    ] {
+        let found = names
+            .iter()
+            .map(|name| (name, number(&status[part], name)))
+            .filter(|(_, number)| *number > 0);
+        unexplained.extend(found.map(|(name, number)| format!("{part}.{name} = {number}")));
+    }
+    for disk in status["disks"].as_array().unwrap() {
+        if disk["state"] != "online" {
+            unexplained.push(format!(
+                "disk {} is {}: {}",
+                disk["label"], disk["state"], disk["reason"]
+            ));
+        }
+    }
+    if status["healthy"] != true {
+        unexplained.push("it is not healthy".to_owned());
+    }
+    unexplained
 }
 
-/// Waits until no garbage and no repair is queued.
+/// Waits until no garbage, no repair and no sweep is queued.
 pub fn wait_until_settled(cluster: &Cluster, time_max: Duration) {
-    let queued = || (garbage_blobs(cluster), suspect_shards(cluster));
-    wait_until(
-        "garbage and suspect shards are gone",
-        time_max,
-        || queued() == (0.0, 0.0),
-        || format!("{:?}", queued()),
-    );
+    let names = [
+        "garbage_blobs",
+        "abandoned_blobs",
+        "suspect_shards",
+        "orphan_ranges",
+    ];
+    let queued = || -> u64 {
+        names
+            .iter()
+            .map(|name| number(&cluster.status()["queued"], name))
+            .sum()
+    };
+    let seen = || cluster.status()["queued"].to_string();
+    wait_until("nothing is queued", time_max, || queued() == 0, seen);
 }
 
 /// Waits until `holds`; fails with what `seen` says if it takes too long.
@@ -49,6 +95,12 @@ pub fn wait_until(what: &str, time_max: Duration, holds: impl Fn() -> bool, seen
             "waited {time_max:?} until {what}: {}",
             seen()
         );
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+fn number(object: &Value, name: &str) -> u64 {
+    object[name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("the status has no number {name}: {object}"))
 }

@@ -34,7 +34,7 @@ fn every_bad_request_is_refused_and_leaves_nothing() {
     client.create_bucket(BUCKET);
     probe(&client).unwrap();
     status::wait_until_settled(&cluster, SETTLE_TIME_MAX);
-    let live_bytes = status::live_bytes(&cluster);
+    let shards = status::shards(&cluster);
     let cases: [Case; 22] = [
         ("wrong signature", wrong_signature),
         ("wrong signature of a large body", wrong_signature_of_a_large_body),
@@ -74,17 +74,14 @@ fn every_bad_request_is_refused_and_leaves_nothing() {
         cases.len(),
         failed.join("\n")
     );
-    let settled = || status::garbage_blobs(&cluster) == 0.0 && status::live_bytes(&cluster) == live_bytes;
-    let seen = || {
-        let (garbage, live) = (status::garbage_blobs(&cluster), status::live_bytes(&cluster));
-        format!("{garbage} blobs of garbage queued, {live} bytes live, {live_bytes} before")
-    };
-    status::wait_until(
-        "the disks hold no more than before",
-        SETTLE_TIME_MAX,
-        settled,
-        seen,
+    status::wait_until_settled(&cluster, SETTLE_TIME_MAX);
+    assert_eq!(
+        status::shards(&cluster),
+        shards,
+        "shards of refused requests are left on the disks"
     );
+    let unexplained = status::unexplained(&cluster);
+    assert!(unexplained.is_empty(), "{}", unexplained.join("\n"));
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn flips_that_reads_meet_are_counted_and_repaired() {
             )
         };
         let is_repaired =
-            || status::repaired_shards(&cluster) > repaired && status::suspect_shards(&cluster) == 0.0;
+            || status::repaired_shards(&cluster) > repaired && status::suspect_shards(&cluster) == 0;
         status::wait_until(&format!("{what} is repaired"), REPAIR_TIME_MAX, is_repaired, seen);
         let counted = status::corrupt_shards(&cluster);
         read(&client, key, &content, &what);

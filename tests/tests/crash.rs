@@ -20,6 +20,7 @@ const BUCKET: &str = "crash";
 const WRITERS: usize = 6;
 const KEYS_OF_WRITER: usize = 25;
 const PART_BYTES_MIN: usize = 5 << 20;
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(90);
 
 #[test]
 fn kill_9_loses_nothing_acknowledged() {
@@ -72,7 +73,7 @@ fn kill_9_loses_nothing_acknowledged() {
         "{acknowledged} requests in {rounds} rounds are no load"
     );
     client.abort_uploads(BUCKET).unwrap();
-    status::wait_until_settled(&cluster, Duration::from_secs(60));
+    status::wait_until_settled(&cluster, SETTLE_TIME_MAX);
     let violations = model.check(&client, BUCKET);
     assert!(
         violations.is_empty(),

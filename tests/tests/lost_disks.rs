@@ -121,7 +121,9 @@ fn three_disks_removed_refuse_and_never_lie() {
     );
     let new = load::store(&client, BUCKET, "new-", &SIZES);
     check_all(&client, &new, "written with three disks left");
-    lose(&mut cluster, &[1]);
+    cluster.kill();
+    remove(&cluster, &[1]);
+    cluster.restart_unready();
     check_all(
         &client,
         &new,
