@@ -172,10 +172,14 @@ fn others(lost: &[usize]) -> Vec<usize> {
 /// Stops the cluster, removes the disks, starts it again.
 fn lose(cluster: &mut Cluster, disks: &[usize]) {
     cluster.kill();
-    disks
-        .iter()
-        .for_each(|index| std::fs::remove_file(cluster.disk(*index)).unwrap());
+    remove(cluster, disks);
     cluster.restart();
+}
+
+fn remove(cluster: &Cluster, disks: &[usize]) {
+    for index in disks {
+        std::fs::remove_file(cluster.disk(*index)).unwrap();
+    }
 }
 
 fn check_all(client: &Client, model: &Model, when: &str) {
