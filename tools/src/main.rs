@@ -1,2 +1,69 @@
-//! x
-fn main(){}
+//! `cairn`: the one binary. Every command is a file under `commands`; this one only parses and reports.
+
+mod bench;
+mod commands;
+mod logging;
+mod size;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Cairn: an erasure-coded blob store with an S3 endpoint
+#[derive(Parser)]
+#[command(name = "cairn", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    logging: logging::LoggingArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything in one process: an S3 endpoint on file-backed disks
+    Dev(commands::dev::DevArgs),
+    /// Run a storage node: serve disks over HTTP
+    Node(commands::node::NodeArgs),
+    /// Show disks, volumes, capacity, what is degraded and what is queued
+    Status(commands::status::StatusArgs),
+    /// Measure an S3 endpoint
+    Bench(bench::BenchArgs),
+}
+
+/// What a command answers; the error is printed for people.
+type CommandResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli.logging.start();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(64)
+        .thread_name("cairn")
+        .build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(run(cli.command));
+            // What still runs was told to end and had its time.
+            runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+            result
+        }
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cairn: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> CommandResult {
+    match command {
+        Command::Dev(args) => commands::dev::run(args).await,
+        Command::Node(args) => commands::node::run(args).await,
+        Command::Status(args) => commands::status::run(args).await,
+        Command::Bench(args) => bench::run(args).await.map_err(Into::into),
+    }
+}

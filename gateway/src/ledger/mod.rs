@@ -1,2 +1,179 @@
-//! The ledger.
+//! The ledger decides: which buckets, objects, blobs, volumes and disks exist.
+//!
+//! `store` is what an engine offers, `redb` and `memory` are engines, `conformance` runs against each. `key` and
+//! `model` say what the rows look like; [`Ledger`] reads and writes them typed.
+//!
+//! Invariant: nothing outside this folder encodes a key or a row.
+
+pub mod bounds;
+#[cfg(test)]
+mod conformance;
+pub mod group_commit;
+pub mod key;
+pub mod memory;
+pub mod model;
+pub mod redb;
 pub mod store;
+
+use bytes::Bytes;
+use prost::Message;
+use std::sync::Arc;
+use store::{Commit, Direction, KeyRange, LedgerError, Mutation, Precondition, Store};
+
+/// How often a commit that lost a race is tried again before the client is told.
+pub const CONFLICT_RETRIES: usize = 32;
+
+/// A typed row and its version.
+#[derive(Clone, Debug)]
+pub struct Typed<T> {
+    /// The row.
+    pub row: T,
+    /// Its version, for preconditions.
+    pub version: u64,
+}
+
+/// Typed access to a store.
+#[derive(Clone)]
+pub struct Ledger {
+    store: Arc<dyn Store>,
+}
+
+impl Ledger {
+    /// On top of an engine.
+    pub fn new(store: Arc<dyn Store>) -> Ledger {
+        Ledger { store }
+    }
+
+    /// One row.
+    pub async fn get<T: Message + Default>(&self, key: Bytes) -> Result<Option<Typed<T>>, LedgerError> {
+        Ok(self.get_many(vec![key]).await?.pop().flatten())
+    }
+
+    /// Several rows of one kind, in the order of their keys, all from one moment.
+    pub async fn get_many<T: Message + Default>(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Typed<T>>>, LedgerError> {
+        let names = keys.clone();
+        let values = self.store.get(keys).await?;
+        values
+            .into_iter()
+            .zip(names)
+            .map(|(value, key)| {
+                value.map(|v| Ok(Typed { row: decode(&key, v.value)?, version: v.version })).transpose()
+            })
+            .collect()
+    }
+
+    /// Rows of one kind, in key order.
+    pub async fn scan<T: Message + Default>(
+        &self,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Typed<T>)>, LedgerError> {
+        let rows = self.store.scan(range, limit, Direction::Forward).await?;
+        rows.into_iter()
+            .map(|r| {
+                let row = decode(&r.key, r.versioned.value)?;
+                Ok((r.key, Typed { row, version: r.versioned.version }))
+            })
+            .collect()
+    }
+
+    /// Every row of a range, in pages, handed to `each` as they come.
+    pub async fn for_each<T: Message + Default>(
+        &self,
+        mut range: KeyRange,
+        mut each: impl FnMut(Bytes, Typed<T>),
+    ) -> Result<(), LedgerError> {
+        const PAGE: usize = 1_000;
+        loop {
+            let rows = self.scan(range.clone(), PAGE).await?;
+            let full = rows.len() == PAGE;
+            if let Some((last, _)) = rows.last() {
+                range.start = key::after(last);
+            }
+            rows.into_iter().for_each(|(key, row)| each(key, row));
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Counts the rows of a range, up to `most`.
+    pub async fn count(&self, mut range: KeyRange, most: usize) -> Result<usize, LedgerError> {
+        const PAGE: usize = 1_000;
+        let mut counted = 0;
+        while counted < most {
+            let rows = self.store.scan(range.clone(), PAGE.min(most - counted), Direction::Forward).await?;
+            let Some(last) = rows.last() else { break };
+            range.start = key::after(&last.key);
+            counted += rows.len();
+        }
+        Ok(counted)
+    }
+
+    /// Applies a commit.
+    pub async fn commit(&self, commit: Commit) -> Result<u64, LedgerError> {
+        self.store.commit(commit).await
+    }
+
+    /// Takes `count` consecutive ids from a counter; they are never handed out again.
+    pub async fn take_ids(&self, counter: key::Counter, count: u64) -> Result<u64, LedgerError> {
+        let row_key = key::counter(counter);
+        for attempt in 0.. {
+            let current = self.get::<model::CounterRow>(row_key.clone()).await?;
+            let first = current.as_ref().map_or(1, |c| c.row.next);
+            let commit = CommitBuilder::new()
+                .expect(&row_key, current.map(|c| c.version))
+                .put(row_key.clone(), &model::CounterRow { next: first + count })
+                .build();
+            match self.commit(commit).await {
+                Ok(_) => return Ok(first),
+                Err(LedgerError::Conflict { .. }) if attempt < CONFLICT_RETRIES => {}
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the loop returns")
+    }
+}
+
+fn decode<T: Message + Default>(key: &[u8], value: Bytes) -> Result<T, LedgerError> {
+    T::decode(value).map_err(|e| LedgerError::Damaged { what: format!("row {}: {e}", key.escape_ascii()) })
+}
+
+/// Builds a commit from typed rows.
+#[derive(Clone, Debug, Default)]
+pub struct CommitBuilder {
+    commit: Commit,
+}
+
+impl CommitBuilder {
+    /// An empty one.
+    pub fn new() -> CommitBuilder {
+        CommitBuilder::default()
+    }
+
+    /// The key must have this version, or be absent if there is none.
+    pub fn expect(mut self, key: &Bytes, version: Option<u64>) -> CommitBuilder {
+        self.commit.preconditions.push(match version {
+            Some(version) => Precondition::Version { key: key.clone(), version },
+            None => Precondition::Absent { key: key.clone() },
+        });
+        self
+    }
+
+    /// Writes a row.
+    pub fn put<T: Message>(mut self, key: Bytes, row: &T) -> CommitBuilder {
+        self.commit.mutations.push(Mutation::Put { key, value: row.encode_to_vec().into() });
+        self
+    }
+
+    /// Removes a row.
+    pub fn delete(mut self, key: Bytes) -> CommitBuilder {
+        self.commit.mutations.push(Mutation::Delete { key });
+        self
+    }
+
+    /// The commit.
+    pub fn build(self) -> Commit {
+        self.commit
+    }
+}

@@ -135,7 +135,12 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Versioned>>, LedgerError>;
 
     /// At most `limit` rows of the range, in key order (or the reverse), all from one moment.
-    async fn scan(&self, range: KeyRange, limit: usize, direction: Direction) -> Result<Vec<Row>, LedgerError>;
+    async fn scan(
+        &self,
+        range: KeyRange,
+        limit: usize,
+        direction: Direction,
+    ) -> Result<Vec<Row>, LedgerError>;
 
     /// Applies the commit, durably, and answers its version: the version of every key it wrote.
     async fn commit(&self, commit: Commit) -> Result<u64, LedgerError>;

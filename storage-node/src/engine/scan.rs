@@ -73,10 +73,7 @@ pub fn scan_extent(
         unreadable: false,
     };
     let mut at = layout.data_start();
-    loop {
-        let Some((found, head)) = next_head(&mut window, identity, at, &place) else {
-            break;
-        };
+    while let Some((found, head)) = next_head(&mut window, identity, at, &place) {
         if found != at {
             let lost = head.ordinal.saturating_sub(scan.ordinal);
             scan.gaps.push(Gap {

@@ -1,6 +1,11 @@
 //! Tests of the engine on simulated disks. Randomised ones print their seed and take it from `CAIRN_TEST_SEED`.
 
 mod basics;
+mod concurrency;
+mod crash;
+mod damage;
+mod model;
+mod space;
 
 use super::*;
 use crate::device::simulated::SimulatedDisk;
@@ -91,4 +96,15 @@ pub fn get(engine: &Engine, from: &UnitAddress, key: ShardKey) -> Result<ShardBl
 
 pub fn delete(engine: &Engine, from: &UnitAddress, blobs: &[u64]) -> Result<(), NodeError> {
     block_on(engine.delete(from, blobs, DEADLINE))
+}
+
+/// The seeds to run: the one in `CAIRN_TEST_SEED`, or as many as asked for.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    match std::env::var("CAIRN_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
+        Some(seed) => seed..seed + 1,
+        None => 0..count,
+    }
 }

@@ -1,0 +1,4 @@
+//! What operators see: status, metrics, health; on an address of its own.
+
+pub mod server;
+pub mod status;

@@ -1,0 +1,227 @@
+//! The state of the cluster at one moment, as JSON and for `cairn status`.
+
+use crate::cluster::disks::{Disk, Health};
+use crate::error::Result;
+use crate::ledger::key;
+use crate::ledger::model::VolumeState;
+use crate::maintenance::worker::WorkerStatus;
+use crate::object::Objects;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Rows of a queue are counted up to this.
+const COUNT_MAX: usize = 100_000;
+
+/// Everything `cairn status` shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The default scheme.
+    pub scheme: String,
+    /// The scheme that new objects get right now: narrower when too few disks can be written; none if writes are refused.
+    pub write_scheme: Option<String>,
+    /// Per disk.
+    pub disks: Vec<DiskLine>,
+    /// Volumes by scheme and state.
+    pub volumes: Vec<VolumeLine>,
+    /// Bytes over all disks.
+    pub capacity: Capacity,
+    /// What is not as it should be.
+    pub degraded: Degraded,
+    /// What waits to be done.
+    pub queued: Queued,
+    /// Background workers.
+    pub workers: Vec<WorkerLine>,
+    /// Whether anything needs attention or time.
+    pub healthy: bool,
+}
+
+/// One disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskLine {
+    /// Its name.
+    pub label: String,
+    /// Its id.
+    pub id: String,
+    /// online, suspect or down.
+    pub state: String,
+    /// Why it is not online.
+    pub reason: Option<String>,
+    /// Where it is.
+    pub path: Option<String>,
+    /// How it is read and written.
+    pub backend: Option<String>,
+    /// Bytes that records could use.
+    pub capacity_bytes: u64,
+    /// Bytes still free.
+    pub free_bytes: u64,
+    /// Bytes of live shards.
+    pub live_bytes: u64,
+    /// Live shards.
+    pub shards: u64,
+    /// Corrupt shards met since start.
+    pub corrupt_shards: u64,
+}
+
+/// Volumes of one scheme and state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeLine {
+    /// The scheme.
+    pub scheme: String,
+    /// open or sealed.
+    pub state: String,
+    /// How many.
+    pub count: usize,
+}
+
+/// Bytes over all disks that serve.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Capacity {
+    /// In all.
+    pub total_bytes: u64,
+    /// Still free.
+    pub free_bytes: u64,
+    /// Of live shards.
+    pub live_bytes: u64,
+}
+
+/// What is not as it should be.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Degraded {
+    /// Disks that are not online.
+    pub disks: usize,
+    /// Volumes with at least one unit on such a disk.
+    pub volumes: usize,
+    /// Volumes that have lost more units than they can: unreadable until a disk is back.
+    pub unreadable_volumes: usize,
+}
+
+/// What waits to be done.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Queued {
+    /// Blobs to be deleted from disks.
+    pub garbage_blobs: usize,
+    /// Of these, not yet in the ledger.
+    pub abandoned_blobs: usize,
+    /// Shards to be repaired.
+    pub suspect_shards: usize,
+    /// Ranges of blob ids, of gateways that died, still to be swept.
+    pub orphan_ranges: usize,
+    /// Requests in progress.
+    pub requests: i64,
+    /// Bytes in flight: writes, reads, decoding.
+    pub in_flight_bytes: [u64; 3],
+}
+
+/// One background worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerLine {
+    /// Its name.
+    pub name: String,
+    /// idle, working, or what went wrong.
+    pub state: String,
+    /// Steps that did something.
+    pub steps: u64,
+}
+
+/// The state now.
+pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Status> {
+    let disks = objects.disks.all();
+    let (volumes, degraded) = volumes(objects, &disks);
+    let writable = disks.iter().filter(|d| d.writable()).count();
+    let serving = disks.iter().filter(|d| d.health == Health::Online).filter_map(|d| d.status.as_ref());
+    let capacity = serving.fold(Capacity::default(), |sum, disk| Capacity {
+        total_bytes: sum.total_bytes + disk.capacity_bytes,
+        free_bytes: sum.free_bytes + disk.free_bytes,
+        live_bytes: sum.live_bytes + disk.live_bytes,
+    });
+    let queued = queued(objects).await?;
+    let failing = workers.iter().any(|w| w.error.is_some());
+    let settled = queued.garbage_blobs + queued.suspect_shards + queued.orphan_ranges == 0;
+    Ok(Status {
+        scheme: objects.scheme.to_string(),
+        write_scheme: objects.scheme.narrowed(writable).map(|s| s.to_string()),
+        healthy: degraded.disks == 0 && settled && !failing,
+        disks: disks.iter().map(disk_line).collect(),
+        volumes,
+        capacity,
+        degraded,
+        queued,
+        workers: workers.into_iter().map(worker_line).collect(),
+    })
+}
+
+async fn queued(objects: &Objects) -> Result<Queued> {
+    let ledger = &objects.ledger;
+    let own = objects.lease.id();
+    let mut orphan_ranges = 0;
+    ledger
+        .for_each::<crate::ledger::model::IdRangeRow>(key::table(b'r'), |row_key, _| {
+            orphan_ranges += usize::from(key::id_range_parts(&row_key).is_some_and(|(lease, _)| lease != own));
+        })
+        .await?;
+    let queued = Queued {
+        garbage_blobs: ledger.count(key::table(b'g'), COUNT_MAX).await?,
+        abandoned_blobs: objects.abandoned.len(),
+        suspect_shards: ledger.count(key::table(b's'), COUNT_MAX).await?,
+        orphan_ranges,
+        requests: objects.metrics.requests_in_flight.get(),
+        in_flight_bytes: [
+            objects.budget.writes.used_bytes(),
+            objects.budget.reads.used_bytes(),
+            objects.budget.decode.used_bytes(),
+        ],
+    };
+    objects.metrics.garbage_blobs.set(queued.garbage_blobs as i64);
+    objects.metrics.suspect_shards.set(queued.suspect_shards as i64);
+    Ok(queued)
+}
+
+fn volumes(objects: &Objects, disks: &[Disk]) -> (Vec<VolumeLine>, Degraded) {
+    let online: std::collections::HashSet<_> =
+        disks.iter().filter(|d| d.health == Health::Online).map(|d| d.id).collect();
+    let mut degraded = Degraded { disks: disks.len() - online.len(), ..Degraded::default() };
+    let mut lines: BTreeMap<(String, &str), usize> = BTreeMap::new();
+    for volume in objects.volumes.all() {
+        let state = match volume.state {
+            VolumeState::Open => "open",
+            VolumeState::Sealed => "sealed",
+        };
+        *lines.entry((volume.scheme.to_string(), state)).or_default() += 1;
+        let lost = volume.disks.iter().filter(|d| !online.contains(d)).count();
+        degraded.volumes += usize::from(lost > 0);
+        degraded.unreadable_volumes += usize::from(lost > volume.scheme.parity_shards());
+    }
+    let line = |((scheme, state), count): ((String, &str), usize)| VolumeLine { scheme, state: state.into(), count };
+    (lines.into_iter().map(line).collect(), degraded)
+}
+
+fn disk_line(disk: &Disk) -> DiskLine {
+    let (state, reason) = match &disk.health {
+        Health::Online => ("online", None),
+        Health::Suspect(why) => ("suspect", Some(why.clone())),
+        Health::Down(why) => ("down", Some(why.clone())),
+    };
+    let status = disk.status.as_ref();
+    DiskLine {
+        label: disk.label.clone(),
+        id: disk.id.to_string(),
+        state: state.into(),
+        reason,
+        path: status.map(|s| s.path.clone()),
+        backend: status.map(|s| s.backend.clone()),
+        capacity_bytes: status.map_or(0, |s| s.capacity_bytes),
+        free_bytes: status.map_or(0, |s| s.free_bytes),
+        live_bytes: status.map_or(0, |s| s.live_bytes),
+        shards: status.map_or(0, |s| s.shards),
+        corrupt_shards: status.map_or(0, |s| s.corrupt_shards),
+    }
+}
+
+fn worker_line(worker: WorkerStatus) -> WorkerLine {
+    let state = match (worker.error, worker.idle) {
+        (Some(error), _) => error,
+        (None, true) => "idle".into(),
+        (None, false) => "working".into(),
+    };
+    WorkerLine { name: worker.name.into(), state, steps: worker.steps }
+}

@@ -1,0 +1,272 @@
+//! The ledger's rows. Protocol-buffer encoding by field number: fields are added, never re-used, and an older
+//! gateway keeps working on rows that a newer one wrote.
+
+use bytes::Bytes;
+use prost::Message;
+use std::collections::BTreeMap;
+
+/// What the cluster is; one row, written when it is made.
+#[derive(Clone, PartialEq, Message)]
+pub struct SettingsRow {
+    /// 16 bytes, big-endian.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster: Bytes,
+    /// The default scheme, as `rs(4,2)`.
+    #[prost(string, tag = "2")]
+    pub scheme: String,
+    /// Disks the cluster was made with.
+    #[prost(uint32, tag = "3")]
+    pub disks: u32,
+    /// Version of the rows' format: 1.
+    #[prost(uint32, tag = "4")]
+    pub format: u32,
+}
+
+/// A counter's next id.
+#[derive(Clone, PartialEq, Message)]
+pub struct CounterRow {
+    /// The next id to hand out.
+    #[prost(uint64, tag = "1")]
+    pub next: u64,
+}
+
+/// A bucket.
+#[derive(Clone, PartialEq, Message)]
+pub struct BucketRow {
+    /// Its id; never reused, so a bucket made anew under an old name sees none of the old rows.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Milliseconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub created_ms: u64,
+    /// Set first when the bucket is being deleted: puts stop before emptiness is judged.
+    #[prost(bool, tag = "3")]
+    pub deleting: bool,
+}
+
+/// A blob as an object or part refers to it.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct BlobRef {
+    /// The volume it is in.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// Its id.
+    #[prost(uint64, tag = "2")]
+    pub blob: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "3")]
+    pub length: u64,
+}
+
+/// Headers that a client stored with an object and gets back unchanged.
+#[derive(Clone, PartialEq, Message)]
+pub struct Headers {
+    /// Content-Type.
+    #[prost(string, optional, tag = "1")]
+    pub content_type: Option<String>,
+    /// Content-Encoding.
+    #[prost(string, optional, tag = "2")]
+    pub content_encoding: Option<String>,
+    /// Content-Disposition.
+    #[prost(string, optional, tag = "3")]
+    pub content_disposition: Option<String>,
+    /// Content-Language.
+    #[prost(string, optional, tag = "4")]
+    pub content_language: Option<String>,
+    /// Cache-Control.
+    #[prost(string, optional, tag = "5")]
+    pub cache_control: Option<String>,
+    /// Expires, in seconds since 1970.
+    #[prost(int64, optional, tag = "6")]
+    pub expires_s: Option<i64>,
+    /// x-amz-meta-*, names without the prefix.
+    #[prost(btree_map = "string, string", tag = "7")]
+    pub metadata: BTreeMap<String, String>,
+    /// x-amz-website-redirect-location.
+    #[prost(string, optional, tag = "8")]
+    pub website_redirect_location: Option<String>,
+}
+
+/// A checksum that the client asked for, kept with the object and verified on arrival.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ChecksumRow {
+    /// S3's name: CRC32, CRC32C, CRC64NVME, SHA1, SHA256.
+    #[prost(string, tag = "1")]
+    pub algorithm: String,
+    /// The digest, raw.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: Bytes,
+    /// For a checksum of checksums (COMPOSITE), the number of parts; 0 for FULL_OBJECT.
+    #[prost(uint32, tag = "3")]
+    pub composite_parts: u32,
+}
+
+/// One part of a completed multipart object.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PartSize {
+    /// The number the client gave it.
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    /// Bytes.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+}
+
+/// An object version.
+#[derive(Clone, PartialEq, Message)]
+pub struct ObjectRow {
+    /// Bytes.
+    #[prost(uint64, tag = "1")]
+    pub size: u64,
+    /// Without quotes: MD5 in hex, or `MD5-of-MD5s-N`.
+    #[prost(string, tag = "2")]
+    pub etag: String,
+    /// Milliseconds since 1970.
+    #[prost(uint64, tag = "3")]
+    pub modified_ms: u64,
+    /// The content, in order.
+    #[prost(message, repeated, tag = "4")]
+    pub blobs: Vec<BlobRef>,
+    /// What the client stored with it.
+    #[prost(message, optional, tag = "5")]
+    pub headers: Option<Headers>,
+    /// The checksum the client asked for.
+    #[prost(message, optional, tag = "6")]
+    pub checksum: Option<ChecksumRow>,
+    /// The parts, if it was a multipart upload.
+    #[prost(message, repeated, tag = "7")]
+    pub parts: Vec<PartSize>,
+    /// The upload it came from (16 bytes), so that completing twice answers the same.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub upload: Bytes,
+}
+
+/// A multipart upload in progress.
+#[derive(Clone, PartialEq, Message)]
+pub struct UploadRow {
+    /// Milliseconds since 1970.
+    #[prost(uint64, tag = "1")]
+    pub initiated_ms: u64,
+    /// What the object will carry.
+    #[prost(message, optional, tag = "2")]
+    pub headers: Option<Headers>,
+    /// The checksum algorithm of its parts; empty for none.
+    #[prost(string, tag = "3")]
+    pub checksum_algorithm: String,
+    /// Whether the object's checksum covers the whole (FULL_OBJECT) rather than the parts' checksums.
+    #[prost(bool, tag = "4")]
+    pub checksum_full_object: bool,
+}
+
+/// A part of an upload.
+#[derive(Clone, PartialEq, Message)]
+pub struct PartRow {
+    /// Bytes.
+    #[prost(uint64, tag = "1")]
+    pub size: u64,
+    /// MD5, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub md5: Bytes,
+    /// Milliseconds since 1970.
+    #[prost(uint64, tag = "3")]
+    pub modified_ms: u64,
+    /// The content, in order.
+    #[prost(message, repeated, tag = "4")]
+    pub blobs: Vec<BlobRef>,
+    /// Its checksum.
+    #[prost(message, optional, tag = "5")]
+    pub checksum: Option<ChecksumRow>,
+}
+
+/// A blob: what the cluster must be able to read.
+#[derive(Clone, PartialEq, Message)]
+pub struct BlobRow {
+    /// Bytes.
+    #[prost(uint64, tag = "1")]
+    pub length: u64,
+    /// Objects and parts that refer to it; 0 never stands in the ledger.
+    #[prost(uint32, tag = "2")]
+    pub references: u32,
+    /// Who wrote it, for people: `bucket/key`.
+    #[prost(string, tag = "3")]
+    pub owner: String,
+}
+
+/// Whether a volume takes new blobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum VolumeState {
+    /// It does.
+    Open = 0,
+    /// It is full; reads and repair only.
+    Sealed = 1,
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeRow {
+    /// As `rs(4,2)`.
+    #[prost(string, tag = "1")]
+    pub scheme: String,
+    /// Grows when a unit moves.
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    /// See [`VolumeState`].
+    #[prost(enumeration = "VolumeState", tag = "3")]
+    pub state: i32,
+    /// The disk of each unit, 16 bytes each, in index order.
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub disks: Vec<Bytes>,
+}
+
+/// A disk.
+#[derive(Clone, PartialEq, Message)]
+pub struct DiskRow {
+    /// The incarnation that is valid.
+    #[prost(uint64, tag = "1")]
+    pub incarnation: u64,
+    /// Its name for people, and where its node looks for it: `disk-0`.
+    #[prost(string, tag = "2")]
+    pub label: String,
+    /// The size it was formatted with, in bytes.
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    /// False from when the row is written until the medium is formatted.
+    #[prost(bool, tag = "4")]
+    pub formatted: bool,
+}
+
+/// Shards of a blob that are to be deleted.
+#[derive(Clone, PartialEq, Message)]
+pub struct GarbageRow {
+    /// The units (by index) whose disks have not confirmed the delete yet; empty means all.
+    #[prost(uint32, repeated, tag = "1")]
+    pub pending: Vec<u32>,
+}
+
+/// A shard that a read or a census found missing or wrong.
+#[derive(Clone, PartialEq, Message)]
+pub struct SuspectRow {
+    /// What was found, for people.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+}
+
+/// A gateway's lease. As long as the row stands, its commits are good.
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaseRow {
+    /// Which gateway, for people.
+    #[prost(string, tag = "1")]
+    pub gateway: String,
+}
+
+/// A range of blob ids under a lease: `start` (in the key) to `end`.
+#[derive(Clone, PartialEq, Message)]
+pub struct IdRangeRow {
+    /// The first id after the range.
+    #[prost(uint64, tag = "1")]
+    pub end: u64,
+    /// Disks (16 bytes each) already swept of the range's orphans, after the lease was revoked.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub swept: Vec<Bytes>,
+}

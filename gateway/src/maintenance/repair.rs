@@ -1,0 +1,176 @@
+//! Rewrites shards that a read found missing or wrong.
+//!
+//! Sources are verified before use, the result is checked against the BLAKE3 digest that every record of the stripe
+//! carries, and the shard counts as repaired only after it was read back from its disk and verified. A shard on a
+//! disk that is down waits: what a lost disk held is rebuilt elsewhere, not repaired in place.
+
+use super::worker::{Step, Worker};
+use crate::cluster::disks::Health;
+use crate::error::{Error, Result};
+use crate::ledger::model::{BlobRef, BlobRow, SuspectRow};
+use crate::ledger::{CommitBuilder, Typed, key};
+use crate::object::Objects;
+use crate::object::shard_reader::{StripeSource, reconstruct};
+use crate::object::{encode, off_reactor};
+use bytes::Bytes;
+use ec_core::{Codec, seal};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use storage_node::protocol::{BlockRange, Seal, SealedShard, ShardBlocks, seal_seed};
+
+const BATCH: usize = 64;
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub struct Repair {
+    objects: Arc<Objects>,
+    cursor: Mutex<Option<Bytes>>,
+}
+
+/// How a repair ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The shard is right again, or was all along.
+    Repaired,
+    /// Nothing needs it any more.
+    Gone,
+    /// Not now: its disk is down, or too few sources can be read.
+    Later(String),
+}
+
+impl Repair {
+    /// For one gateway.
+    pub fn new(objects: Arc<Objects>) -> Repair {
+        Repair { objects, cursor: Mutex::new(None) }
+    }
+
+    async fn repair(&self, volume: u64, blob: u64, stripe: u32, index: u8) -> Result<Outcome> {
+        let entering = self.objects.readers.enter();
+        let Some(row) = self.objects.ledger.get::<BlobRow>(key::blob(volume, blob)).await? else {
+            return Ok(Outcome::Gone);
+        };
+        // Pinned, so that the shard is not written again after its blob was collected.
+        let _pins = entering.pin(vec![(volume, blob)]);
+        let volume = self.objects.volumes.get(volume).await?;
+        let codec = self.objects.codecs.get(volume.scheme)?;
+        let blob = BlobRef { volume: volume.id, blob, length: row.row.length };
+        if stripe >= encode::geometry(&codec, blob.length)?.stripes() || index as usize >= volume.disks.len() {
+            return Ok(Outcome::Gone);
+        }
+        let disk = self.objects.disks.get(volume.disks[index as usize]);
+        let Some(disk) = disk.filter(|d| d.health == Health::Online) else {
+            return Ok(Outcome::Later("its disk is not online".into()));
+        };
+        let source = StripeSource::new(&codec, volume.clone(), &blob, stripe)?;
+        let bytes = source.shard_len as u64 * (volume.scheme.total_shards() as u64 + 1);
+        let _reserved = self.objects.budget.decode.reserve_patiently(bytes).await?;
+        let shard = match self.rebuild(&codec, &source, index).await? {
+            Ok(shard) => shard,
+            Err(why) => return Ok(Outcome::Later(why)),
+        };
+        let Some(client) = disk.client.clone() else { return Ok(Outcome::Later("no node has its disk".into())) };
+        if let Err(error) = client.put(&volume.address(index, &disk), shard, WRITE_DEADLINE).await {
+            self.objects.disks.report(disk.id, &error);
+            return Ok(Outcome::Later(format!("not written: {error}")));
+        }
+        match self.objects.read_shard(&source, index, BlockRange::ALL).await {
+            Ok(_) => Ok(Outcome::Repaired),
+            Err(error) => Ok(Outcome::Later(format!("written, but not read back right: {error}"))),
+        }
+    }
+
+    /// The shard computed from k verified others, sealed; or why that is not possible now.
+    async fn rebuild(
+        &self,
+        codec: &Arc<Codec>,
+        source: &StripeSource,
+        index: u8,
+    ) -> Result<std::result::Result<SealedShard, String>> {
+        let needed = codec.scheme().data_shards();
+        let mut found: Vec<(usize, ShardBlocks)> = Vec::new();
+        for other in (0..codec.scheme().total_shards() as u8).filter(|i| *i != index) {
+            if found.len() == needed {
+                break;
+            }
+            if let Ok(shard) = self.objects.read_shard(source, other, BlockRange::ALL).await {
+                found.push((other as usize, shard));
+            }
+        }
+        if found.len() < needed {
+            return Ok(Err(format!("{} of the {needed} shards it takes are readable", found.len())));
+        }
+        let (codec, source) = (codec.clone(), source.clone());
+        off_reactor(move || compute(&codec, &source, index, found)).await?
+    }
+}
+
+/// Computes, checks and seals a shard from verified sources.
+fn compute(
+    codec: &Codec,
+    source: &StripeSource,
+    index: u8,
+    found: Vec<(usize, ShardBlocks)>,
+) -> Result<std::result::Result<SealedShard, String>> {
+    let digests = found[0].1.digests.clone();
+    let agree = found.iter().all(|(i, shard)| {
+        shard.digests == digests && digests.get(*i).is_some_and(|d| *d == seal::digest(&shard.payload))
+    });
+    if !agree || digests.len() != codec.scheme().total_shards() {
+        return Ok(Err("the sources disagree on the stripe's digests".into()));
+    }
+    let sources: Vec<(usize, Bytes)> = found.into_iter().map(|(i, shard)| (i, shard.payload)).collect();
+    let payload = reconstruct(codec, &sources, index)?;
+    if seal::digest(&payload) != digests[index as usize] {
+        return Err(Error::Internal("a rebuilt shard does not match its digest".into()));
+    }
+    let seed = seal_seed(source.volume.unit(index), source.key, payload.len() as u32);
+    let seal = Seal { block_crcs: seal::block_crcs(seed, &payload), digests };
+    Ok(Ok(SealedShard { key: source.key, seal, payload }))
+}
+
+#[async_trait::async_trait]
+impl Worker for Repair {
+    fn name(&self) -> &'static str {
+        "repair"
+    }
+
+    fn rest(&self) -> Duration {
+        Duration::from_millis(500)
+    }
+
+    async fn step(&self) -> Result<Step> {
+        let mut range = key::table(b's');
+        if let Some(cursor) = self.cursor.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            range.start = cursor;
+        }
+        let rows: Vec<(Bytes, Typed<SuspectRow>)> = self.objects.ledger.scan(range, BATCH).await?;
+        let more = rows.len() == BATCH;
+        if more {
+            let next = rows.last().map(|(row_key, _)| key::after(row_key));
+            *self.cursor.lock().unwrap_or_else(|e| e.into_inner()) = next;
+        }
+        let mut repaired = 0;
+        for (row_key, row) in rows {
+            let Some((volume, blob, stripe, index)) = key::suspect_parts(&row_key) else { continue };
+            match self.repair(volume, blob, stripe, index).await? {
+                Outcome::Later(why) => {
+                    tracing::debug!(volume, blob, stripe, index, why, "repair put off");
+                    self.objects.metrics.failed_repairs.inc();
+                    continue;
+                }
+                Outcome::Repaired => {
+                    tracing::info!(volume, blob, stripe, index, reason = row.row.reason, "shard repaired");
+                    self.objects.metrics.repaired_shards.inc();
+                    repaired += 1;
+                }
+                Outcome::Gone => {}
+            }
+            let commit = CommitBuilder::new().expect(&row_key, Some(row.version)).delete(row_key);
+            match self.objects.ledger.commit(self.objects.lease.fence(commit).build()).await.map_err(Error::from) {
+                Ok(_) | Err(Error::Conflict) => {} // Found wrong again meanwhile: the row stays.
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(if more || repaired > 0 { Step::Worked } else { Step::Idle })
+    }
+}

@@ -1,0 +1,112 @@
+//! What every background worker is, and the loop that runs it.
+
+use crate::error::Result;
+use serde::Serialize;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something; there may be more right now.
+    Worked,
+    /// Nothing, or nothing that could be done now.
+    Idle,
+}
+
+/// Background work, in small steps.
+#[async_trait::async_trait]
+pub trait Worker: Send + Sync + 'static {
+    /// For people.
+    fn name(&self) -> &'static str;
+
+    /// How long it rests after a step that had nothing to do.
+    fn rest(&self) -> Duration;
+
+    /// Does a bounded piece of work.
+    async fn step(&self) -> Result<Step>;
+
+    /// Returns when there may be work before the rest is over.
+    async fn woken(&self) {
+        std::future::pending().await
+    }
+}
+
+/// What operators see of a worker.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// Steps that did something.
+    pub steps: u64,
+    /// Whether the last step found nothing to do.
+    pub idle: bool,
+    /// The last error, until a step succeeds.
+    pub error: Option<String>,
+}
+
+/// A running worker.
+pub struct Running {
+    status: Arc<Mutex<WorkerStatus>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// How long a worker rests after a step that failed.
+const REST_AFTER_ERROR: Duration = Duration::from_secs(1);
+
+impl Running {
+    /// Starts a worker; it ends after the step in progress when `stop` turns true.
+    pub fn start(worker: impl Worker, mut stop: watch::Receiver<bool>) -> Running {
+        let status = Arc::new(Mutex::new(WorkerStatus { name: worker.name(), ..Default::default() }));
+        let seen = status.clone();
+        let task = tokio::spawn(async move {
+            while !*stop.borrow() {
+                let stepped = worker.step().await;
+                let rest = note(&seen, worker.name(), &stepped).unwrap_or(worker.rest());
+                if matches!(stepped, Ok(Step::Worked)) {
+                    continue;
+                }
+                tokio::select! {
+                    _ = tokio::time::sleep(rest) => {}
+                    _ = worker.woken() => {}
+                    _ = stop.changed() => {}
+                }
+            }
+        });
+        Running { status, task }
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> WorkerStatus {
+        self.status.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Waits for its end, which `stop` must have been asked for.
+    pub async fn ended(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "a background worker panicked");
+        }
+    }
+}
+
+/// Records a step; answers how long to rest if it failed.
+fn note(status: &Mutex<WorkerStatus>, name: &str, stepped: &Result<Step>) -> Option<Duration> {
+    let mut status = status.lock().unwrap_or_else(|e| e.into_inner());
+    match stepped {
+        Ok(step) => {
+            status.idle = *step == Step::Idle;
+            status.steps += u64::from(*step == Step::Worked);
+            status.error = None;
+            None
+        }
+        Err(error) => {
+            let text = error.to_string();
+            if status.error.as_ref() != Some(&text) {
+                tracing::warn!(worker = name, %error, "background work failed; it will be tried again");
+            }
+            status.error = Some(text);
+            Some(REST_AFTER_ERROR)
+        }
+    }
+}

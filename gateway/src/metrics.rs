@@ -1,0 +1,150 @@
+//! What the gateway counts, for `/metrics`.
+
+use prometheus::{
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// The counters of one gateway.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by operation and status class.
+    pub requests: IntCounterVec,
+    /// Seconds to the answer's head, by operation.
+    pub request_seconds: HistogramVec,
+    /// Requests in progress.
+    pub requests_in_flight: IntGauge,
+    /// Object bytes received.
+    pub received_bytes: IntCounter,
+    /// Object bytes sent.
+    pub sent_bytes: IntCounter,
+    /// Shards that a read met and found wrong, by kind: corrupt, missing, unreadable.
+    pub bad_shards: IntCounterVec,
+    /// Pieces that were decoded from other shards instead of read.
+    pub decoded_pieces: IntCounter,
+    /// Reads that were raced by a decode because the disk was slow.
+    pub hedged_reads: IntCounter,
+    /// Shards that repair rewrote and verified.
+    pub repaired_shards: IntCounter,
+    /// Repairs that could not be done (yet).
+    pub failed_repairs: IntCounter,
+    /// Stripes that were sent again to another volume after a disk failed.
+    pub rewritten_stripes: IntCounter,
+    /// Blobs whose shards were deleted everywhere.
+    pub collected_blobs: IntCounter,
+    /// Shards of interrupted uploads that were found and deleted.
+    pub orphan_blobs: IntCounter,
+    /// Requests refused for lack of memory.
+    pub slow_downs: IntCounter,
+    /// Bytes in flight by pool.
+    pub budget_used_bytes: IntGaugeVec,
+    /// Disks by state.
+    pub disks: IntGaugeVec,
+    /// Per disk: capacity, free and live bytes.
+    pub disk_bytes: IntGaugeVec,
+    /// Rows waiting in the garbage queue.
+    pub garbage_blobs: IntGauge,
+    /// Shards waiting for repair.
+    pub suspect_shards: IntGauge,
+    cpu_seconds: Gauge,
+    resident_bytes: IntGauge,
+}
+
+impl Metrics {
+    /// All at zero, registered.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        let latency = HistogramOpts::new("cairn_request_seconds", "Seconds until the head of the answer, by operation")
+            .buckets(prometheus::exponential_buckets(0.000_25, 2.0, 18)?);
+        let metrics = Metrics {
+            requests: counters(&registry, "cairn_requests_total", "S3 requests", &["operation", "status"])?,
+            request_seconds: HistogramVec::new(latency, &["operation"])?,
+            requests_in_flight: gauge(&registry, "cairn_requests_in_flight", "S3 requests in progress")?,
+            received_bytes: counter(&registry, "cairn_received_bytes_total", "Object bytes received")?,
+            sent_bytes: counter(&registry, "cairn_sent_bytes_total", "Object bytes sent")?,
+            bad_shards: counters(
+                &registry,
+                "cairn_bad_shards_total",
+                "Shards that a read found wrong: corrupt, missing or unreadable",
+                &["kind"],
+            )?,
+            decoded_pieces: counter(&registry, "cairn_decoded_pieces_total", "Pieces decoded from other shards")?,
+            hedged_reads: counter(&registry, "cairn_hedged_reads_total", "Reads raced by a decode")?,
+            repaired_shards: counter(&registry, "cairn_repaired_shards_total", "Shards rewritten and verified")?,
+            failed_repairs: counter(&registry, "cairn_failed_repairs_total", "Repairs that failed, to be tried again")?,
+            rewritten_stripes: counter(
+                &registry,
+                "cairn_rewritten_stripes_total",
+                "Stripes sent again to another volume",
+            )?,
+            collected_blobs: counter(&registry, "cairn_collected_blobs_total", "Blobs deleted from every disk")?,
+            orphan_blobs: counter(&registry, "cairn_orphan_blobs_total", "Units of unnamed blobs found and deleted")?,
+            slow_downs: counter(&registry, "cairn_slow_down_total", "Requests refused for lack of memory")?,
+            budget_used_bytes: gauges(&registry, "cairn_budget_used_bytes", "Bytes in flight", &["pool"])?,
+            disks: gauges(&registry, "cairn_disks", "Disks by state", &["state"])?,
+            disk_bytes: gauges(&registry, "cairn_disk_bytes", "Bytes of each disk", &["disk", "kind"])?,
+            garbage_blobs: gauge(&registry, "cairn_garbage_blobs", "Blobs waiting to be deleted from disks")?,
+            suspect_shards: gauge(&registry, "cairn_suspect_shards", "Shards waiting for repair")?,
+            cpu_seconds: Gauge::new("process_cpu_seconds_total", "User and system CPU seconds")?,
+            resident_bytes: gauge(&registry, "process_resident_memory_bytes", "Resident memory")?,
+            registry,
+        };
+        metrics.registry.register(Box::new(metrics.cpu_seconds.clone()))?;
+        metrics.registry.register(Box::new(metrics.request_seconds.clone()))?;
+        for kind in ["corrupt", "missing", "unreadable"] {
+            metrics.bad_shards.with_label_values(&[kind]);
+        }
+        Ok(metrics)
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> String {
+        let (cpu_seconds, resident) = process_usage();
+        self.cpu_seconds.set(cpu_seconds);
+        self.resident_bytes.set(resident);
+        let mut out = Vec::new();
+        match TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            Ok(()) => String::from_utf8_lossy(&out).into_owned(),
+            Err(error) => format!("# {error}\n"),
+        }
+    }
+}
+
+/// CPU seconds and resident bytes of this process, from /proc; zeros where there is none.
+fn process_usage() -> (f64, i64) {
+    const TICKS_PER_SECOND: f64 = 100.0; // USER_HZ, fixed in Linux's ABI.
+    const PAGE_BYTES: i64 = 4_096;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let field = |n: usize| after_name.split(' ').nth(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    ((field(11) + field(12)) / TICKS_PER_SECOND, field(21) as i64 * PAGE_BYTES)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    let metric = IntCounter::new(name, help)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let metric = IntGauge::new(name, help)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

@@ -1,0 +1,91 @@
+//! Blobs that were begun and will not be named: the upload failed, was cut off, or moved to another volume.
+//!
+//! A guard holds the blobs of an upload until the ledger names them; dropped before that, for whatever reason, it
+//! hands them to the garbage worker. If the process dies first, the lease's id ranges find them (see `cluster/lease`).
+
+use super::readers::BlobKey;
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+
+/// The blobs waiting to become garbage rows.
+#[derive(Clone, Default)]
+pub struct Abandoned {
+    blobs: Arc<Mutex<Vec<BlobKey>>>,
+    wake: Arc<Notify>,
+}
+
+impl Abandoned {
+    /// Hands over blobs.
+    pub fn add(&self, blobs: impl IntoIterator<Item = BlobKey>) {
+        self.lock().extend(blobs);
+        self.wake.notify_one();
+    }
+
+    /// Takes up to `most` of them.
+    pub fn take(&self, most: usize) -> Vec<BlobKey> {
+        let mut blobs = self.lock();
+        let at = blobs.len().saturating_sub(most);
+        blobs.split_off(at)
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Returns when there is, or may be, work: blobs were handed over, or rows were made garbage.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Says that the garbage queue has new rows.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// A guard for the blobs of one upload.
+    pub fn guard(&self) -> PendingBlobs {
+        PendingBlobs { abandoned: self.clone(), blobs: Vec::new() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<BlobKey>> {
+        self.blobs.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// The blobs of an upload that no row names yet.
+pub struct PendingBlobs {
+    abandoned: Abandoned,
+    blobs: Vec<BlobKey>,
+}
+
+impl PendingBlobs {
+    /// One more; called before its first shard is sent.
+    pub fn add(&mut self, blob: BlobKey) {
+        self.blobs.push(blob);
+    }
+
+    /// Hands one over early, because the upload goes on without it.
+    pub fn abandon(&mut self, blob: BlobKey) {
+        self.blobs.retain(|b| *b != blob);
+        self.abandoned.add([blob]);
+    }
+
+    /// The ledger names them now, or may: they are not to be collected.
+    pub fn keep(mut self) {
+        self.blobs.clear();
+    }
+}
+
+impl Drop for PendingBlobs {
+    fn drop(&mut self) {
+        if !self.blobs.is_empty() {
+            self.abandoned.add(std::mem::take(&mut self.blobs));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Writes the bytes of one upload as blobs: cuts chunks into stripes, codes and seals them, sends every stripe's k+m
+//! shards at once, and when a disk fails in the middle sends the stripe again, whole, to a healthy volume.
+
+use super::abandoned::PendingBlobs;
+use super::encode;
+use super::{Objects, off_reactor};
+use crate::error::{Error, Result};
+use crate::ledger::model::BlobRef;
+use crate::placement::volumes::Volume;
+use bytes::{Buf, Bytes};
+use ec_core::Scheme;
+use ec_core::stripe::{BLOB_BYTES_MAX, SHARD_BYTES_MAX};
+use futures::future::join_all;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use storage_node::protocol::{DiskId, NodeError, SealedShard, ShardKey};
+
+/// A shard that is not durable by then counts as failed.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How many volumes a stripe is offered to before the upload fails.
+const ATTEMPTS_MAX: usize = 5;
+
+struct OpenBlob {
+    volume: Arc<Volume>,
+    id: u64,
+    stripes: u32,
+    length: u64,
+}
+
+/// Writes the blobs of one upload, in order.
+pub struct BlobWriter<'a> {
+    objects: &'a Objects,
+    scheme: Scheme,
+    open: Option<OpenBlob>,
+    done: Vec<BlobRef>,
+    pending: PendingBlobs,
+    failed_disks: HashSet<DiskId>,
+}
+
+/// Bytes of a full stripe.
+pub fn stripe_bytes(scheme: Scheme) -> usize {
+    scheme.data_shards() * SHARD_BYTES_MAX as usize
+}
+
+impl<'a> BlobWriter<'a> {
+    /// For an upload that wants this scheme.
+    pub fn new(objects: &'a Objects, scheme: Scheme) -> BlobWriter<'a> {
+        let pending = objects.abandoned.guard();
+        BlobWriter { objects, scheme, open: None, done: Vec::new(), pending, failed_disks: HashSet::new() }
+    }
+
+    /// Bytes of a full stripe where the next chunk will go: the chunk size that wastes nothing.
+    pub fn chunk_bytes(&self) -> usize {
+        stripe_bytes(self.open.as_ref().map_or(self.scheme, |open| open.volume.scheme))
+    }
+
+    /// Writes a chunk; when this returns, all its shards are durable. `last` says that no more comes.
+    pub async fn write(&mut self, mut chunk: Bytes, last: bool) -> Result<()> {
+        let mut failures = 0;
+        while !chunk.is_empty() {
+            let capacity = self.prepare().await?;
+            let stripe = chunk.slice(..chunk.len().min(capacity));
+            match self.write_stripe(&stripe).await {
+                Ok(()) => chunk.advance(stripe.len()),
+                Err(error) if failures + 1 < ATTEMPTS_MAX => {
+                    tracing::warn!(%error, "stripe not stored, trying another volume");
+                    failures += 1;
+                    self.objects.metrics.rewritten_stripes.inc();
+                    self.close();
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            if stripe.len() < capacity && !(last && chunk.is_empty()) {
+                self.close(); // Only the last stripe of a blob may be short.
+            }
+        }
+        Ok(())
+    }
+
+    /// What was written, and the guard that still holds it.
+    pub fn finish(mut self) -> (Vec<BlobRef>, PendingBlobs) {
+        self.close();
+        (self.done, self.pending)
+    }
+
+    /// Codes, seals and sends one stripe to the open blob.
+    async fn write_stripe(&mut self, stripe: &Bytes) -> Result<()> {
+        let Some(open) = &self.open else { return Err(Error::Internal("no open blob".into())) };
+        let (volume, key) = (open.volume.clone(), ShardKey { blob: open.id, stripe: open.stripes });
+        let codec = self.objects.codecs.get(volume.scheme)?;
+        let (bytes, volume_id) = (stripe.clone(), volume.id);
+        let shards = off_reactor(move || encode::encode(&codec, &bytes, volume_id, key)).await??;
+        let shard_len = shards.first().map_or(0, |s| s.payload.len() as u64);
+        self.send(&volume, shards).await?;
+        volume.add_used(shard_len);
+        if let Some(open) = &mut self.open {
+            open.stripes += 1;
+            open.length += stripe.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes sure a blob is open that has room for one more stripe, on disks that can be written. Answers the
+    /// capacity of that stripe in bytes.
+    async fn prepare(&mut self) -> Result<usize> {
+        let usable = |open: &OpenBlob| {
+            let healthy = |id: &DiskId| self.objects.disks.get(*id).is_some_and(|d| d.writable());
+            open.length + stripe_bytes(open.volume.scheme) as u64 <= BLOB_BYTES_MAX
+                && open.volume.disks.iter().all(healthy)
+        };
+        if self.open.as_ref().is_some_and(|open| !usable(open)) {
+            self.close();
+        }
+        if self.open.is_none() {
+            let id = self.objects.lease.next_blob().await?;
+            let volume = self.objects.volumes.pick(self.scheme, &self.failed_disks, id).await?;
+            self.pending.add((volume.id, id));
+            self.open = Some(OpenBlob { volume, id, stripes: 0, length: 0 });
+        }
+        Ok(self.chunk_bytes())
+    }
+
+    /// Ends the open blob: it becomes part of the upload, or garbage if nothing of it is durable.
+    fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            match open.length {
+                0 => self.pending.abandon((open.volume.id, open.id)),
+                length => self.done.push(BlobRef { volume: open.volume.id, blob: open.id, length }),
+            }
+        }
+    }
+
+    /// Sends the shards of a stripe all at once; good only if every one is durable.
+    async fn send(&mut self, volume: &Volume, shards: Vec<SealedShard>) -> Result<()> {
+        let sent = shards.into_iter().enumerate().map(|(index, shard)| {
+            let disk = self.objects.disks.get(volume.disks[index]);
+            async move {
+                let unreachable = || NodeError::Unreachable { what: "no node has the disk".into() };
+                let disk = disk.ok_or_else(unreachable)?;
+                let client = disk.client.clone().ok_or_else(unreachable)?;
+                client.put(&volume.address(index as u8, &disk), shard, WRITE_DEADLINE).await
+            }
+        });
+        let mut failure: Option<NodeError> = None;
+        for (index, outcome) in join_all(sent).await.into_iter().enumerate() {
+            if let Err(error) = outcome {
+                let disk = volume.disks[index];
+                self.objects.disks.report(disk, &error);
+                self.failed_disks.insert(disk);
+                failure = Some(error);
+            }
+        }
+        match failure {
+            None => Ok(()),
+            Some(NodeError::Overloaded) => {
+                self.failed_disks.clear(); // Busy is not broken: the same disks will do a moment later.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Err(Error::SlowDown)
+            }
+            Some(NodeError::NoSpace) => Err(Error::StorageFull),
+            Some(error) => Err(Error::WriteFailed(error.to_string())),
+        }
+    }
+}

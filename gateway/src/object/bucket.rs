@@ -1,0 +1,131 @@
+//! Buckets. A bucket is deleted in two steps: its row is marked, which stops every put (each has the row's version
+//! as a precondition), then it is looked through, and removed only if it is empty.
+
+use super::Objects;
+use crate::error::{Error, Result};
+use crate::ledger::model::{BucketRow, ObjectRow, UploadRow};
+use crate::ledger::{CommitBuilder, Typed, key};
+use std::sync::Arc;
+
+/// The most buckets there may be.
+pub const BUCKETS_MAX: usize = 10_000;
+
+/// A bucket as listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketInfo {
+    /// Its name.
+    pub name: String,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+impl Objects {
+    /// The row of a bucket that exists.
+    pub async fn bucket(&self, name: &str) -> Result<Typed<BucketRow>> {
+        match self.ledger.get::<BucketRow>(key::bucket(name)).await? {
+            Some(bucket) if !bucket.row.deleting => Ok(bucket),
+            _ => Err(Error::NoSuchBucket),
+        }
+    }
+
+    /// Makes a bucket.
+    pub async fn create_bucket(&self, name: &str) -> Result<()> {
+        let row_key = key::bucket(name);
+        match self.ledger.get::<BucketRow>(row_key.clone()).await? {
+            Some(bucket) if bucket.row.deleting => return Err(Error::Conflict),
+            Some(_) => return Err(Error::BucketAlreadyOwnedByYou),
+            None => {}
+        }
+        if self.ledger.count(key::buckets(""), BUCKETS_MAX).await? >= BUCKETS_MAX {
+            return Err(Error::TooManyBuckets);
+        }
+        let id = self.ledger.take_ids(key::Counter::Bucket, 1).await?;
+        let row = BucketRow { id, created_ms: self.clock.now_ms(), deleting: false };
+        let commit = self.lease.fence(CommitBuilder::new().expect(&row_key, None).put(row_key, &row));
+        match self.ledger.commit(commit.build()).await.map_err(Error::from) {
+            Err(Error::Conflict) => Err(Error::BucketAlreadyOwnedByYou),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Deletes a bucket if it holds no objects; uploads in progress are aborted.
+    pub async fn delete_bucket(self: &Arc<Self>, name: &str) -> Result<()> {
+        let row_key = key::bucket(name);
+        let bucket = self.ledger.get::<BucketRow>(row_key.clone()).await?.ok_or(Error::NoSuchBucket)?;
+        if self.has_objects(bucket.row.id).await? {
+            return Err(Error::BucketNotEmpty);
+        }
+        let marked = BucketRow { deleting: true, ..bucket.row.clone() };
+        let commit = CommitBuilder::new().expect(&row_key, Some(bucket.version)).put(row_key.clone(), &marked);
+        let version = self.ledger.commit(self.lease.fence(commit).build()).await?;
+        // From here no put can commit, so what is seen now is all there is.
+        if self.has_objects(bucket.row.id).await? {
+            let commit = CommitBuilder::new().expect(&row_key, Some(version)).put(row_key, &bucket.row);
+            self.ledger.commit(self.lease.fence(commit).build()).await?;
+            return Err(Error::BucketNotEmpty);
+        }
+        self.abort_all_uploads(bucket.row.id).await?;
+        let commit = CommitBuilder::new().expect(&row_key, Some(version)).delete(row_key);
+        self.ledger.commit(self.lease.fence(commit).build()).await?;
+        Ok(())
+    }
+
+    /// Finishes deletions of buckets that a crash cut short: an empty one goes, any other comes back.
+    pub async fn finish_bucket_deletions(self: &Arc<Self>) -> Result<()> {
+        let mut marked = Vec::new();
+        self.ledger
+            .for_each(key::buckets(""), |row_key, bucket: Typed<BucketRow>| {
+                if bucket.row.deleting {
+                    marked.push((row_key, bucket));
+                }
+            })
+            .await?;
+        for (row_key, bucket) in marked {
+            let restored = BucketRow { deleting: false, ..bucket.row };
+            let commit = CommitBuilder::new().expect(&row_key, Some(bucket.version)).put(row_key.clone(), &restored);
+            self.ledger.commit(self.lease.fence(commit).build()).await?;
+            if let Some(name) = key::bucket_name(&row_key) {
+                match self.delete_bucket(&name).await {
+                    Ok(()) | Err(Error::BucketNotEmpty) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The buckets, by name.
+    pub async fn list_buckets(&self, prefix: &str, from: &str, limit: usize) -> Result<Vec<BucketInfo>> {
+        let mut found = Vec::new();
+        self.ledger
+            .for_each(key::buckets(from.max(prefix)), |row_key, bucket: Typed<BucketRow>| {
+                if let Some(name) = key::bucket_name(&row_key)
+                    && name.starts_with(prefix)
+                    && !bucket.row.deleting
+                    && found.len() < limit
+                {
+                    found.push(BucketInfo { name, created_ms: bucket.row.created_ms });
+                }
+            })
+            .await?;
+        Ok(found)
+    }
+
+    async fn has_objects(&self, bucket: u64) -> Result<bool> {
+        Ok(!self.ledger.scan::<ObjectRow>(key::objects(bucket, "", b""), 1).await?.is_empty())
+    }
+
+    async fn abort_all_uploads(self: &Arc<Self>, bucket: u64) -> Result<()> {
+        loop {
+            let uploads = self.ledger.scan::<UploadRow>(key::uploads(bucket, "", b""), 100).await?;
+            if uploads.is_empty() {
+                return Ok(());
+            }
+            for (row_key, _) in uploads {
+                if let Some((name, upload)) = key::upload_name(&row_key) {
+                    self.abort_upload_of(bucket, &name, upload).await?;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Reads objects: finds the row, plans the pieces of the range, and hands them out in order, a few ahead.
+//!
+//! Memory: every piece is set aside in the read pool until the client's socket has taken its bytes. The first piece is
+//! read before the answer begins, so that an object that cannot be read is an error and not a broken download.
+
+use super::condition::ReadConditions;
+use super::readers::Pins;
+use super::shard_reader::StripeSource;
+use super::{Objects, encode};
+use crate::budget::Reserved;
+use crate::error::{Error, Result};
+use crate::ledger::model::{BlobRef, ObjectRow};
+use crate::ledger::key;
+use bytes::Bytes;
+use ec_core::stripe::Piece;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Pieces that are read ahead of the client, memory permitting.
+const AHEAD_MAX: usize = 8;
+
+/// Which bytes of an object are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of them.
+    All,
+    /// From `first` to `last`, or to the end.
+    From {
+        /// The first byte.
+        first: u64,
+        /// The last byte, if given; past the end means the end.
+        last: Option<u64>,
+    },
+    /// The last so many.
+    Suffix(u64),
+    /// One part of a multipart object, by number; part 1 of any other is all of it.
+    Part(u32),
+}
+
+/// An object, or the part of it that was asked for.
+pub struct Found {
+    /// Its row.
+    pub row: ObjectRow,
+    /// The bytes of it that are wanted.
+    pub range: Range<u64>,
+    /// Whether that is a part of it, by request.
+    pub partial: bool,
+}
+
+/// The range of an object of `size` bytes that is wanted.
+pub fn resolve(wanted: Wanted, row: &ObjectRow) -> Result<Range<u64>> {
+    let size = row.size;
+    let unsatisfiable = Error::RangeNotSatisfiable { size };
+    match wanted {
+        Wanted::All => Ok(0..size),
+        Wanted::From { first, last } if first < size && last.is_none_or(|last| last >= first) => {
+            Ok(first..last.map_or(size, |last| last.saturating_add(1).min(size)))
+        }
+        Wanted::Suffix(n) if n > 0 && size > 0 => Ok(size.saturating_sub(n)..size),
+        Wanted::From { .. } | Wanted::Suffix(_) => Err(unsatisfiable),
+        Wanted::Part(1) if row.parts.is_empty() => Ok(0..size),
+        Wanted::Part(number) => {
+            let at = row.parts.iter().position(|p| p.number == number).ok_or(unsatisfiable)?;
+            let start: u64 = row.parts[..at].iter().map(|p| p.size).sum();
+            Ok(start..start + row.parts[at].size)
+        }
+    }
+}
+
+/// A piece and where to read it.
+struct Fetch {
+    source: StripeSource,
+    piece: Piece,
+}
+
+impl Objects {
+    /// What HEAD answers: the row and the range, no bytes.
+    pub async fn head(&self, bucket: &str, name: &str, wanted: Wanted, conditions: &ReadConditions) -> Result<Found> {
+        let bucket = self.bucket(bucket).await?;
+        let row = self.ledger.get::<ObjectRow>(key::object(bucket.row.id, name)).await?;
+        let row = row.ok_or(Error::NoSuchKey)?.row;
+        conditions.check(&row)?;
+        Ok(Found { range: resolve(wanted, &row)?, partial: wanted != Wanted::All, row })
+    }
+
+    /// What GET answers: the row, the range, and its bytes in order. Bytes that cannot be read right are an error,
+    /// at once if they are the first.
+    pub async fn get(
+        self: &Arc<Self>,
+        bucket: &str,
+        name: &str,
+        wanted: Wanted,
+        conditions: &ReadConditions,
+    ) -> Result<(Found, mpsc::Receiver<Result<Bytes>>)> {
+        let entering = self.readers.enter();
+        let found = self.head(bucket, name, wanted, conditions).await?;
+        let parts = overlapping(&found.row.blobs, found.range.clone());
+        let pins = entering.pin(parts.iter().map(|(blob, _)| (blob.volume, blob.blob)).collect());
+        let bytes = self.stream(parts, pins).await?;
+        Ok((found, bytes))
+    }
+
+    /// The bytes of parts of blobs, in order. Returns once the first piece has been read.
+    pub async fn stream(
+        self: &Arc<Self>,
+        parts: Vec<(BlobRef, Range<u64>)>,
+        pins: Pins,
+    ) -> Result<mpsc::Receiver<Result<Bytes>>> {
+        let (send, receive) = mpsc::channel(1);
+        let mut plan = Plan { objects: self.clone(), parts: parts.into(), pieces: VecDeque::new() };
+        let Some(fetch) = plan.next().await? else { return Ok(receive) };
+        let reserved = self.budget.reads.reserve(fetch.piece.len as u64).await?;
+        let first = accounted(self.read_piece(&fetch.source, &fetch.piece).await?, reserved);
+        // The producer gets its own turn only after this; a client that leaves ends it through the channel.
+        tokio::spawn(async move {
+            let _pins = pins;
+            if send.send(Ok(first)).await.is_ok() {
+                produce(plan, send).await;
+            }
+        });
+        Ok(receive)
+    }
+}
+
+/// Reads the pieces of a plan, several at once, and sends them in order.
+async fn produce(mut plan: Plan, send: mpsc::Sender<Result<Bytes>>) {
+    let mut ahead: VecDeque<Reading> = VecDeque::new();
+    let mut ended = false;
+    loop {
+        while !ended && ahead.len() < AHEAD_MAX {
+            match plan.start_next(ahead.is_empty()).await {
+                Ok(Started::Reading(reading)) => ahead.push_back(reading),
+                Ok(Started::NoMemory) => break,
+                Ok(Started::End) => ended = true,
+                Err(error) => {
+                    let _ = send.send(Err(error)).await; // A client that left needs no error.
+                    return;
+                }
+            }
+        }
+        let Some(reading) = ahead.pop_front() else { return };
+        let read = reading.finish().await;
+        let failed = read.is_err();
+        if send.send(read).await.is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// A read in progress; stops when dropped.
+struct Reading {
+    task: JoinHandle<Result<Bytes>>,
+}
+
+impl Reading {
+    async fn finish(mut self) -> Result<Bytes> {
+        (&mut self.task).await.map_err(|e| Error::Internal(format!("a read stopped: {e}")))?
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+enum Started {
+    Reading(Reading),
+    NoMemory,
+    End,
+}
+
+/// What is left to read.
+struct Plan {
+    objects: Arc<Objects>,
+    parts: VecDeque<(BlobRef, Range<u64>)>,
+    pieces: VecDeque<Fetch>,
+}
+
+impl Plan {
+    /// The next piece, planning one blob at a time.
+    async fn next(&mut self) -> Result<Option<Fetch>> {
+        while self.pieces.is_empty() {
+            let Some((blob, range)) = self.parts.pop_front() else { return Ok(None) };
+            let volume = self.objects.volumes.get(blob.volume).await?;
+            let codec = self.objects.codecs.get(volume.scheme)?;
+            for piece in encode::geometry(&codec, blob.length)?.pieces(range) {
+                let source = StripeSource::new(&codec, volume.clone(), &blob, piece.stripe)?;
+                self.pieces.push_back(Fetch { source, piece });
+            }
+        }
+        Ok(self.pieces.pop_front())
+    }
+
+    /// Starts the next read; waits for memory only if nothing else is being read for this client.
+    async fn start_next(&mut self, patient: bool) -> Result<Started> {
+        let Some(fetch) = self.next().await? else { return Ok(Started::End) };
+        let len = fetch.piece.len as u64;
+        let reserved = match self.objects.budget.reads.try_reserve(len) {
+            Some(reserved) => reserved,
+            None if patient => self.objects.budget.reads.reserve_patiently(len).await?,
+            None => {
+                self.pieces.push_front(fetch);
+                return Ok(Started::NoMemory);
+            }
+        };
+        let objects = self.objects.clone();
+        let task = tokio::spawn(async move {
+            let bytes = objects.read_piece(&fetch.source, &fetch.piece).await?;
+            Ok(accounted(bytes, reserved))
+        });
+        Ok(Started::Reading(Reading { task }))
+    }
+}
+
+/// Bytes that keep their memory reserved for as long as anybody holds them.
+fn accounted(bytes: Bytes, reserved: Reserved) -> Bytes {
+    struct Accounted {
+        bytes: Bytes,
+        _reserved: Reserved,
+    }
+    impl AsRef<[u8]> for Accounted {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    Bytes::from_owner(Accounted { bytes, _reserved: reserved })
+}
+
+/// The blobs that hold a range of an object, each with its own range.
+pub fn overlapping(blobs: &[BlobRef], range: Range<u64>) -> Vec<(BlobRef, Range<u64>)> {
+    let mut start = 0;
+    let mut parts = Vec::new();
+    for blob in blobs {
+        let end = start + blob.length;
+        if end > range.start && start < range.end {
+            let within = range.start.max(start) - start..range.end.min(end) - start;
+            parts.push((*blob, within));
+        }
+        start = end;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::model::PartSize;
+
+    fn row(size: u64, parts: &[u64]) -> ObjectRow {
+        let part = |(i, &size): (usize, &u64)| PartSize { number: i as u32 + 1, size };
+        ObjectRow { size, parts: parts.iter().enumerate().map(part).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn ranges_resolve_as_http_has_them() {
+        let from = |first, last| Wanted::From { first, last };
+        let ten = row(10, &[]);
+        assert_eq!(resolve(from(0, None), &ten).ok(), Some(0..10));
+        assert_eq!(resolve(from(3, Some(5)), &ten).ok(), Some(3..6));
+        assert_eq!(resolve(from(3, Some(u64::MAX)), &ten).ok(), Some(3..10));
+        assert_eq!(resolve(Wanted::Suffix(4), &ten).ok(), Some(6..10));
+        assert_eq!(resolve(Wanted::Suffix(40), &ten).ok(), Some(0..10));
+        for bad in [from(10, None), from(5, Some(4)), Wanted::Suffix(0)] {
+            assert!(matches!(resolve(bad, &ten), Err(Error::RangeNotSatisfiable { size: 10 })));
+        }
+        assert!(resolve(from(0, None), &row(0, &[])).is_err());
+        assert_eq!(resolve(Wanted::All, &row(0, &[])).ok(), Some(0..0));
+        assert_eq!(resolve(Wanted::Part(2), &row(10, &[4, 6])).ok(), Some(4..10));
+        assert!(resolve(Wanted::Part(3), &row(10, &[4, 6])).is_err());
+    }
+
+    #[test]
+    fn a_range_finds_its_blobs() {
+        let blob = |id, length| BlobRef { volume: 1, blob: id, length };
+        let blobs = [blob(1, 10), blob(2, 5), blob(3, 10)];
+        let parts = |range| overlapping(&blobs, range).into_iter().map(|(b, r)| (b.blob, r)).collect::<Vec<_>>();
+        assert_eq!(parts(0..25), [(1, 0..10), (2, 0..5), (3, 0..10)]);
+        assert_eq!(parts(9..11), [(1, 9..10), (2, 0..1)]);
+        assert_eq!(parts(10..15), [(2, 0..5)]);
+        assert_eq!(parts(24..25), [(3, 9..10)]);
+        assert_eq!(parts(0..0), []);
+    }
+}

@@ -1,0 +1,167 @@
+//! Lists objects and uploads: a scan in key order, with a seek past each common prefix.
+
+use super::Objects;
+use crate::error::{Error, Result};
+use crate::ledger::model::{ObjectRow, UploadRow};
+use crate::ledger::store::KeyRange;
+use crate::ledger::{Typed, key};
+use bytes::Bytes;
+use prost::Message;
+
+/// The most entries of one page.
+pub const PAGE_MAX: usize = 1_000;
+
+/// What is listed.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Only keys that start with it.
+    pub prefix: String,
+    /// Keys are grouped up to its first occurrence behind the prefix; empty for no grouping.
+    pub delimiter: String,
+    /// Only entries after this key or common prefix.
+    pub after: Option<String>,
+    /// The most entries, common prefixes included; at most [`PAGE_MAX`].
+    pub limit: usize,
+}
+
+/// One entry of a page.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry<T> {
+    /// A key and what it has.
+    Item(String, T),
+    /// A common prefix, delimiter included.
+    Prefix(String),
+}
+
+impl<T> Entry<T> {
+    /// The key or common prefix.
+    pub fn name(&self) -> &str {
+        match self {
+            Entry::Item(name, _) => name,
+            Entry::Prefix(name) => name,
+        }
+    }
+}
+
+/// A page of a listing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page<T> {
+    /// In order.
+    pub entries: Vec<Entry<T>>,
+    /// Whether more follow.
+    pub truncated: bool,
+}
+
+/// An upload as listed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UploadEntry {
+    /// Its id.
+    pub upload: u128,
+    /// Its row.
+    pub row: UploadRow,
+}
+
+impl Objects {
+    /// A page of a bucket's objects.
+    pub async fn list(&self, bucket: &str, query: &Query) -> Result<Page<ObjectRow>> {
+        let bucket = self.bucket(bucket).await?.row.id;
+        let range = |from: &[u8]| key::objects(bucket, &query.prefix, from);
+        let from = query.after.as_ref().map(|after| [after.as_bytes(), b"\0"].concat()).unwrap_or_default();
+        self.page(query, range, &from, None, |row_key, row: ObjectRow| Some((key::object_name(row_key)?, row))).await
+    }
+
+    /// A page of a bucket's uploads; `after_upload` skips those of the key `query.after` up to that id too.
+    pub async fn list_uploads(
+        &self,
+        bucket: &str,
+        query: &Query,
+        after_upload: Option<u128>,
+    ) -> Result<Page<UploadEntry>> {
+        let bucket = self.bucket(bucket).await?.row.id;
+        let range = |from: &[u8]| key::uploads(bucket, &query.prefix, from);
+        let from = query.after.as_ref().map(|after| [after.as_bytes(), b"\0"].concat()).unwrap_or_default();
+        let resume = match (&query.after, after_upload) {
+            (Some(name), Some(upload)) => Some(key::after(&key::upload(bucket, name, upload))),
+            _ => None,
+        };
+        self.page(query, range, &from, resume, |row_key, row: UploadRow| {
+            let (name, upload) = key::upload_name(row_key)?;
+            Some((name, UploadEntry { upload, row }))
+        })
+        .await
+    }
+
+    /// Scans on from `from` (or `resume`) until the page is full or the rows end.
+    async fn page<R, T>(
+        &self,
+        query: &Query,
+        range: impl Fn(&[u8]) -> KeyRange,
+        from: &[u8],
+        resume: Option<Bytes>,
+        read: impl Fn(&[u8], R) -> Option<(String, T)>,
+    ) -> Result<Page<T>>
+    where
+        R: Message + Default,
+    {
+        let limit = query.limit.min(PAGE_MAX);
+        let mut page = Page { entries: Vec::new(), truncated: false };
+        if limit == 0 {
+            return Ok(page);
+        }
+        let mut at = range(from);
+        let exact_after = resume.is_some();
+        if let Some(resume) = resume {
+            at.start = range(b"").start.max(resume);
+        }
+        // With a delimiter most rows may be skipped by a seek, so begin with a small scan.
+        let mut batch = if query.delimiter.is_empty() { limit + 1 } else { 32 };
+        loop {
+            let rows: Vec<(Bytes, Typed<R>)> = self.ledger.scan(at.clone(), batch).await?;
+            let (count, asked) = (rows.len(), batch);
+            let mut seek = None;
+            for (row_key, row) in rows {
+                at.start = key::after(&row_key);
+                let damaged = || Error::Internal(format!("row {} cannot be read", row_key.escape_ascii()));
+                let (name, item) = read(&row_key, row.row).ok_or_else(damaged)?;
+                let common = common_prefix(&name, &query.prefix, &query.delimiter);
+                if let Some(common) = &common
+                    && query.after.as_ref().is_some_and(|after| !exact_after && after >= common)
+                {
+                    seek = Some(common.clone()); // Listed on an earlier page.
+                    break;
+                }
+                if page.entries.len() == limit {
+                    page.truncated = true;
+                    return Ok(page);
+                }
+                match common {
+                    Some(common) => {
+                        seek = Some(common.clone());
+                        page.entries.push(Entry::Prefix(common));
+                        break;
+                    }
+                    None => page.entries.push(Entry::Item(name, item)),
+                }
+            }
+            match seek {
+                // Past everything that starts with the common prefix.
+                Some(common) => match key::successor(common.as_bytes()) {
+                    Some(next) => at.start = range(&next).start,
+                    None => return Ok(page),
+                },
+                None if count < asked => return Ok(page),
+                None => batch = (batch * 4).min(limit + 1),
+            }
+        }
+    }
+}
+
+/// The common prefix a key falls under, if it does.
+fn common_prefix(name: &str, prefix: &str, delimiter: &str) -> Option<String> {
+    if delimiter.is_empty() {
+        return None;
+    }
+    let behind = name.get(prefix.len()..)?;
+    let at = behind.find(delimiter)?;
+    Some(name[..prefix.len() + at + delimiter.len()].to_string())
+}

@@ -1,0 +1,104 @@
+//! Buckets and objects: what S3 requests mean, without a word of S3's protocol.
+//!
+//! ```text
+//! put ─► ingest (fill a stripe ‖ hash, encode, send the one before) ─► blob_writer ─► commit
+//! get ─► reader (pieces ahead, within the budget) ─► shard_reader (verify, hedge, decode around)
+//! ```
+//!
+//! Invariants: an object row is committed only after every shard it needs is durable. A blob that was begun ends
+//! either named by a row or in the garbage queue. Nothing here decides by the wall clock.
+
+pub mod abandoned;
+pub mod blob_writer;
+pub mod bucket;
+pub mod commit;
+pub mod condition;
+pub mod copy;
+pub mod delete;
+pub mod digest;
+pub mod encode;
+pub mod get;
+pub mod ingest;
+pub mod list;
+pub mod multipart;
+pub mod put;
+pub mod readers;
+pub mod shard_reader;
+
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::cluster::disks::Disks;
+use crate::cluster::lease::Lease;
+use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+use crate::placement::volumes::Volumes;
+use abandoned::Abandoned;
+use ec_core::{Codec, Scheme};
+use readers::Readers;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, RwLock};
+
+/// The bytes of a request's body, with typed errors.
+pub type Body = Pin<Box<dyn futures::Stream<Item = Result<bytes::Bytes>> + Send>>;
+
+/// Objects of at most this many bytes are stored as m+1 copies: one read, no decode, the same losses survived.
+pub const SMALL_BYTES_MAX: usize = 16 * 1024;
+
+/// The most bytes one PUT or part may have: 5 GiB, as in S3.
+pub const PUT_BYTES_MAX: u64 = 5 << 30;
+
+/// Everything the object path works with.
+pub struct Objects {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// This gateway's lease.
+    pub lease: Lease,
+    /// The disks and their health.
+    pub disks: Arc<Disks>,
+    /// The volumes.
+    pub volumes: Arc<Volumes>,
+    /// Memory for bytes in flight.
+    pub budget: Budget,
+    /// Who reads what.
+    pub readers: Readers,
+    /// Blobs that were begun and will not be named.
+    pub abandoned: Abandoned,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// For Last-Modified.
+    pub clock: Arc<dyn Clock>,
+    /// The default scheme.
+    pub scheme: Scheme,
+    /// Hedges that may still be made; refilled by reads.
+    pub hedges: shard_reader::HedgeBudget,
+    /// Counts requests and commits in progress; closed at shutdown.
+    pub gate: Gate,
+    /// A codec per scheme in use.
+    pub codecs: Codecs,
+}
+
+/// Codecs, made once per scheme.
+#[derive(Default)]
+pub struct Codecs {
+    made: RwLock<HashMap<Scheme, Arc<Codec>>>,
+}
+
+impl Codecs {
+    /// The codec of a scheme.
+    pub fn get(&self, scheme: Scheme) -> Result<Arc<Codec>> {
+        if let Some(codec) = self.made.read().unwrap_or_else(|e| e.into_inner()).get(&scheme) {
+            return Ok(codec.clone());
+        }
+        let codec = Arc::new(Codec::new(scheme).map_err(|e| Error::Internal(format!("codec {scheme}: {e}")))?);
+        self.made.write().unwrap_or_else(|e| e.into_inner()).insert(scheme, codec.clone());
+        Ok(codec)
+    }
+}
+
+/// Runs work that would hold up the reactor on a blocking thread.
+pub async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(format!("a worker stopped: {e}")))
+}

@@ -1,0 +1,283 @@
+//! Reads one piece of a blob right, or says that it cannot: verify, hedge, decode around, and report what was wrong.
+//!
+//! A client never sees a wrong byte. Every block is checked against its CRC, which is seeded with the shard's
+//! identity; what fails is decoded from other shards, each checked the same way, and queued for repair.
+
+use super::{Objects, encode, off_reactor};
+use crate::budget::Reserved;
+use crate::error::{Error, Result};
+use crate::ledger::CommitBuilder;
+use crate::ledger::key;
+use crate::ledger::model::{BlobRef, SuspectRow};
+use crate::placement::volumes::Volume;
+use bytes::{Bytes, BytesMut};
+use ec_core::stripe::Piece;
+use ec_core::{Codec, seal};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+use storage_node::protocol::{BLOCK_BYTES, BlockRange, NodeError, ShardBlocks, ShardKey, seal_seed};
+
+const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// A read that has not answered by then is raced by a decode.
+const HEDGE_AFTER: Duration = Duration::from_millis(400);
+/// CRCs of up to this many bytes are checked where they arrive: that takes less than handing them to another thread.
+const INLINE_CHECK_BYTES: usize = 64 * 1024;
+
+/// Hedges are limited to a share of the reads, so that a slow cluster is not made slower.
+#[derive(Debug)]
+pub struct HedgeBudget {
+    tokens: AtomicI64,
+}
+
+impl HedgeBudget {
+    const PER_HEDGE: i64 = 20;
+    const MOST: i64 = 64 * Self::PER_HEDGE;
+
+    /// Full.
+    pub fn new() -> HedgeBudget {
+        HedgeBudget { tokens: AtomicI64::new(Self::MOST) }
+    }
+
+    fn earn(&self) {
+        if self.tokens.load(Ordering::Relaxed) < Self::MOST {
+            self.tokens.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        let enough = |t: i64| (t >= Self::PER_HEDGE).then_some(t - Self::PER_HEDGE);
+        self.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough).is_ok()
+    }
+}
+
+impl Default for HedgeBudget {
+    fn default() -> HedgeBudget {
+        HedgeBudget::new()
+    }
+}
+
+/// Where a piece is: everything a read of one stripe needs.
+#[derive(Clone)]
+pub struct StripeSource {
+    /// The volume.
+    pub volume: Arc<Volume>,
+    /// The blob and stripe.
+    pub key: ShardKey,
+    /// Bytes of each shard of the stripe.
+    pub shard_len: u32,
+}
+
+impl StripeSource {
+    /// Of a stripe of a blob.
+    pub fn new(codec: &Codec, volume: Arc<Volume>, blob: &BlobRef, stripe: u32) -> Result<StripeSource> {
+        let shard_len = encode::geometry(codec, blob.length)?.shard_len(stripe);
+        Ok(StripeSource { volume, key: ShardKey { blob: blob.blob, stripe }, shard_len })
+    }
+}
+
+impl Objects {
+    /// The bytes of a piece, verified.
+    pub async fn read_piece(&self, source: &StripeSource, piece: &Piece) -> Result<Bytes> {
+        self.hedges.earn();
+        let first = piece.offset / BLOCK_BYTES;
+        let blocks = BlockRange { first, count: (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first };
+        let direct = self.read_shard(source, piece.shard, blocks);
+        tokio::pin!(direct);
+        let found = match tokio::time::timeout(HEDGE_AFTER, &mut direct).await {
+            Ok(found) => found,
+            Err(_) if self.hedges.spend() => {
+                self.metrics.hedged_reads.inc();
+                return self.race(source, piece, blocks, direct).await;
+            }
+            Err(_) => direct.await,
+        };
+        match found {
+            Ok(read) => Ok(trim(read.payload, piece, blocks)),
+            Err(_) => Ok(trim(self.decode(source, piece.shard, blocks).await?, piece, blocks)),
+        }
+    }
+
+    /// The slow read against a decode: the first right answer wins.
+    async fn race(
+        &self,
+        source: &StripeSource,
+        piece: &Piece,
+        blocks: BlockRange,
+        direct: impl Future<Output = std::result::Result<ShardBlocks, NodeError>>,
+    ) -> Result<Bytes> {
+        let decode = self.decode(source, piece.shard, blocks);
+        tokio::pin!(direct, decode);
+        tokio::select! {
+            read = &mut direct => match read {
+                Ok(read) => Ok(trim(read.payload, piece, blocks)),
+                Err(_) => Ok(trim(decode.await?, piece, blocks)),
+            },
+            decoded = &mut decode => match decoded {
+                Ok(bytes) => Ok(trim(bytes, piece, blocks)),
+                Err(error) => match direct.await {
+                    Ok(read) => Ok(trim(read.payload, piece, blocks)),
+                    Err(_) => Err(error),
+                },
+            },
+        }
+    }
+
+    /// Blocks of a shard computed from k others.
+    async fn decode(&self, source: &StripeSource, wanted: u8, blocks: BlockRange) -> Result<Bytes> {
+        self.metrics.decoded_pieces.inc();
+        let codec = self.codecs.get(source.volume.scheme)?;
+        let needed = codec.scheme().data_shards();
+        let bytes = blocks.count as u64 * BLOCK_BYTES as u64 * (needed as u64 + 1);
+        let _reserved: Reserved = self.budget.decode.reserve_patiently(bytes).await?;
+        let others = self.read_any(source, wanted, blocks, needed).await?;
+        off_reactor(move || reconstruct(&codec, &others, wanted)).await?
+    }
+
+    /// Any `needed` shards other than `except`, verified: starts with as many as are needed on disks that serve and
+    /// replaces each that fails.
+    async fn read_any(
+        &self,
+        source: &StripeSource,
+        except: u8,
+        blocks: BlockRange,
+        needed: usize,
+    ) -> Result<Vec<(usize, Bytes)>> {
+        let total = source.volume.scheme.total_shards() as u8;
+        let mut candidates: Vec<u8> = (0..total).filter(|i| *i != except).collect();
+        candidates.sort_by_key(|i| !self.disks.get(source.volume.disks[*i as usize]).is_some_and(|d| d.writable()));
+        let mut candidates = candidates.into_iter();
+        let read = |index: u8| async move { (index, self.read_shard(source, index, blocks).await) };
+        let mut running: FuturesUnordered<_> = candidates.by_ref().take(needed).map(read).collect();
+        let mut found = Vec::with_capacity(needed);
+        let mut slow = tokio::time::interval_at(tokio::time::Instant::now() + HEDGE_AFTER, HEDGE_AFTER);
+        while found.len() < needed {
+            tokio::select! {
+                finished = running.next() => match finished {
+                    Some((index, Ok(shard))) => found.push((index as usize, shard.payload)),
+                    Some((_, Err(_))) => running.extend(candidates.next().map(read)),
+                    None => break,
+                },
+                _ = slow.tick() => running.extend(candidates.next().map(read)),
+            }
+        }
+        if found.len() < needed {
+            let (volume, blob, stripe) = (source.volume.id, source.key.blob, source.key.stripe);
+            return Err(Error::Unreadable { volume, blob, stripe, readable: found.len(), needed });
+        }
+        Ok(found)
+    }
+
+    /// Whole blocks of one shard, verified against their CRCs. What is wrong with the record, rather than with its
+    /// disk or the way there, is queued for repair.
+    pub async fn read_shard(
+        &self,
+        source: &StripeSource,
+        index: u8,
+        blocks: BlockRange,
+    ) -> std::result::Result<ShardBlocks, NodeError> {
+        let read = self.fetch(source, index, blocks).await;
+        let checked = match read {
+            Ok(shard) => check(source, index, blocks, shard).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &checked {
+            self.disks.report(source.volume.disks[index as usize], error);
+            if let Some(kind) = suspect_kind(error) {
+                self.metrics.bad_shards.with_label_values(&[kind]).inc();
+                self.suspect(source, index, error).await;
+            }
+        }
+        checked
+    }
+
+    async fn fetch(
+        &self,
+        source: &StripeSource,
+        index: u8,
+        blocks: BlockRange,
+    ) -> std::result::Result<ShardBlocks, NodeError> {
+        let unreachable = || NodeError::Unreachable { what: "no node has the disk".into() };
+        let disk = self.disks.get(source.volume.disks[index as usize]).ok_or_else(unreachable)?;
+        let client = disk.client.clone().ok_or_else(unreachable)?;
+        client.get(&source.volume.address(index, &disk), source.key, blocks, READ_DEADLINE).await
+    }
+
+    /// Queues a shard for repair.
+    async fn suspect(&self, source: &StripeSource, index: u8, error: &NodeError) {
+        let key = key::suspect(source.volume.id, source.key.blob, source.key.stripe, index);
+        let row = SuspectRow { reason: error.to_string() };
+        tracing::warn!(volume = source.volume.id, blob = source.key.blob, stripe = source.key.stripe, index, %error,
+            "shard queued for repair");
+        let commit = self.lease.fence(CommitBuilder::new().put(key, &row)).build();
+        if let Err(error) = self.ledger.commit(commit).await {
+            tracing::warn!(%error, "the shard could not be queued; the next read of it will try again");
+        }
+        self.metrics.suspect_shards.inc();
+    }
+}
+
+/// Which errors are about the record, and what to call them.
+fn suspect_kind(error: &NodeError) -> Option<&'static str> {
+    match error {
+        NodeError::Corrupt { .. } => Some("corrupt"),
+        NodeError::NotFound => Some("missing"),
+        NodeError::Io { .. } => Some("unreadable"),
+        _ => None,
+    }
+}
+
+/// Checks what a node sent: the shape first, then every block.
+async fn check(
+    source: &StripeSource,
+    index: u8,
+    blocks: BlockRange,
+    shard: ShardBlocks,
+) -> std::result::Result<ShardBlocks, NodeError> {
+    let corrupt = |what: String| NodeError::Corrupt { what };
+    let end = source.shard_len.min((blocks.first + blocks.count).saturating_mul(BLOCK_BYTES));
+    let expected = end.saturating_sub(blocks.first * BLOCK_BYTES) as usize;
+    if shard.shard_len != source.shard_len || shard.first_block != blocks.first || shard.payload.len() != expected {
+        return Err(corrupt(format!(
+            "{} bytes from block {} of a shard of {}, not {expected} from {} of {}",
+            shard.payload.len(),
+            shard.first_block,
+            shard.shard_len,
+            blocks.first,
+            source.shard_len
+        )));
+    }
+    let seed = seal_seed(source.volume.unit(index), source.key, source.shard_len);
+    let verify = move |shard: ShardBlocks| match seal::check_blocks(
+        seed,
+        shard.first_block,
+        &shard.block_crcs,
+        &shard.payload,
+    ) {
+        Ok(()) => Ok(shard),
+        Err(error) => Err(NodeError::Corrupt { what: error.to_string() }),
+    };
+    if shard.payload.len() <= INLINE_CHECK_BYTES {
+        return verify(shard);
+    }
+    off_reactor(move || verify(shard)).await.map_err(|e| corrupt(e.to_string()))?
+}
+
+/// Computes one shard (or the same blocks of it) from others.
+pub fn reconstruct(codec: &Codec, sources: &[(usize, Bytes)], wanted: u8) -> Result<Bytes> {
+    let len = sources.first().map_or(0, |(_, b)| b.len());
+    let available: Vec<(usize, &[u8])> = sources.iter().map(|(i, b)| (*i, b.as_ref())).collect();
+    let mut out = BytesMut::zeroed(len);
+    codec
+        .reconstruct(&available, &[wanted as usize], &mut [&mut out[..]])
+        .map_err(|e| Error::Internal(format!("decode: {e}")))?;
+    Ok(out.freeze())
+}
+
+/// Cuts the piece out of the blocks that hold it.
+fn trim(payload: Bytes, piece: &Piece, blocks: BlockRange) -> Bytes {
+    let start = (piece.offset - blocks.first * BLOCK_BYTES) as usize;
+    payload.slice(start..start + piece.len as usize)
+}

@@ -1,0 +1,91 @@
+//! Chooses the disks of a new volume: a pure function of a snapshot of the topology and a seed.
+//!
+//! Weighted random order without replacement (Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
+//! 2006): disk i gets the key u^(1/w), w being its free bytes, and the greatest keys win. So disks fill by weight,
+//! every group of disks can come out (declustering), and the order is random too, which spreads parity.
+//! Until nodes carry labels a failure domain is a disk; the domain is already part of the snapshot.
+
+use rand::{Rng, SeedableRng};
+use std::collections::HashSet;
+use storage_node::protocol::DiskId;
+
+/// A disk that a new volume could use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its failure domain; no two units of a volume share one.
+    pub domain: u128,
+    /// Its weight: bytes free.
+    pub free_bytes: u64,
+}
+
+/// The distinct failure domains among the candidates.
+pub fn domains(candidates: &[Candidate]) -> usize {
+    candidates.iter().map(|c| c.domain).collect::<HashSet<_>>().len()
+}
+
+/// Chooses `count` disks in distinct failure domains, or none if there are too few. The same input and seed give the
+/// same answer, whatever the order of the candidates.
+pub fn choose(candidates: &[Candidate], count: usize, seed: u64) -> Option<Vec<DiskId>> {
+    let mut sorted: Vec<&Candidate> = candidates.iter().collect();
+    sorted.sort_by_key(|c| c.disk);
+    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    let mut keyed: Vec<(f64, &Candidate)> =
+        sorted.into_iter().map(|c| (rng.random::<f64>().ln() / c.free_bytes.max(1) as f64, c)).collect();
+    keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut used = HashSet::new();
+    let chosen: Vec<DiskId> =
+        keyed.into_iter().filter(|(_, c)| used.insert(c.domain)).take(count).map(|(_, c)| c.disk).collect();
+    (chosen.len() == count).then_some(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disks(weights: &[u64]) -> Vec<Candidate> {
+        let make = |(i, &free_bytes)| Candidate { disk: DiskId(i as u128), domain: i as u128, free_bytes };
+        weights.iter().enumerate().map(make).collect()
+    }
+
+    #[test]
+    fn domains_are_distinct_and_order_does_not_matter() {
+        let mut candidates = disks(&[100; 12]);
+        for c in &mut candidates {
+            c.domain /= 2;
+        }
+        for seed in 0..200 {
+            let chosen = choose(&candidates, 6, seed).expect("six domains");
+            let distinct: HashSet<u128> = chosen.iter().map(|d| d.0 / 2).collect();
+            assert_eq!(distinct.len(), 6);
+            let mut reversed = candidates.clone();
+            reversed.reverse();
+            assert_eq!(choose(&reversed, 6, seed), Some(chosen));
+        }
+        assert_eq!(choose(&candidates, 7, 1), None);
+    }
+
+    #[test]
+    fn disks_fill_by_weight() {
+        let candidates = disks(&[300, 100, 100, 100, 100, 100, 100, 100]);
+        let mut picked = [0u32; 8];
+        for seed in 0..8_000 {
+            for disk in choose(&candidates, 1, seed).expect("one") {
+                picked[disk.0 as usize] += 1;
+            }
+        }
+        assert!((2_200..2_600).contains(&picked[0]), "{picked:?}");
+        assert!(picked[1..].iter().all(|n| (600..1_000).contains(n)), "{picked:?}");
+    }
+
+    #[test]
+    fn every_position_is_spread() {
+        let candidates = disks(&[100; 6]);
+        let mut first = [0u32; 6];
+        for seed in 0..6_000 {
+            first[choose(&candidates, 6, seed).expect("all")[5].0 as usize] += 1;
+        }
+        assert!(first.iter().all(|n| (850..1_150).contains(n)), "{first:?}");
+    }
+}

@@ -1,0 +1,228 @@
+//! The volumes: finding the one a blob is in, and the one a new blob goes to.
+//!
+//! Width shrinks, parity never: when fewer than k+m failure domains can be written, new blobs go to volumes of a
+//! narrower scheme with the same parity. Rows are cached; a volume's disks change only with its epoch, and a node
+//! that refuses an old epoch makes the reader fetch the row anew.
+
+use super::choose::{self, Candidate};
+use crate::cluster::disks::{Disk, Disks};
+use crate::error::{Error, Result};
+use crate::ledger::model::{VolumeRow, VolumeState};
+use crate::ledger::{CommitBuilder, Ledger, Typed, key};
+use bytes::Bytes;
+use ec_core::Scheme;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use storage_node::protocol::{DiskId, UnitAddress, UnitId};
+use tokio::sync::Mutex;
+
+/// Volumes of one scheme that are open at once, when there are enough disks for different groups.
+const OPEN_VOLUMES: usize = 4;
+/// A volume is sealed when its units have used this share of the smallest of its disks.
+const UNIT_SHARE: u64 = 32;
+
+/// A volume, as of one epoch.
+#[derive(Debug)]
+pub struct Volume {
+    /// Its id.
+    pub id: u64,
+    /// Its scheme.
+    pub scheme: Scheme,
+    /// Its epoch.
+    pub epoch: u32,
+    /// Whether it takes new blobs, according to the ledger.
+    pub state: VolumeState,
+    /// The disk of each unit, in index order.
+    pub disks: Vec<DiskId>,
+    /// Shard bytes written to each unit since this gateway started, or found there when it did.
+    used_bytes: AtomicU64,
+}
+
+impl Volume {
+    fn from_row(id: u64, row: &VolumeRow) -> Result<Volume> {
+        let damaged = |what: String| Error::Internal(format!("volume {id}: {what}"));
+        let scheme: Scheme = row.scheme.parse().map_err(|e| damaged(format!("{e}")))?;
+        let disk = |b: &Bytes| b.as_ref().try_into().ok().map(|b| DiskId(u128::from_be_bytes(b)));
+        let disks: Option<Vec<DiskId>> = row.disks.iter().map(disk).collect();
+        match disks {
+            Some(disks) if disks.len() == scheme.total_shards() => {
+                Ok(Volume { id, scheme, epoch: row.epoch, state: row.state(), disks, used_bytes: AtomicU64::new(0) })
+            }
+            _ => Err(damaged(format!("{} disks recorded for {scheme}", row.disks.len()))),
+        }
+    }
+
+    /// The unit at `index`.
+    pub fn unit(&self, index: u8) -> UnitId {
+        UnitId { volume: self.id, index }
+    }
+
+    /// Where requests for the unit at `index` go.
+    pub fn address(&self, index: u8, disk: &Disk) -> UnitAddress {
+        UnitAddress { disk: disk.id, incarnation: disk.incarnation, unit: self.unit(index), epoch: self.epoch }
+    }
+
+    /// Counts bytes written to each of its units.
+    pub fn add_used(&self, bytes: u64) {
+        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// All volumes.
+pub struct Volumes {
+    ledger: Ledger,
+    disks: Arc<Disks>,
+    cache: RwLock<HashMap<u64, Arc<Volume>>>,
+    creating: Mutex<()>,
+}
+
+impl Volumes {
+    /// Reads the volumes from the ledger.
+    pub async fn load(ledger: Ledger, disks: Arc<Disks>) -> Result<Volumes> {
+        let mut cache = HashMap::new();
+        let mut damaged = None;
+        ledger
+            .for_each(key::table(b'v'), |row_key, Typed { row, .. }: Typed<VolumeRow>| {
+                let Some(id) = key::single_number(&row_key) else { return };
+                match Volume::from_row(id, &row) {
+                    Ok(volume) => drop(cache.insert(id, Arc::new(volume))),
+                    Err(error) => damaged = Some(error),
+                }
+            })
+            .await?;
+        match damaged {
+            Some(error) => Err(error),
+            None => Ok(Volumes { ledger, disks, cache: RwLock::new(cache), creating: Mutex::new(()) }),
+        }
+    }
+
+    /// A volume by id, from the cache or the ledger.
+    pub async fn get(&self, id: u64) -> Result<Arc<Volume>> {
+        let cached = self.cache.read().unwrap_or_else(|e| e.into_inner()).get(&id).cloned();
+        match cached {
+            Some(volume) => Ok(volume),
+            None => self.refresh(id).await,
+        }
+    }
+
+    /// A volume by id, from the ledger.
+    pub async fn refresh(&self, id: u64) -> Result<Arc<Volume>> {
+        let row = self.ledger.get::<VolumeRow>(key::volume(id)).await?;
+        let row = row.ok_or_else(|| Error::Internal(format!("the ledger has no volume {id}")))?;
+        let volume = Arc::new(Volume::from_row(id, &row.row)?);
+        self.cache.write().unwrap_or_else(|e| e.into_inner()).insert(id, volume.clone());
+        Ok(volume)
+    }
+
+    /// All that are known.
+    pub fn all(&self) -> Vec<Arc<Volume>> {
+        let mut all: Vec<_> = self.cache.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect();
+        all.sort_by_key(|v| v.id);
+        all
+    }
+
+    /// Takes in what each unit holds already, so that volumes are sealed in time after a restart.
+    pub fn set_used(&self, used: &HashMap<u64, u64>) {
+        for volume in self.all() {
+            volume.used_bytes.fetch_max(used.get(&volume.id).copied().unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+
+    /// An open volume for a new blob of the wanted scheme, or of a narrower one of the same parity when too few
+    /// disks can be written. `avoid` holds disks that just failed in this request; `salt` spreads the choice.
+    pub async fn pick(&self, wanted: Scheme, avoid: &HashSet<DiskId>, salt: u64) -> Result<Arc<Volume>> {
+        let candidates = self.candidates(avoid);
+        let healthy = choose::domains(&candidates);
+        let Some(scheme) = wanted.narrowed(healthy) else {
+            return Err(self.cannot_write(wanted, healthy, avoid));
+        };
+        let writable: HashSet<DiskId> = candidates.iter().map(|c| c.disk).collect();
+        let open = self.open(scheme, &writable);
+        let target = if candidates.len() > scheme.total_shards() { OPEN_VOLUMES } else { 1 };
+        if open.len() >= target {
+            return Ok(open[(salt % open.len() as u64) as usize].clone());
+        }
+        match self.creating.try_lock() {
+            Ok(_one_at_a_time) => self.create(scheme, &candidates).await,
+            Err(_) if !open.is_empty() => Ok(open[(salt % open.len() as u64) as usize].clone()),
+            Err(_) => {
+                let _one_at_a_time = self.creating.lock().await;
+                match self.open(scheme, &writable).into_iter().next() {
+                    Some(volume) => Ok(volume),
+                    None => self.create(scheme, &candidates).await,
+                }
+            }
+        }
+    }
+
+    /// Records that a volume takes no more blobs.
+    pub async fn seal(&self, id: u64) -> Result<()> {
+        let row_key = key::volume(id);
+        if let Some(Typed { mut row, version }) = self.ledger.get::<VolumeRow>(row_key.clone()).await? {
+            row.set_state(VolumeState::Sealed);
+            let commit = CommitBuilder::new().expect(&row_key, Some(version)).put(row_key, &row).build();
+            self.ledger.commit(commit).await?;
+        }
+        self.refresh(id).await.map(|_| ())
+    }
+
+    /// Volumes that are full but not sealed yet.
+    pub fn full(&self) -> Vec<u64> {
+        let all = self.all();
+        all.iter().filter(|v| v.state == VolumeState::Open && self.is_full(v)).map(|v| v.id).collect()
+    }
+
+    fn is_full(&self, volume: &Volume) -> bool {
+        let capacity = |id: &DiskId| self.disks.get(*id).and_then(|d| d.status).map(|s| s.capacity_bytes);
+        let smallest = volume.disks.iter().filter_map(capacity).min().unwrap_or(u64::MAX);
+        volume.used_bytes.load(Ordering::Relaxed) >= smallest / UNIT_SHARE
+    }
+
+    fn open(&self, scheme: Scheme, writable: &HashSet<DiskId>) -> Vec<Arc<Volume>> {
+        let cache = self.cache.read().unwrap_or_else(|e| e.into_inner());
+        let usable = |v: &&Arc<Volume>| {
+            v.scheme == scheme && v.state == VolumeState::Open && v.disks.iter().all(|d| writable.contains(d))
+        };
+        let mut open: Vec<Arc<Volume>> = cache.values().filter(usable).cloned().collect();
+        drop(cache);
+        open.retain(|v| !self.is_full(v));
+        open.sort_by_key(|v| v.id);
+        open
+    }
+
+    fn candidates(&self, avoid: &HashSet<DiskId>) -> Vec<Candidate> {
+        let usable = self.disks.all().into_iter().filter(|d| d.writable() && !avoid.contains(&d.id));
+        usable
+            .map(|d| Candidate {
+                disk: d.id,
+                domain: d.id.0,
+                free_bytes: d.status.map_or(0, |s| s.free_bytes),
+            })
+            .collect()
+    }
+
+    fn cannot_write(&self, wanted: Scheme, healthy: usize, avoid: &HashSet<DiskId>) -> Error {
+        let needed = wanted.parity_shards() + 1;
+        let full = self.disks.all().iter().filter(|d| d.full() && !avoid.contains(&d.id)).count();
+        if healthy + full >= needed { Error::StorageFull } else { Error::TooFewDomains { healthy, needed } }
+    }
+
+    async fn create(&self, scheme: Scheme, candidates: &[Candidate]) -> Result<Arc<Volume>> {
+        let id = self.ledger.take_ids(key::Counter::Volume, 1).await?;
+        let disks = choose::choose(candidates, scheme.total_shards(), rand::random())
+            .ok_or_else(|| Error::Internal("fewer domains than counted".into()))?;
+        let row = VolumeRow {
+            scheme: scheme.to_string(),
+            epoch: 1,
+            state: VolumeState::Open as i32,
+            disks: disks.iter().map(|d| Bytes::copy_from_slice(&d.0.to_be_bytes())).collect(),
+        };
+        let row_key = key::volume(id);
+        self.ledger.commit(CommitBuilder::new().expect(&row_key, None).put(row_key, &row).build()).await?;
+        let volume = Arc::new(Volume::from_row(id, &row)?);
+        self.cache.write().unwrap_or_else(|e| e.into_inner()).insert(id, volume.clone());
+        tracing::info!(volume = id, %scheme, "volume created");
+        Ok(volume)
+    }
+}

@@ -1,0 +1,16 @@
+//! The S3 protocol: what s3s parses becomes a call on `object`, and its answer becomes what s3s prints.
+//!
+//! Invariant: s3s's types stop here. `service` is the only `impl S3`, one line an operation; the conversions are in
+//! the files by subject, errors are mapped in `error` and nowhere else.
+
+mod auth;
+mod body;
+mod convert;
+mod error;
+mod listing;
+mod multipart;
+mod object;
+mod service;
+
+pub use auth::StaticKeys;
+pub use service::S3Gateway;

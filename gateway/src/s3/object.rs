@@ -1,0 +1,269 @@
+//! Objects: put, get, head, delete, copy.
+
+use super::body::{request_body, response_body};
+use super::convert::{self, ChecksumHeaders, checksum_fields, etag, timestamp};
+use super::service::S3Gateway;
+use crate::error::{Error, Result};
+use crate::ledger::model::{Headers, ObjectRow};
+use crate::object::condition::{ETagIs, WriteConditions};
+use crate::object::copy::Source;
+use crate::object::get::{Found, Wanted};
+use s3s::dto::*;
+use s3s::{S3Request, S3Response};
+
+type Answer<T> = Result<S3Response<T>>;
+
+/// The most keys of one DeleteObjects.
+const DELETE_KEYS_MAX: usize = 1_000;
+
+fn refuse_unsupported(sse: bool, lock: bool, tagging: bool) -> Result<()> {
+    let what = match (sse, lock, tagging) {
+        (true, ..) => "server-side encryption",
+        (_, true, _) => "object lock",
+        (.., true) => "object tagging",
+        _ => return Ok(()),
+    };
+    Err(Error::InvalidRequest(format!("{what} is not supported by this server; send the request without it")))
+}
+
+fn no_versions(version: Option<&str>) -> Result<()> {
+    match version {
+        None | Some("null") | Some("") => Ok(()),
+        Some(id) => Err(Error::InvalidArgument(format!("there is no version {id:?}: versioning is not supported"))),
+    }
+}
+
+/// The source of a copy.
+pub fn copy_source(source: CopySource) -> Result<(String, String)> {
+    match source {
+        CopySource::Bucket { bucket, key, version_id } => {
+            no_versions(version_id.as_deref())?;
+            Ok((bucket.into(), key.into()))
+        }
+        _ => Err(Error::InvalidArgument("the copy source is not BUCKET/KEY".into())),
+    }
+}
+
+impl S3Gateway {
+    pub(super) async fn put(&self, req: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
+        let trailer = req.headers.get("x-amz-trailer").and_then(|v| v.to_str().ok()).map(str::to_string);
+        let trailers = req.trailing_headers;
+        let i = req.input;
+        refuse_unsupported(
+            i.server_side_encryption.is_some() || i.sse_customer_algorithm.is_some(),
+            i.object_lock_mode.is_some() || i.object_lock_legal_hold_status.is_some(),
+            i.tagging.is_some(),
+        )?;
+        let checksums = ChecksumHeaders {
+            algorithm: i.checksum_algorithm,
+            values: [i.checksum_crc32, i.checksum_crc32c, i.checksum_crc64nvme, i.checksum_sha1, i.checksum_sha256],
+            trailer,
+            trailers,
+        };
+        let expected = checksums.expected(i.content_length, i.content_md5)?;
+        let headers = convert::headers(
+            i.content_type,
+            i.content_encoding,
+            i.content_disposition,
+            i.content_language,
+            i.cache_control,
+            i.expires,
+            i.website_redirect_location,
+            i.metadata,
+        )?;
+        let conditions = convert::write_conditions(i.if_match, i.if_none_match);
+        let body = request_body(i.body);
+        let stored = self.objects.put(&i.bucket, &i.key, body, expected, headers, conditions).await?;
+        let sums = checksum_fields(stored.checksum.as_ref());
+        Ok(S3Response::new(PutObjectOutput {
+            e_tag: Some(etag(&stored.etag)),
+            checksum_crc32: sums.crc32,
+            checksum_crc32c: sums.crc32c,
+            checksum_crc64nvme: sums.crc64nvme,
+            checksum_sha1: sums.sha1,
+            checksum_sha256: sums.sha256,
+            checksum_type: sums.kind,
+            ..Default::default()
+        }))
+    }
+
+    pub(super) async fn get(&self, req: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
+        let i = req.input;
+        no_versions(i.version_id.as_deref())?;
+        let wanted = convert::wanted(i.range, i.part_number)?;
+        let conditions =
+            convert::read_conditions(i.if_match, i.if_none_match, i.if_modified_since, i.if_unmodified_since);
+        let (found, pieces) = self.objects.get(&i.bucket, &i.key, wanted, &conditions).await?;
+        let headers = found.row.headers.clone().unwrap_or_default();
+        let with_checksum = i.checksum_mode.is_some() && !partial(&found);
+        let sums = checksum_fields(found.row.checksum.as_ref().filter(|_| with_checksum));
+        Ok(S3Response::new(GetObjectOutput {
+            body: Some(response_body(pieces, self.objects.metrics.clone())),
+            accept_ranges: Some("bytes".into()),
+            content_length: Some((found.range.end - found.range.start) as i64),
+            content_range: content_range(&found),
+            parts_count: parts_count(&found.row, wanted),
+            e_tag: Some(etag(&found.row.etag)),
+            last_modified: Some(timestamp(found.row.modified_ms)),
+            metadata: convert::metadata(&headers),
+            expires: convert::expires(&headers),
+            cache_control: headers.cache_control,
+            content_disposition: headers.content_disposition,
+            content_encoding: headers.content_encoding,
+            content_language: headers.content_language,
+            content_type: Some(headers.content_type.unwrap_or_else(|| "binary/octet-stream".into())),
+            website_redirect_location: headers.website_redirect_location,
+            checksum_crc32: sums.crc32,
+            checksum_crc32c: sums.crc32c,
+            checksum_crc64nvme: sums.crc64nvme,
+            checksum_sha1: sums.sha1,
+            checksum_sha256: sums.sha256,
+            checksum_type: sums.kind,
+            ..Default::default()
+        }))
+    }
+
+    pub(super) async fn head(&self, req: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
+        let i = req.input;
+        no_versions(i.version_id.as_deref())?;
+        let wanted = convert::wanted(i.range, i.part_number)?;
+        let conditions =
+            convert::read_conditions(i.if_match, i.if_none_match, i.if_modified_since, i.if_unmodified_since);
+        let found = self.objects.head(&i.bucket, &i.key, wanted, &conditions).await?;
+        let headers = found.row.headers.clone().unwrap_or_default();
+        let with_checksum = i.checksum_mode.is_some() && !partial(&found);
+        let sums = checksum_fields(found.row.checksum.as_ref().filter(|_| with_checksum));
+        let content_range = content_range(&found);
+        let status = content_range.is_some().then_some(http::StatusCode::PARTIAL_CONTENT);
+        let output = HeadObjectOutput {
+            accept_ranges: Some("bytes".into()),
+            content_length: Some((found.range.end - found.range.start) as i64),
+            content_range,
+            parts_count: parts_count(&found.row, wanted),
+            e_tag: Some(etag(&found.row.etag)),
+            last_modified: Some(timestamp(found.row.modified_ms)),
+            metadata: convert::metadata(&headers),
+            expires: convert::expires(&headers),
+            cache_control: headers.cache_control,
+            content_disposition: headers.content_disposition,
+            content_encoding: headers.content_encoding,
+            content_language: headers.content_language,
+            content_type: Some(headers.content_type.unwrap_or_else(|| "binary/octet-stream".into())),
+            website_redirect_location: headers.website_redirect_location,
+            checksum_crc32: sums.crc32,
+            checksum_crc32c: sums.crc32c,
+            checksum_crc64nvme: sums.crc64nvme,
+            checksum_sha1: sums.sha1,
+            checksum_sha256: sums.sha256,
+            checksum_type: sums.kind,
+            ..Default::default()
+        };
+        let mut response = S3Response::new(output);
+        response.status = status;
+        Ok(response)
+    }
+
+    pub(super) async fn delete(&self, req: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
+        let i = req.input;
+        no_versions(i.version_id.as_deref())?;
+        self.objects.delete(&i.bucket, &i.key, convert::write_conditions(i.if_match, None)).await?;
+        Ok(S3Response::with_status(DeleteObjectOutput::default(), http::StatusCode::NO_CONTENT))
+    }
+
+    pub(super) async fn delete_many(&self, req: S3Request<DeleteObjectsInput>) -> Answer<DeleteObjectsOutput> {
+        let i = req.input;
+        if i.delete.objects.is_empty() || i.delete.objects.len() > DELETE_KEYS_MAX {
+            return Err(Error::InvalidRequest(format!("1 to {DELETE_KEYS_MAX} keys are deleted at a time")));
+        }
+        self.objects.bucket(&i.bucket).await?;
+        let quiet = i.delete.quiet.unwrap_or(false);
+        let (mut deleted, mut errors) = (Vec::new(), Vec::new());
+        for object in i.delete.objects {
+            match self.delete_one(&i.bucket, &object).await {
+                Ok(()) if quiet => {}
+                Ok(()) => deleted.push(DeletedObject { key: Some(object.key), ..Default::default() }),
+                Err(error) => {
+                    let error = super::error::s3_error(error);
+                    errors.push(s3s::dto::Error {
+                        code: Some(error.code().as_str().to_string()),
+                        key: Some(object.key),
+                        message: error.message().map(str::to_string),
+                        version_id: None,
+                    });
+                }
+            }
+        }
+        Ok(S3Response::new(DeleteObjectsOutput {
+            deleted: Some(deleted),
+            errors: Some(errors),
+            ..Default::default()
+        }))
+    }
+
+    async fn delete_one(&self, bucket: &str, object: &ObjectIdentifier) -> Result<()> {
+        no_versions(object.version_id.as_deref())?;
+        let matches = object.e_tag.clone().map(|tag| ETagIs::Tag(tag.into_value()));
+        self.objects.delete(bucket, &object.key, WriteConditions { matches, none_match: None }).await
+    }
+
+    pub(super) async fn copy(&self, req: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
+        let i = req.input;
+        refuse_unsupported(
+            i.server_side_encryption.is_some() || i.sse_customer_algorithm.is_some(),
+            i.object_lock_mode.is_some(),
+            i.tagging.is_some(),
+        )?;
+        let (bucket, name) = copy_source(i.copy_source)?;
+        let mut conditions = convert::read_conditions(
+            i.copy_source_if_match,
+            i.copy_source_if_none_match,
+            i.copy_source_if_modified_since,
+            i.copy_source_if_unmodified_since,
+        );
+        conditions.for_copy = true;
+        let replace = i.metadata_directive.is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
+        let headers = convert::headers(
+            i.content_type,
+            i.content_encoding,
+            i.content_disposition,
+            i.content_language,
+            i.cache_control,
+            i.expires,
+            i.website_redirect_location,
+            i.metadata,
+        )?;
+        let source = Source { bucket, name, conditions };
+        let headers: Option<Headers> = replace.then_some(headers);
+        let stored = self.objects.copy(source, &i.bucket, &i.key, headers).await?;
+        let sums = checksum_fields(stored.checksum.as_ref());
+        Ok(S3Response::new(CopyObjectOutput {
+            copy_object_result: Some(CopyObjectResult {
+                e_tag: Some(etag(&stored.etag)),
+                last_modified: Some(timestamp(stored.modified_ms)),
+                checksum_crc32: sums.crc32,
+                checksum_crc32c: sums.crc32c,
+                checksum_crc64nvme: sums.crc64nvme,
+                checksum_sha1: sums.sha1,
+                checksum_sha256: sums.sha256,
+                checksum_type: sums.kind,
+            }),
+            ..Default::default()
+        }))
+    }
+}
+
+fn partial(found: &Found) -> bool {
+    found.range != (0..found.row.size)
+}
+
+fn content_range(found: &Found) -> Option<String> {
+    (found.partial && found.row.size > 0)
+        .then(|| format!("bytes {}-{}/{}", found.range.start, found.range.end - 1, found.row.size))
+}
+
+fn parts_count(row: &ObjectRow, wanted: Wanted) -> Option<i32> {
+    match wanted {
+        Wanted::Part(_) if !row.parts.is_empty() => Some(row.parts.len() as i32),
+        _ => None,
+    }
+}

@@ -1,0 +1,260 @@
+//! The gateway as a whole: the only place that wires its parts, serves its two addresses, and ends it in order.
+//!
+//! Order of the end: no new connections; requests in progress get ten seconds; then what is left is cut; commits in
+//! progress finish; abandoned blobs are queued; the lease is given back. Then the caller stops nodes and ledger.
+
+use crate::admin;
+use crate::admin::status::Status;
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::cluster::disks::{Disks, POLL_PERIOD};
+use crate::cluster::lease::Lease;
+use crate::error::{Error, Result};
+use crate::ledger::Ledger;
+use crate::maintenance::garbage::Garbage;
+use crate::maintenance::orphans::Orphans;
+use crate::maintenance::repair::Repair;
+use crate::maintenance::sealing::Sealing;
+use crate::maintenance::worker::Running;
+use crate::metrics::Metrics;
+use crate::object::Objects;
+use crate::placement::volumes::Volumes;
+use crate::s3::{S3Gateway, StaticKeys};
+use ec_core::Scheme;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use storage_node::client::StorageClient;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_io_timeout::TimeoutStream;
+
+/// Connections at once; more wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 4_096;
+/// A client has this long to send a request's head.
+const HEAD_MAX: Duration = Duration::from_secs(30);
+/// A connection on which nothing moves for this long is cut: idle, stalled in sending, or not reading.
+const SILENCE_MAX: Duration = Duration::from_secs(75);
+/// Requests in progress get this long at shutdown.
+pub const DRAIN_MAX: Duration = Duration::from_secs(8);
+/// What comes after (commits, the lease) gets this long.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+
+/// What a gateway is made of.
+pub struct GatewayConfig {
+    /// For people, in the lease.
+    pub name: String,
+    /// The default scheme.
+    pub scheme: Scheme,
+    /// Bytes that may be in flight.
+    pub memory_bytes: u64,
+    /// The key that may sign requests.
+    pub keys: StaticKeys,
+}
+
+/// A running gateway.
+pub struct Gateway {
+    /// The object path.
+    pub objects: Arc<Objects>,
+    workers: Mutex<Vec<Running>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Gateway {
+    /// Starts a gateway on a ledger and nodes: takes the lease, looks at the disks, starts the workers.
+    pub async fn start(
+        config: &GatewayConfig,
+        ledger: Ledger,
+        nodes: Vec<Arc<dyn StorageClient>>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Gateway>> {
+        let lease = Lease::take_over(ledger.clone(), &config.name).await?;
+        let disks = Arc::new(Disks::load(&ledger, nodes).await?);
+        disks.poll().await;
+        let volumes = Arc::new(Volumes::load(ledger.clone(), disks.clone()).await?);
+        let metrics = Metrics::new().map_err(|e| Error::Internal(format!("metrics: {e}")))?;
+        let objects = Arc::new(Objects {
+            ledger,
+            lease,
+            disks,
+            volumes,
+            budget: Budget::new(config.memory_bytes),
+            readers: Default::default(),
+            abandoned: Default::default(),
+            metrics: Arc::new(metrics),
+            clock,
+            scheme: config.scheme,
+            hedges: Default::default(),
+            gate: Default::default(),
+            codecs: Default::default(),
+        });
+        take_in_usage(&objects).await;
+        objects.finish_bucket_deletions().await?;
+        let (stop, stopped) = watch::channel(false);
+        let workers = vec![
+            Running::start(Garbage::new(objects.clone()), stopped.clone()),
+            Running::start(Orphans { objects: objects.clone() }, stopped.clone()),
+            Running::start(Repair::new(objects.clone()), stopped.clone()),
+            Running::start(Sealing { objects: objects.clone() }, stopped.clone()),
+        ];
+        tokio::spawn(poll_disks(objects.disks.clone(), stopped));
+        Ok(Arc::new(Gateway { objects, workers: Mutex::new(workers), stop }))
+    }
+
+    /// The state of the cluster.
+    pub async fn status(&self) -> Result<Status> {
+        let workers = self.lock_workers().iter().map(Running::status).collect();
+        admin::status::status(&self.objects, workers).await
+    }
+
+    /// Serves S3 and admin requests until `shutdown` resolves, then ends in order.
+    pub async fn serve(
+        self: Arc<Self>,
+        keys: StaticKeys,
+        s3: TcpListener,
+        admin: TcpListener,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let service = {
+            let mut builder = S3ServiceBuilder::new(S3Gateway::new(self.objects.clone()));
+            builder.set_auth(keys);
+            builder.build()
+        };
+        let (stop, stopped) = watch::channel(false);
+        let s3 = tokio::spawn(serve_s3(s3, service, stopped));
+        let admin = tokio::spawn(serve_admin(admin, self.clone()));
+        shutdown.await;
+        tracing::info!("shutting down");
+        // The admin address answers "not ready" while requests drain.
+        self.objects.gate.close();
+        let _ = stop.send(true); // Both servers hold a receiver until they end.
+        let _ = s3.await; // A panic there was reported by the panic hook; the rest must still be ended in order.
+        admin.abort();
+        self.end().await
+    }
+
+    async fn end(&self) -> Result<()> {
+        let _ = self.stop.send(true); // Workers that ended already need no word.
+        if tokio::time::timeout(SETTLE_MAX, self.objects.gate.empty()).await.is_err() {
+            tracing::warn!("commits still in progress; the next start will sweep what they leave");
+            return Ok(());
+        }
+        let workers = std::mem::take(&mut *self.lock_workers());
+        for worker in workers {
+            if tokio::time::timeout(SETTLE_MAX, worker.ended()).await.is_err() {
+                tracing::warn!("a background worker did not end in time; the next start will take up its work");
+                return Ok(());
+            }
+        }
+        while Garbage::queue_abandoned(&self.objects).await? > 0 {}
+        self.objects.lease.give_back().await
+    }
+
+    fn lock_workers(&self) -> std::sync::MutexGuard<'_, Vec<Running>> {
+        self.workers.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+async fn poll_disks(disks: Arc<Disks>, mut stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        disks.poll().await;
+        tokio::select! {
+            _ = tokio::time::sleep(POLL_PERIOD) => {}
+            _ = stop.changed() => {}
+        }
+    }
+}
+
+/// How much each volume's fullest unit holds, so that volumes are sealed in time.
+async fn take_in_usage(objects: &Objects) {
+    let mut used: HashMap<u64, u64> = HashMap::new();
+    for disk in objects.disks.all() {
+        let Some(client) = disk.client else { continue };
+        if let Ok(units) = client.units(disk.id, disk.incarnation, Duration::from_secs(5)).await {
+            for info in units {
+                let most = used.entry(info.unit.volume).or_default();
+                *most = info.live_bytes.max(*most);
+            }
+        }
+    }
+    objects.volumes.set_used(&used);
+}
+
+type Stream = Pin<Box<TimeoutStream<tokio::net::TcpStream>>>;
+
+/// Accepts connections until told to stop; each comes with a place among [`CONNECTIONS_MAX`].
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<(Stream, tokio::sync::OwnedSemaphorePermit)> {
+    loop {
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place.ok()?,
+            _ = stop.changed() => return None,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => return None,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true); // Only speed depends on it.
+                let mut stream = TimeoutStream::new(stream);
+                stream.set_read_timeout(Some(SILENCE_MAX));
+                stream.set_write_timeout(Some(SILENCE_MAX));
+                return Some((Box::pin(stream), place));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let graceful = GracefulShutdown::new();
+    let mut http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(256 * 1024);
+    while let Some((stream, place)) = accept(&listener, &places, &mut stop).await {
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        let connection = graceful.watch(connection.into_owned());
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(DRAIN_MAX, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests still in progress after {DRAIN_MAX:?}: cut");
+    }
+}
+
+/// Answers until the caller ends it, which is after the S3 side has drained.
+async fn serve_admin(listener: TcpListener, gateway: Arc<Gateway>) {
+    let places = Arc::new(Semaphore::new(64));
+    let (_never, mut open) = watch::channel(false);
+    while let Some((stream, place)) = accept(&listener, &places, &mut open).await {
+        let gateway = gateway.clone();
+        let service = hyper::service::service_fn(move |request| {
+            let gateway = gateway.clone();
+            async move { Ok::<_, std::convert::Infallible>(admin::server::answer(gateway, request).await) }
+        });
+        tokio::spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
+            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%error, "admin connection ended");
+            }
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,173 @@
+//! Damage to what was acknowledged: found, confined to what it touches, never passed on as right bytes.
+
+use super::model::House;
+use super::*;
+use crate::device::simulated::Fault;
+use rand::Rng;
+
+fn filled() -> (SimulatedDisk, Vec<ShardKey>) {
+    let disk = SimulatedDisk::new(16 << 20, 1);
+    format_simulated(&disk, 1 << 20);
+    let engine = Engine::open(disk.device()).unwrap();
+    let keys: Vec<ShardKey> = (0..40).map(|blob| key(blob, 0)).collect();
+    for &key in &keys {
+        put(
+            &engine,
+            &unit(1),
+            key,
+            payload(&unit(1), key, 0, 1000 + 997 * key.blob as usize),
+        )
+        .unwrap();
+    }
+    (disk, keys)
+}
+
+/// The shards that are not served rightly; wrong bytes that verify are a failure.
+fn damaged(engine: &Engine, keys: &[ShardKey]) -> Vec<u64> {
+    let to = unit(1);
+    let is_right = |key: &ShardKey| match get(engine, &to, *key) {
+        Ok(blocks) if verifies(&to, *key, &blocks) => {
+            assert_eq!(
+                blocks.payload,
+                payload(&to, *key, 0, 1000 + 997 * key.blob as usize)
+            );
+            true
+        }
+        _ => false,
+    };
+    keys.iter()
+        .filter(|key| !is_right(key))
+        .map(|key| key.blob)
+        .collect()
+}
+
+#[test]
+fn one_flipped_bit_costs_at_most_one_shard() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    let places: Vec<_> = {
+        let index = engine.shared.index();
+        keys.iter()
+            .map(|key| *index.find(unit(1).unit, *key).unwrap())
+            .collect()
+    };
+    let start = |entry: &super::index::Entry| {
+        engine.shared.layout.extent_offset(entry.place.extent) + u64::from(entry.place.offset)
+    };
+    for (number, entry) in places.iter().enumerate() {
+        for at in [
+            start(entry) + 9,
+            start(entry) + 130,
+            start(entry) + u64::from(entry.payload_at),
+        ] {
+            disk.flip_bit(at, number as u8);
+            assert_eq!(damaged(&engine, &keys), [number as u64]);
+            let reopened = Engine::open(disk.device()).unwrap();
+            assert_eq!(damaged(&reopened, &keys), [number as u64], "after reopening");
+            drop(reopened);
+            disk.flip_bit(at, number as u8);
+        }
+    }
+    assert!(engine.status().corrupt_shards > 0);
+}
+
+#[test]
+fn rot_in_a_head_is_counted_by_recovery() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    let entry = *engine.shared.index().find(unit(1).unit, key(7, 0)).unwrap();
+    let at = engine.shared.layout.extent_offset(entry.place.extent) + u64::from(entry.place.offset);
+    drop(engine);
+    disk.flip_bit(at + 20, 3);
+    for _ in 0..2 {
+        let engine = Engine::open(disk.device()).unwrap();
+        assert_eq!(engine.status().corrupt_shards, 1);
+        assert_eq!(damaged(&engine, &keys), [7]);
+    }
+    // Repair puts it again.
+    let engine = Engine::open(disk.device()).unwrap();
+    put(
+        &engine,
+        &unit(1),
+        key(7, 0),
+        payload(&unit(1), key(7, 0), 0, 1000 + 997 * 7),
+    )
+    .unwrap();
+    assert!(damaged(&engine, &keys).is_empty());
+}
+
+#[test]
+fn an_extent_header_copy_or_superblock_copy_may_rot() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    let layout = engine.shared.layout;
+    drop(engine);
+    for extent in 0..layout.extents() {
+        let end = if extent % 2 == 0 {
+            0
+        } else {
+            u64::from(layout.data_end())
+        };
+        disk.flip_bit(layout.extent_offset(extent) + end + 17, 2);
+    }
+    for copy in [0, 1, 3] {
+        disk.flip_bit(crate::format::layout::superblock_offset(16 << 20, copy) + 40, 1);
+    }
+    for _ in 0..2 {
+        assert!(damaged(&Engine::open(disk.device()).unwrap(), &keys).is_empty());
+    }
+}
+
+#[test]
+fn an_unreadable_block_during_recovery_hides_only_itself() {
+    let (disk, keys) = filled();
+    // The scan of the first extent: its big read and one of its blocks fail.
+    let before = disk.operations();
+    drop(Engine::open(disk.device()).unwrap());
+    assert!(disk.operations() > before);
+    for _ in 0..3 {
+        disk.arm(Fault::ReadError);
+    }
+    let Ok(engine) = Engine::open(disk.device()) else {
+        return;
+    };
+    let first = damaged(&engine, &keys);
+    drop(engine);
+    let engine = Engine::open(disk.device()).unwrap();
+    assert!(damaged(&engine, &keys).is_empty(), "hidden for good: {first:?}");
+}
+
+#[test]
+fn lying_disks_never_make_wrong_bytes_right() {
+    let faults = [
+        Fault::LostWrite,
+        Fault::MisdirectedWrite,
+        Fault::LyingFlush,
+        Fault::MisdirectedRead,
+        Fault::StaleRead,
+        Fault::ReadError,
+    ];
+    for seed in seeds(60) {
+        println!("CAIRN_TEST_SEED={seed}");
+        let mut house = House::new(seed, 24, 32 * 1024);
+        house.lossy = true;
+        for _ in 0..200 {
+            if house.rng.random_ratio(1, 10) {
+                let fault = faults[house.rng.random_range(0..faults.len())];
+                house.disk.arm(fault);
+            }
+            if !house.step() {
+                break;
+            }
+        }
+        if house.engine.is_some() {
+            house.check();
+        }
+        house.engine = None;
+        house.disk.reboot();
+        if let Ok(engine) = Engine::open(house.disk.device()) {
+            house.engine = Some(engine);
+            house.check();
+        }
+    }
+}

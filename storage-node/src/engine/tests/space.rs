@@ -1,0 +1,88 @@
+//! A full disk: refuses puts in time, always deletes, and comes back.
+
+use super::*;
+
+const LEN: usize = 20_000;
+
+fn fill(engine: &Engine, from: u64) -> u64 {
+    for blob in from.. {
+        let (to, key) = (unit(blob % 3), key(blob, 0));
+        match put(engine, &to, key, payload(&to, key, 0, LEN)) {
+            Ok(()) => {}
+            Err(NodeError::NoSpace) => return blob,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_full_disk_deletes_and_comes_back_again_and_again() {
+    let disk = SimulatedDisk::new(2 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let mut engine = Engine::open(disk.device()).unwrap();
+    let mut next = 0;
+    let mut live: Vec<u64> = Vec::new();
+    for round in 0..12 {
+        let end = fill(&engine, next);
+        live.extend(next..end);
+        next = end + 1;
+        assert!(live.len() > 40, "round {round}: only {} fit", live.len());
+        // Every third one goes, so no extent is empty by itself.
+        let doomed: Vec<u64> = live
+            .iter()
+            .copied()
+            .filter(|blob| blob % 3 == round % 3 || blob % 5 == 0)
+            .collect();
+        for blob in &doomed {
+            delete(&engine, &unit(blob % 3), &[*blob]).unwrap();
+        }
+        live.retain(|blob| !doomed.contains(blob));
+        if round % 3 == 2 {
+            drop(engine);
+            engine = Engine::open(disk.device()).unwrap();
+        }
+        for &blob in &live {
+            let (to, key) = (unit(blob % 3), key(blob, 0));
+            assert_eq!(get(&engine, &to, key).unwrap().payload, payload(&to, key, 0, LEN));
+        }
+    }
+    for blob in live {
+        delete(&engine, &unit(blob % 3), &[blob]).unwrap();
+    }
+    assert_eq!(engine.status().shards, 0);
+    let end = fill(&engine, next);
+    assert!(end - next > 60, "only {} fit on the empty disk", end - next);
+}
+
+#[test]
+fn deletes_of_unknown_blobs_do_not_fill_the_disk() {
+    let disk = SimulatedDisk::new(1 << 20, 1);
+    format_simulated(&disk, 32 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    let full = fill(&engine, 0);
+    for first in 0..200 {
+        let blobs: Vec<u64> = (1_000_000 + first * 100..1_000_000 + first * 100 + 100).collect();
+        delete(&engine, &unit(1), &blobs).unwrap();
+    }
+    for blob in 0..full {
+        delete(&engine, &unit(blob % 3), &[blob]).unwrap();
+    }
+    fill(&engine, 10_000_000);
+}
+
+#[test]
+fn tombstones_are_forgotten_when_nothing_needs_them() {
+    let disk = SimulatedDisk::new(2 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    for blob in 0..3000 {
+        let (to, key) = (unit(1), key(blob, 0));
+        put(&engine, &to, key, payload(&to, key, 0, 3000)).unwrap();
+        delete(&engine, &to, &[blob]).unwrap();
+    }
+    let remembered = engine.shared.index().tombstones.len();
+    assert!(remembered < 2000, "{remembered} tombstones");
+    drop(engine);
+    assert_eq!(Engine::open(disk.device()).unwrap().status().shards, 0);
+}

@@ -1,0 +1,211 @@
+//! `cairn dev`: a whole cluster in one process, on file-backed disks.
+//!
+//! ```text
+//! DIR/ledger.redb          the ledger
+//! DIR/disk-0 … disk-N      the disks, one file each
+//! ```
+
+use crate::CommandResult;
+use crate::size::{format_size, parse_size};
+use clap::Args;
+use ec_core::Scheme;
+use gateway::clock::SystemClock;
+use gateway::cluster::setup::{self, Cluster, PlannedDisk, Wanted};
+use gateway::ledger::Ledger;
+use gateway::ledger::redb::RedbStore;
+use gateway::s3::StaticKeys;
+use gateway::server::{Gateway, GatewayConfig};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use storage_node::client::StorageClient;
+use storage_node::http_client::HttpClient;
+use storage_node::node::{DiskSpec, FormatDiskError, FormatOptions, Node, NodeOptions, format_disk};
+use tokio::net::TcpListener;
+
+/// The ledger's page cache gets at most this much.
+const LEDGER_CACHE_MAX: u64 = 256 << 20;
+
+#[derive(Args)]
+pub struct DevArgs {
+    /// Where the ledger and the disks are
+    #[arg(long, value_name = "DIR", default_value = "./cairn-data")]
+    data: PathBuf,
+    /// How many disks; 6 for a new directory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    disks: Option<u32>,
+    /// The scheme: `rs(k,m)` or `replica(n)`; rs(4,2) for a new directory
+    #[arg(long, value_name = "SCHEME")]
+    scheme: Option<Scheme>,
+    /// The size of each disk of a new directory; the files are sparse
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_size)]
+    disk_size: u64,
+    /// Where to serve S3
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
+    listen: SocketAddr,
+    /// Where to serve status, metrics and health
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001")]
+    admin_listen: SocketAddr,
+    /// Bytes of objects in flight at most; a quarter of the machine's memory by default
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// Reach the disks through storage nodes that run already (`cairn node`) instead of in this process
+    #[arg(long, value_name = "URL")]
+    node: Vec<String>,
+    /// The access key
+    #[arg(long, env = "CAIRN_ACCESS_KEY", default_value = "cairn", value_name = "KEY")]
+    access_key: String,
+    /// Its secret
+    #[arg(
+        long,
+        env = "CAIRN_SECRET_KEY",
+        default_value = "cairn-secret-key",
+        value_name = "SECRET",
+        hide_env_values = true
+    )]
+    secret_key: String,
+}
+
+pub async fn run(args: DevArgs) -> CommandResult {
+    let stop = super::stop_signal()?;
+    // Bind first: a port that is taken is found out before anything is written.
+    let s3 = bind(args.listen, "--listen").await?;
+    let admin = bind(args.admin_listen, "--admin-listen").await?;
+    let memory = args.memory.unwrap_or_else(|| machine_memory() / 4).max(64 << 20);
+    std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?;
+
+    let path = args.data.join("ledger.redb");
+    let cache = (memory / 8).min(LEDGER_CACHE_MAX) as usize;
+    let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, cache)).await??);
+    let ledger = Ledger::new(store.clone());
+    let cluster = open_cluster(&ledger, &args).await?;
+    let (nodes, local) = open_nodes(&args, &cluster).await?;
+
+    let keys = || StaticKeys { access_key: args.access_key.clone(), secret_key: args.secret_key.clone() };
+    let config =
+        GatewayConfig { name: "dev".into(), scheme: cluster.scheme, memory_bytes: memory, keys: keys() };
+    let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
+    print_welcome(&args, &cluster, s3.local_addr()?, admin.local_addr()?, memory);
+    let served = gateway.serve(keys(), s3, admin, stop).await;
+
+    if let Some(node) = local {
+        tokio::task::spawn_blocking(move || node.shutdown()).await?;
+    }
+    store.shutdown().await;
+    served?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn bind(addr: SocketAddr, flag: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(addr).await.map_err(|e| format!("{flag} {addr}: {e}"))
+}
+
+/// The cluster the directory holds, or a new one with its disks formatted.
+async fn open_cluster(ledger: &Ledger, args: &DevArgs) -> Result<Cluster, Box<dyn std::error::Error + Send + Sync>> {
+    let wanted = Wanted {
+        scheme: args.scheme,
+        disks: args.disks,
+        scheme_default: Scheme::rs(4, 2)?,
+        disks_default: 6,
+        disk_size: args.disk_size,
+    };
+    let mut cluster = setup::open_or_plan(ledger, &wanted).await?;
+    let mut unformatted: Vec<PlannedDisk> = cluster.disks.iter().filter(|d| !d.row.formatted).cloned().collect();
+    if !unformatted.is_empty() {
+        let (data, id, disks) = (args.data.clone(), cluster.id, unformatted.clone());
+        tokio::task::spawn_blocking(move || format_all(&data, id, &disks)).await??;
+        setup::mark_formatted(ledger, &mut unformatted).await?;
+        cluster.disks.iter_mut().for_each(|d| d.row.formatted = true);
+    }
+    Ok(cluster)
+}
+
+fn format_all(data: &Path, cluster: storage_node::protocol::ClusterId, disks: &[PlannedDisk]) -> Result<(), String> {
+    for disk in disks {
+        let options = FormatOptions {
+            cluster,
+            disk: disk.id,
+            incarnation: disk.row.incarnation,
+            extent_size: None,
+            overwrite: false,
+        };
+        match format_disk(&data.join(&disk.row.label), disk.row.size, &options) {
+            Ok(()) => {}
+            // A first start that was cut short between formatting and saying so.
+            Err(FormatDiskError::AlreadyFormatted { disk: found, .. }) if found == disk.id => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
+type Nodes = (Vec<Arc<dyn StorageClient>>, Option<Arc<Node>>);
+
+async fn open_nodes(args: &DevArgs, cluster: &Cluster) -> Result<Nodes, Box<dyn std::error::Error + Send + Sync>> {
+    if !args.node.is_empty() {
+        let mut nodes: Vec<Arc<dyn StorageClient>> = Vec::new();
+        for url in &args.node {
+            nodes.push(Arc::new(HttpClient::new(url).map_err(|e| format!("--node {url}: {e}"))?));
+        }
+        return Ok((nodes, None));
+    }
+    let spec = |disk: &PlannedDisk| DiskSpec {
+        path: args.data.join(&disk.row.label),
+        expected: Some(disk.id),
+        incarnation: Some(disk.row.incarnation),
+    };
+    let specs = cluster.disks.iter().map(spec).collect();
+    let options = NodeOptions { cluster: Some(cluster.id), ..NodeOptions::default() };
+    let node = Arc::new(tokio::task::spawn_blocking(move || Node::open(specs, options)).await?);
+    Ok((vec![node.clone()], Some(node)))
+}
+
+fn print_welcome(args: &DevArgs, cluster: &Cluster, s3: SocketAddr, admin: SocketAddr, memory: u64) {
+    let endpoint = format!("http://{s3}");
+    let presigned = presigned_url(&endpoint, args).unwrap_or_else(|| "(no URL for this address)".into());
+    println!(
+        "\
+Cairn is ready.
+
+  endpoint    {endpoint}
+  access key  {access}
+  secret key  {secret}
+  disks       {disks} of {scheme} under {data}
+  memory      {memory} for bytes in flight
+  admin       http://{admin}   (cairn status --admin http://{admin})
+
+With the AWS CLI:
+
+  export AWS_ACCESS_KEY_ID={access} AWS_SECRET_ACCESS_KEY={secret} AWS_DEFAULT_REGION=us-east-1
+  aws --endpoint-url {endpoint} s3 mb s3://first
+  aws --endpoint-url {endpoint} s3 cp README.md s3://first/README.md
+
+With curl, for the next hour, by a presigned URL (make the bucket first):
+
+  curl '{presigned}'
+",
+        access = args.access_key,
+        secret = args.secret_key,
+        disks = cluster.disks.len(),
+        scheme = cluster.scheme,
+        data = args.data.display(),
+        memory = format_size(memory),
+    );
+}
+
+fn presigned_url(endpoint: &str, args: &DevArgs) -> Option<String> {
+    use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle, actions::GetObject};
+    let bucket = Bucket::new(endpoint.parse().ok()?, UrlStyle::Path, "first", "us-east-1").ok()?;
+    let credentials = Credentials::new(args.access_key.clone(), args.secret_key.clone());
+    let url = GetObject::new(&bucket, Some(&credentials), "README.md").sign(Duration::from_secs(3_600));
+    Some(url.to_string())
+}
+
+/// Bytes of memory of this machine; 4 GiB if it will not say.
+fn machine_memory() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(4 << 30, |kib| kib * 1_024)
+}
