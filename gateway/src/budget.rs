@@ -27,23 +27,29 @@ pub struct Reserved {
 pub struct Pool {
     grains: Arc<Semaphore>,
     total: u32,
+    patience: Duration,
     waiting: AtomicUsize,
     refused: AtomicUsize,
 }
 
 impl Pool {
-    fn new(bytes: u64) -> Pool {
-        let total = u32::try_from(bytes / GRAIN).unwrap_or(u32::MAX).clamp(1, Semaphore::MAX_PERMITS as u32);
+    fn new(bytes: u64, patience: Duration) -> Pool {
+        let total = u32::try_from(bytes / GRAIN)
+            .unwrap_or(u32::MAX)
+            .clamp(1, Semaphore::MAX_PERMITS as u32);
         Pool {
             grains: Arc::new(Semaphore::new(total as usize)),
             total,
+            patience,
             waiting: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
         }
     }
 
     fn grains_of(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(GRAIN)).unwrap_or(u32::MAX).clamp(1, self.total)
+        u32::try_from(bytes.div_ceil(GRAIN))
+            .unwrap_or(u32::MAX)
+            .clamp(1, self.total)
     }
 
     /// Sets bytes aside, waiting a few seconds for them at the most. More than the whole pool counts as the whole.
@@ -56,7 +62,7 @@ impl Pool {
             return Err(self.refuse());
         }
         let acquire = self.grains.clone().acquire_many_owned(self.grains_of(bytes));
-        match tokio::time::timeout(PATIENCE, acquire).await {
+        match tokio::time::timeout(self.patience, acquire).await {
             Ok(Ok(permit)) => Ok(Reserved { _permit: permit }),
             _ => Err(self.refuse()),
         }
@@ -66,12 +72,19 @@ impl Pool {
     /// being served.
     pub async fn reserve_patiently(&self, bytes: u64) -> Result<Reserved> {
         let acquire = self.grains.clone().acquire_many_owned(self.grains_of(bytes));
-        acquire.await.map(|permit| Reserved { _permit: permit }).map_err(|_| Error::ShuttingDown)
+        acquire
+            .await
+            .map(|permit| Reserved { _permit: permit })
+            .map_err(|_| Error::ShuttingDown)
     }
 
     /// Sets bytes aside if they are free right now.
     pub fn try_reserve(&self, bytes: u64) -> Option<Reserved> {
-        let permit = self.grains.clone().try_acquire_many_owned(self.grains_of(bytes)).ok()?;
+        let permit = self
+            .grains
+            .clone()
+            .try_acquire_many_owned(self.grains_of(bytes))
+            .ok()?;
         Some(Reserved { _permit: permit })
     }
 
@@ -98,7 +111,10 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn enter(count: &'a AtomicUsize) -> Waiting<'a> {
-        Waiting { count, position: count.fetch_add(1, Ordering::Relaxed) }
+        Waiting {
+            count,
+            position: count.fetch_add(1, Ordering::Relaxed),
+        }
     }
 }
 
@@ -123,9 +139,9 @@ impl Budget {
     /// Splits the memory: half for writes, three eighths for reads, an eighth for decoding.
     pub fn new(memory_bytes: u64) -> Budget {
         Budget {
-            writes: Pool::new(memory_bytes / 2),
-            reads: Pool::new(memory_bytes / 8 * 3),
-            decode: Pool::new(memory_bytes / 8),
+            writes: Pool::new(memory_bytes / 2, PATIENCE),
+            reads: Pool::new(memory_bytes / 8 * 3, PATIENCE),
+            decode: Pool::new(memory_bytes / 8, PATIENCE),
         }
     }
 }
@@ -134,9 +150,9 @@ impl Budget {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn past_the_budget_requests_wait_then_are_refused() {
-        let pool = Pool::new(10 * GRAIN);
+        let pool = Pool::new(10 * GRAIN, Duration::from_millis(20));
         let held = pool.reserve(8 * GRAIN).await.expect("free");
         assert_eq!(pool.used_bytes(), 8 * GRAIN);
         assert!(matches!(pool.reserve(4 * GRAIN).await, Err(Error::SlowDown)));
@@ -148,7 +164,7 @@ mod tests {
 
     #[tokio::test]
     async fn more_than_everything_counts_as_everything() {
-        let pool = Pool::new(4 * GRAIN);
+        let pool = Pool::new(4 * GRAIN, PATIENCE);
         let all = pool.reserve(1 << 40).await.expect("clipped");
         assert!(pool.try_reserve(1).is_none());
         drop(all);

@@ -103,7 +103,9 @@ pub enum Error {
     #[error("the disks are full: delete objects or add disks")]
     StorageFull,
     /// Too few shards of a stripe can be read right now.
-    #[error("blob {blob} of volume {volume} cannot be read: {readable} of the {needed} shards stripe {stripe} needs are readable")]
+    #[error(
+        "blob {blob} of volume {volume} cannot be read: {readable} of the {needed} shards stripe {stripe} needs are readable"
+    )]
     Unreadable {
         /// The volume.
         volume: u64,

@@ -32,7 +32,9 @@ impl Gate {
     /// Counts work that a request already inside started and that outlives it: never refused.
     pub fn enter_within(&self) -> Inside {
         self.state.inside.fetch_add(1, Ordering::SeqCst);
-        Inside { state: self.state.clone() }
+        Inside {
+            state: self.state.clone(),
+        }
     }
 
     /// Lets no more in.

@@ -1,8 +1,8 @@
 //! What the gateway counts, for `/metrics`.
 
 use prometheus::{
-    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// The counters of one gateway.
@@ -54,10 +54,18 @@ impl Metrics {
     /// All at zero, registered.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
-        let latency = HistogramOpts::new("cairn_request_seconds", "Seconds until the head of the answer, by operation")
-            .buckets(prometheus::exponential_buckets(0.000_25, 2.0, 18)?);
+        let latency = HistogramOpts::new(
+            "cairn_request_seconds",
+            "Seconds until the head of the answer, by operation",
+        )
+        .buckets(prometheus::exponential_buckets(0.000_25, 2.0, 18)?);
         let metrics = Metrics {
-            requests: counters(&registry, "cairn_requests_total", "S3 requests", &["operation", "status"])?,
+            requests: counters(
+                &registry,
+                "cairn_requests_total",
+                "S3 requests",
+                &["operation", "status"],
+            )?,
             request_seconds: HistogramVec::new(latency, &["operation"])?,
             requests_in_flight: gauge(&registry, "cairn_requests_in_flight", "S3 requests in progress")?,
             received_bytes: counter(&registry, "cairn_received_bytes_total", "Object bytes received")?,
@@ -68,29 +76,64 @@ impl Metrics {
                 "Shards that a read found wrong: corrupt, missing or unreadable",
                 &["kind"],
             )?,
-            decoded_pieces: counter(&registry, "cairn_decoded_pieces_total", "Pieces decoded from other shards")?,
+            decoded_pieces: counter(
+                &registry,
+                "cairn_decoded_pieces_total",
+                "Pieces decoded from other shards",
+            )?,
             hedged_reads: counter(&registry, "cairn_hedged_reads_total", "Reads raced by a decode")?,
-            repaired_shards: counter(&registry, "cairn_repaired_shards_total", "Shards rewritten and verified")?,
-            failed_repairs: counter(&registry, "cairn_failed_repairs_total", "Repairs that failed, to be tried again")?,
+            repaired_shards: counter(
+                &registry,
+                "cairn_repaired_shards_total",
+                "Shards rewritten and verified",
+            )?,
+            failed_repairs: counter(
+                &registry,
+                "cairn_failed_repairs_total",
+                "Repairs that failed, to be tried again",
+            )?,
             rewritten_stripes: counter(
                 &registry,
                 "cairn_rewritten_stripes_total",
                 "Stripes sent again to another volume",
             )?,
-            collected_blobs: counter(&registry, "cairn_collected_blobs_total", "Blobs deleted from every disk")?,
-            orphan_blobs: counter(&registry, "cairn_orphan_blobs_total", "Units of unnamed blobs found and deleted")?,
-            slow_downs: counter(&registry, "cairn_slow_down_total", "Requests refused for lack of memory")?,
+            collected_blobs: counter(
+                &registry,
+                "cairn_collected_blobs_total",
+                "Blobs deleted from every disk",
+            )?,
+            orphan_blobs: counter(
+                &registry,
+                "cairn_orphan_blobs_total",
+                "Units of unnamed blobs found and deleted",
+            )?,
+            slow_downs: counter(
+                &registry,
+                "cairn_slow_down_total",
+                "Requests refused for lack of memory",
+            )?,
             budget_used_bytes: gauges(&registry, "cairn_budget_used_bytes", "Bytes in flight", &["pool"])?,
             disks: gauges(&registry, "cairn_disks", "Disks by state", &["state"])?,
-            disk_bytes: gauges(&registry, "cairn_disk_bytes", "Bytes of each disk", &["disk", "kind"])?,
-            garbage_blobs: gauge(&registry, "cairn_garbage_blobs", "Blobs waiting to be deleted from disks")?,
+            disk_bytes: gauges(
+                &registry,
+                "cairn_disk_bytes",
+                "Bytes of each disk",
+                &["disk", "kind"],
+            )?,
+            garbage_blobs: gauge(
+                &registry,
+                "cairn_garbage_blobs",
+                "Blobs waiting to be deleted from disks",
+            )?,
             suspect_shards: gauge(&registry, "cairn_suspect_shards", "Shards waiting for repair")?,
             cpu_seconds: Gauge::new("process_cpu_seconds_total", "User and system CPU seconds")?,
             resident_bytes: gauge(&registry, "process_resident_memory_bytes", "Resident memory")?,
             registry,
         };
         metrics.registry.register(Box::new(metrics.cpu_seconds.clone()))?;
-        metrics.registry.register(Box::new(metrics.request_seconds.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.request_seconds.clone()))?;
         for kind in ["corrupt", "missing", "unreadable"] {
             metrics.bad_shards.with_label_values(&[kind]);
         }
@@ -116,8 +159,17 @@ fn process_usage() -> (f64, i64) {
     const PAGE_BYTES: i64 = 4_096;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let field = |n: usize| after_name.split(' ').nth(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    ((field(11) + field(12)) / TICKS_PER_SECOND, field(21) as i64 * PAGE_BYTES)
+    let field = |n: usize| {
+        after_name
+            .split(' ')
+            .nth(n)
+            .and_then(|f| f.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    (
+        (field(11) + field(12)) / TICKS_PER_SECOND,
+        field(21) as i64 * PAGE_BYTES,
+    )
 }
 
 fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
@@ -143,7 +195,12 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, promet
     Ok(metric)
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
     let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)

@@ -97,12 +97,26 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let workers = vec![
             Running::start(Garbage::new(objects.clone()), stopped.clone()),
-            Running::start(Orphans { objects: objects.clone() }, stopped.clone()),
+            Running::start(
+                Orphans {
+                    objects: objects.clone(),
+                },
+                stopped.clone(),
+            ),
             Running::start(Repair::new(objects.clone()), stopped.clone()),
-            Running::start(Sealing { objects: objects.clone() }, stopped.clone()),
+            Running::start(
+                Sealing {
+                    objects: objects.clone(),
+                },
+                stopped.clone(),
+            ),
         ];
         tokio::spawn(poll_disks(objects.disks.clone(), stopped));
-        Ok(Arc::new(Gateway { objects, workers: Mutex::new(workers), stop }))
+        Ok(Arc::new(Gateway {
+            objects,
+            workers: Mutex::new(workers),
+            stop,
+        }))
     }
 
     /// The state of the cluster.
@@ -139,14 +153,19 @@ impl Gateway {
 
     async fn end(&self) -> Result<()> {
         let _ = self.stop.send(true); // Workers that ended already need no word.
-        if tokio::time::timeout(SETTLE_MAX, self.objects.gate.empty()).await.is_err() {
+        if tokio::time::timeout(SETTLE_MAX, self.objects.gate.empty())
+            .await
+            .is_err()
+        {
             tracing::warn!("commits still in progress; the next start will sweep what they leave");
             return Ok(());
         }
         let workers = std::mem::take(&mut *self.lock_workers());
         for worker in workers {
             if tokio::time::timeout(SETTLE_MAX, worker.ended()).await.is_err() {
-                tracing::warn!("a background worker did not end in time; the next start will take up its work");
+                tracing::warn!(
+                    "a background worker did not end in time; the next start will take up its work"
+                );
                 return Ok(());
             }
         }
@@ -174,7 +193,10 @@ async fn take_in_usage(objects: &Objects) {
     let mut used: HashMap<u64, u64> = HashMap::new();
     for disk in objects.disks.all() {
         let Some(client) = disk.client else { continue };
-        if let Ok(units) = client.units(disk.id, disk.incarnation, Duration::from_secs(5)).await {
+        if let Ok(units) = client
+            .units(disk.id, disk.incarnation, Duration::from_secs(5))
+            .await
+        {
             for info in units {
                 let most = used.entry(info.unit.volume).or_default();
                 *most = info.live_bytes.max(*most);
@@ -221,7 +243,10 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
     let mut http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(256 * 1024);
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_MAX)
+        .max_buf_size(256 * 1024);
     while let Some((stream, place)) = accept(&listener, &places, &mut stop).await {
         let connection = http.serve_connection(TokioIo::new(stream), service.clone());
         let connection = graceful.watch(connection.into_owned());
@@ -233,7 +258,10 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN_MAX, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(DRAIN_MAX, graceful.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("requests still in progress after {DRAIN_MAX:?}: cut");
     }
 }

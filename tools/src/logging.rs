@@ -7,10 +7,22 @@ use tracing_subscriber::EnvFilter;
 #[derive(Args)]
 pub struct LoggingArgs {
     /// What to log: a level, or filters such as `info,gateway=debug`
-    #[arg(long, global = true, env = "CAIRN_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "CAIRN_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     log: String,
     /// How to log
-    #[arg(long, global = true, env = "CAIRN_LOG_FORMAT", default_value = "text", value_enum)]
+    #[arg(
+        long,
+        global = true,
+        env = "CAIRN_LOG_FORMAT",
+        default_value = "text",
+        value_enum
+    )]
     log_format: LogFormat,
 }
 
@@ -30,9 +42,13 @@ impl LoggingArgs {
             eprintln!("cairn: --log {:?}: {error}; logging at info", self.log);
             EnvFilter::new("info,s3s=off")
         });
-        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let lines = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr);
         match self.log_format {
-            LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+            LogFormat::Text => lines
+                .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+                .init(),
             LogFormat::Json => lines.json().flatten_event(true).init(),
         }
     }

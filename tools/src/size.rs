@@ -25,7 +25,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         return Err(bad());
     }
     if let Ok(whole) = digits.parse::<u64>() {
-        return whole.checked_mul(scale).ok_or_else(|| format!("{text:?} is too large"));
+        return whole
+            .checked_mul(scale)
+            .ok_or_else(|| format!("{text:?} is too large"));
     }
     let fraction: f64 = digits.parse().map_err(|_| bad())?;
     let bytes = fraction * scale as f64;
@@ -37,13 +39,24 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 /// Prints a size with three significant digits in the largest binary unit that keeps it at least 1: `1.50 GiB`.
 pub fn format_size(bytes: u64) -> String {
-    for (unit, scale) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+    for (unit, scale) in [
+        ("TiB", 1u64 << 40),
+        ("GiB", 1 << 30),
+        ("MiB", 1 << 20),
+        ("KiB", 1 << 10),
+    ] {
         if bytes >= scale {
             if bytes.is_multiple_of(scale) {
                 return format!("{} {unit}", bytes / scale);
             }
             let value = bytes as f64 / scale as f64;
-            let decimals = if value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+            let decimals = if value >= 100.0 {
+                0
+            } else if value >= 10.0 {
+                1
+            } else {
+                2
+            };
             return format!("{value:.decimals$} {unit}");
         }
     }

@@ -25,7 +25,10 @@ pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> 
             Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "try /health/live, /health/ready, /metrics or /v1/status\n".into()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "try /health/live, /health/ready, /metrics or /v1/status\n".into(),
+        ),
     }
 }
 
@@ -35,7 +38,12 @@ fn ready(gateway: &Gateway) -> Result<(), String> {
     if objects.gate.is_closed() {
         return Err("shutting down".into());
     }
-    let online = objects.disks.all().iter().filter(|d| d.health == Health::Online).count();
+    let online = objects
+        .disks
+        .all()
+        .iter()
+        .filter(|d| d.health == Health::Online)
+        .count();
     match objects.scheme.narrowed(online) {
         Some(_) => Ok(()),
         None => Err(format!("only {online} disks are online")),
@@ -48,8 +56,15 @@ async fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
         tracing::debug!(%error, "status for metrics");
     }
     let budget = &gateway.objects.budget;
-    for (pool, used) in [("writes", &budget.writes), ("reads", &budget.reads), ("decode", &budget.decode)] {
-        metrics.budget_used_bytes.with_label_values(&[pool]).set(used.used_bytes() as i64);
+    for (pool, used) in [
+        ("writes", &budget.writes),
+        ("reads", &budget.reads),
+        ("decode", &budget.decode),
+    ] {
+        metrics
+            .budget_used_bytes
+            .with_label_values(&[pool])
+            .set(used.used_bytes() as i64);
     }
     let mut states = [("online", 0), ("suspect", 0), ("down", 0)];
     for disk in gateway.objects.disks.all() {
@@ -60,10 +75,15 @@ async fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
         };
         states[at].1 += 1;
         let Some(status) = disk.status else { continue };
-        for (kind, bytes) in
-            [("capacity", status.capacity_bytes), ("free", status.free_bytes), ("live", status.live_bytes)]
-        {
-            metrics.disk_bytes.with_label_values(&[disk.label.as_str(), kind]).set(bytes as i64);
+        for (kind, bytes) in [
+            ("capacity", status.capacity_bytes),
+            ("free", status.free_bytes),
+            ("live", status.live_bytes),
+        ] {
+            metrics
+                .disk_bytes
+                .with_label_values(&[disk.label.as_str(), kind])
+                .set(bytes as i64);
         }
     }
     for (state, count) in states {
@@ -79,6 +99,9 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
     response
 }

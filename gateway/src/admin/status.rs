@@ -128,7 +128,10 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Sta
     let disks = objects.disks.all();
     let (volumes, degraded) = volumes(objects, &disks);
     let writable = disks.iter().filter(|d| d.writable()).count();
-    let serving = disks.iter().filter(|d| d.health == Health::Online).filter_map(|d| d.status.as_ref());
+    let serving = disks
+        .iter()
+        .filter(|d| d.health == Health::Online)
+        .filter_map(|d| d.status.as_ref());
     let capacity = serving.fold(Capacity::default(), |sum, disk| Capacity {
         total_bytes: sum.total_bytes + disk.capacity_bytes,
         free_bytes: sum.free_bytes + disk.free_bytes,
@@ -156,7 +159,8 @@ async fn queued(objects: &Objects) -> Result<Queued> {
     let mut orphan_ranges = 0;
     ledger
         .for_each::<crate::ledger::model::IdRangeRow>(key::table(b'r'), |row_key, _| {
-            orphan_ranges += usize::from(key::id_range_parts(&row_key).is_some_and(|(lease, _)| lease != own));
+            orphan_ranges +=
+                usize::from(key::id_range_parts(&row_key).is_some_and(|(lease, _)| lease != own));
         })
         .await?;
     let queued = Queued {
@@ -177,9 +181,15 @@ async fn queued(objects: &Objects) -> Result<Queued> {
 }
 
 fn volumes(objects: &Objects, disks: &[Disk]) -> (Vec<VolumeLine>, Degraded) {
-    let online: std::collections::HashSet<_> =
-        disks.iter().filter(|d| d.health == Health::Online).map(|d| d.id).collect();
-    let mut degraded = Degraded { disks: disks.len() - online.len(), ..Degraded::default() };
+    let online: std::collections::HashSet<_> = disks
+        .iter()
+        .filter(|d| d.health == Health::Online)
+        .map(|d| d.id)
+        .collect();
+    let mut degraded = Degraded {
+        disks: disks.len() - online.len(),
+        ..Degraded::default()
+    };
     let mut lines: BTreeMap<(String, &str), usize> = BTreeMap::new();
     for volume in objects.volumes.all() {
         let state = match volume.state {
@@ -191,7 +201,11 @@ fn volumes(objects: &Objects, disks: &[Disk]) -> (Vec<VolumeLine>, Degraded) {
         degraded.volumes += usize::from(lost > 0);
         degraded.unreadable_volumes += usize::from(lost > volume.scheme.parity_shards());
     }
-    let line = |((scheme, state), count): ((String, &str), usize)| VolumeLine { scheme, state: state.into(), count };
+    let line = |((scheme, state), count): ((String, &str), usize)| VolumeLine {
+        scheme,
+        state: state.into(),
+        count,
+    };
     (lines.into_iter().map(line).collect(), degraded)
 }
 
@@ -223,5 +237,9 @@ fn worker_line(worker: WorkerStatus) -> WorkerLine {
         (None, true) => "idle".into(),
         (None, false) => "working".into(),
     };
-    WorkerLine { name: worker.name.into(), state, steps: worker.steps }
+    WorkerLine {
+        name: worker.name.into(),
+        state,
+        steps: worker.steps,
+    }
 }

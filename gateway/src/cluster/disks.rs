@@ -58,7 +58,9 @@ impl Disk {
 
     /// Whether it serves but has no room.
     pub fn full(&self) -> bool {
-        self.status.as_ref().is_some_and(|s| s.free_bytes < FREE_BYTES_MIN)
+        self.status
+            .as_ref()
+            .is_some_and(|s| s.free_bytes < FREE_BYTES_MIN)
     }
 }
 
@@ -74,7 +76,13 @@ impl Disks {
         let mut disks = HashMap::new();
         ledger
             .for_each(key::table(b'd'), |row_key, Typed { row, .. }: Typed<DiskRow>| {
-                let Some(id) = row_key.get(1..17).and_then(|b| b.try_into().ok()).map(u128::from_be_bytes) else { return };
+                let Some(id) = row_key
+                    .get(1..17)
+                    .and_then(|b| b.try_into().ok())
+                    .map(u128::from_be_bytes)
+                else {
+                    return;
+                };
                 let disk = Disk {
                     id: DiskId(id),
                     incarnation: row.incarnation,
@@ -87,14 +95,19 @@ impl Disks {
                 disks.insert(DiskId(id), disk);
             })
             .await?;
-        Ok(Disks { nodes, disks: RwLock::new(disks) })
+        Ok(Disks {
+            nodes,
+            disks: RwLock::new(disks),
+        })
     }
 
     /// Asks every node, all at once, and takes in what they say.
     pub async fn poll(&self) {
-        let answers = futures::future::join_all(self.nodes.iter().map(|node| async move {
-            (node.clone(), node.status(POLL_DEADLINE).await)
-        }))
+        let answers = futures::future::join_all(
+            self.nodes
+                .iter()
+                .map(|node| async move { (node.clone(), node.status(POLL_DEADLINE).await) }),
+        )
         .await;
         let mut seen: HashMap<DiskId, (Arc<dyn StorageClient>, DiskStatus)> = HashMap::new();
         let mut unreachable = None;
@@ -143,14 +156,20 @@ impl Disks {
 
     /// One disk.
     pub fn get(&self, id: DiskId) -> Option<Disk> {
-        self.disks.read().unwrap_or_else(|e| e.into_inner()).get(&id).cloned()
+        self.disks
+            .read()
+            .unwrap_or_else(|e| e.into_inner())
+            .get(&id)
+            .cloned()
     }
 
     /// All of them, by label.
     pub fn all(&self) -> Vec<Disk> {
         let disks = self.disks.read().unwrap_or_else(|e| e.into_inner());
-        let by_label: BTreeMap<(usize, String), Disk> =
-            disks.values().map(|d| ((d.label.len(), d.label.clone()), d.clone())).collect();
+        let by_label: BTreeMap<(usize, String), Disk> = disks
+            .values()
+            .map(|d| ((d.label.len(), d.label.clone()), d.clone()))
+            .collect();
         by_label.into_values().collect()
     }
 }

@@ -31,9 +31,19 @@ impl Lease {
         }
         let id = ledger.take_ids(key::Counter::Lease, 1).await?;
         let row_key = key::lease(id);
-        let commit = revoked.expect(&row_key, None).put(row_key.clone(), &LeaseRow { gateway: gateway.into() });
+        let commit = revoked.expect(&row_key, None).put(
+            row_key.clone(),
+            &LeaseRow {
+                gateway: gateway.into(),
+            },
+        );
         let version = ledger.commit(commit.build()).await?;
-        Ok(Lease { ledger, id, version, ids: Mutex::new(0..0) })
+        Ok(Lease {
+            ledger,
+            id,
+            version,
+            ids: Mutex::new(0..0),
+        })
     }
 
     /// The precondition that fences a gateway whose lease is gone.
@@ -53,7 +63,13 @@ impl Lease {
             let start = self.ledger.take_ids(key::Counter::Blob, RANGE_IDS).await?;
             let end = start + RANGE_IDS;
             let range_key = key::id_range(self.id, start);
-            let commit = self.fence(CommitBuilder::new()).put(range_key, &IdRangeRow { end, swept: Vec::new() });
+            let commit = self.fence(CommitBuilder::new()).put(
+                range_key,
+                &IdRangeRow {
+                    end,
+                    swept: Vec::new(),
+                },
+            );
             self.ledger.commit(commit.build()).await?;
             *ids = start..end;
         }

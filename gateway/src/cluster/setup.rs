@@ -70,20 +70,32 @@ async fn open(ledger: &Ledger, settings: SettingsRow, wanted: &Wanted) -> Result
             settings.disks
         )));
     }
-    let cluster: [u8; 16] =
-        settings.cluster.as_ref().try_into().map_err(|_| Error::Internal("the cluster id is not 16 bytes".into()))?;
-    let scheme =
-        settings.scheme.parse().map_err(|e| Error::Internal(format!("the ledger's scheme: {e}")))?;
+    let cluster: [u8; 16] = settings
+        .cluster
+        .as_ref()
+        .try_into()
+        .map_err(|_| Error::Internal("the cluster id is not 16 bytes".into()))?;
+    let scheme = settings
+        .scheme
+        .parse()
+        .map_err(|e| Error::Internal(format!("the ledger's scheme: {e}")))?;
     let mut disks = Vec::new();
     ledger
         .for_each(key::table(b'd'), |row_key, Typed { row, .. }: Typed<DiskRow>| {
             if let Some(id) = row_key.get(1..17).and_then(|b| b.try_into().ok()) {
-                disks.push(PlannedDisk { id: DiskId(u128::from_be_bytes(id)), row });
+                disks.push(PlannedDisk {
+                    id: DiskId(u128::from_be_bytes(id)),
+                    row,
+                });
             }
         })
         .await?;
     disks.sort_by(|a, b| (a.row.label.len(), &a.row.label).cmp(&(b.row.label.len(), &b.row.label)));
-    Ok(Cluster { id: ClusterId(u128::from_be_bytes(cluster)), scheme, disks })
+    Ok(Cluster {
+        id: ClusterId(u128::from_be_bytes(cluster)),
+        scheme,
+        disks,
+    })
 }
 
 async fn plan(ledger: &Ledger, wanted: &Wanted) -> Result<Cluster> {
@@ -102,17 +114,30 @@ async fn plan(ledger: &Ledger, wanted: &Wanted) -> Result<Cluster> {
         disks: count,
         format: 1,
     };
-    let mut commit = CommitBuilder::new().expect(&key::settings(), None).put(key::settings(), &settings);
+    let mut commit = CommitBuilder::new()
+        .expect(&key::settings(), None)
+        .put(key::settings(), &settings);
     let mut disks = Vec::new();
     for n in 0..count {
         let disk: u128 = rand::random();
-        let row =
-            DiskRow { incarnation: 1, label: format!("disk-{n}"), size: wanted.disk_size, formatted: false };
+        let row = DiskRow {
+            incarnation: 1,
+            label: format!("disk-{n}"),
+            size: wanted.disk_size,
+            formatted: false,
+        };
         commit = commit.put(key::disk(disk), &row);
-        disks.push(PlannedDisk { id: DiskId(disk), row });
+        disks.push(PlannedDisk {
+            id: DiskId(disk),
+            row,
+        });
     }
     ledger.commit(commit.build()).await?;
-    Ok(Cluster { id: ClusterId(id), scheme, disks })
+    Ok(Cluster {
+        id: ClusterId(id),
+        scheme,
+        disks,
+    })
 }
 
 /// Records that the media of these disks are formatted.

@@ -56,7 +56,10 @@ pub fn bucket(name: &str) -> Bytes {
 
 /// All buckets whose names are at or after `from`, in name order.
 pub fn buckets(from: &str) -> KeyRange {
-    KeyRange { start: bucket(from), end: Some(Bytes::from_static(b"c")) }
+    KeyRange {
+        start: bucket(from),
+        end: Some(Bytes::from_static(b"c")),
+    }
 }
 
 /// The row of the null version of an object.
@@ -80,7 +83,10 @@ pub fn uploads(bucket: u64, prefix: &str, from: &[u8]) -> KeyRange {
 fn range_of(table: u8, bucket: u64, prefix: &str, from: &[u8]) -> KeyRange {
     let base = named(table, bucket, prefix.as_bytes());
     let start = named(table, bucket, from).max(base.clone());
-    KeyRange { start: start.into(), end: successor(&base) }
+    KeyRange {
+        start: start.into(),
+        end: successor(&base),
+    }
 }
 
 fn object_prefix(bucket: u64, key: &str) -> Vec<u8> {
@@ -135,7 +141,10 @@ pub fn part(upload: u128, number: u16) -> Bytes {
 pub fn parts(upload: u128, from: u16) -> KeyRange {
     let mut prefix = vec![b'p'];
     prefix.extend_from_slice(&upload.to_be_bytes());
-    KeyRange { start: part(upload, from), end: successor(&prefix) }
+    KeyRange {
+        start: part(upload, from),
+        end: successor(&prefix),
+    }
 }
 
 /// The part number in a part row's key.
@@ -206,7 +215,10 @@ pub fn single_number(row: &[u8]) -> Option<u64> {
 
 /// A whole table.
 pub fn table(tag: u8) -> KeyRange {
-    KeyRange { start: Bytes::from(vec![tag]), end: Some(Bytes::from(vec![tag + 1])) }
+    KeyRange {
+        start: Bytes::from(vec![tag]),
+        end: Some(Bytes::from(vec![tag + 1])),
+    }
 }
 
 /// The smallest key after `key`: where a scan that stopped at `key` goes on.
@@ -294,7 +306,13 @@ mod tests {
 
     #[test]
     fn damaged_keys_are_refused() {
-        for row in [&b""[..], b"o", b"o12345678", b"o12345678\x00\x02", b"o12345678a\x00\x01123"] {
+        for row in [
+            &b""[..],
+            b"o",
+            b"o12345678",
+            b"o12345678\x00\x02",
+            b"o12345678a\x00\x01123",
+        ] {
             assert_eq!(object_name(row), None);
         }
         assert_eq!(successor(&[1, 0xFF]), Some(Bytes::from_static(&[2])));

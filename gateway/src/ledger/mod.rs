@@ -50,14 +50,24 @@ impl Ledger {
     }
 
     /// Several rows of one kind, in the order of their keys, all from one moment.
-    pub async fn get_many<T: Message + Default>(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Typed<T>>>, LedgerError> {
+    pub async fn get_many<T: Message + Default>(
+        &self,
+        keys: Vec<Bytes>,
+    ) -> Result<Vec<Option<Typed<T>>>, LedgerError> {
         let names = keys.clone();
         let values = self.store.get(keys).await?;
         values
             .into_iter()
             .zip(names)
             .map(|(value, key)| {
-                value.map(|v| Ok(Typed { row: decode(&key, v.value)?, version: v.version })).transpose()
+                value
+                    .map(|v| {
+                        Ok(Typed {
+                            row: decode(&key, v.value)?,
+                            version: v.version,
+                        })
+                    })
+                    .transpose()
             })
             .collect()
     }
@@ -72,7 +82,13 @@ impl Ledger {
         rows.into_iter()
             .map(|r| {
                 let row = decode(&r.key, r.versioned.value)?;
-                Ok((r.key, Typed { row, version: r.versioned.version }))
+                Ok((
+                    r.key,
+                    Typed {
+                        row,
+                        version: r.versioned.version,
+                    },
+                ))
             })
             .collect()
     }
@@ -102,7 +118,10 @@ impl Ledger {
         const PAGE: usize = 1_000;
         let mut counted = 0;
         while counted < most {
-            let rows = self.store.scan(range.clone(), PAGE.min(most - counted), Direction::Forward).await?;
+            let rows = self
+                .store
+                .scan(range.clone(), PAGE.min(most - counted), Direction::Forward)
+                .await?;
             let Some(last) = rows.last() else { break };
             range.start = key::after(&last.key);
             counted += rows.len();
@@ -136,7 +155,9 @@ impl Ledger {
 }
 
 fn decode<T: Message + Default>(key: &[u8], value: Bytes) -> Result<T, LedgerError> {
-    T::decode(value).map_err(|e| LedgerError::Damaged { what: format!("row {}: {e}", key.escape_ascii()) })
+    T::decode(value).map_err(|e| LedgerError::Damaged {
+        what: format!("row {}: {e}", key.escape_ascii()),
+    })
 }
 
 /// Builds a commit from typed rows.
@@ -154,7 +175,10 @@ impl CommitBuilder {
     /// The key must have this version, or be absent if there is none.
     pub fn expect(mut self, key: &Bytes, version: Option<u64>) -> CommitBuilder {
         self.commit.preconditions.push(match version {
-            Some(version) => Precondition::Version { key: key.clone(), version },
+            Some(version) => Precondition::Version {
+                key: key.clone(),
+                version,
+            },
             None => Precondition::Absent { key: key.clone() },
         });
         self
@@ -162,7 +186,10 @@ impl CommitBuilder {
 
     /// Writes a row.
     pub fn put<T: Message>(mut self, key: Bytes, row: &T) -> CommitBuilder {
-        self.commit.mutations.push(Mutation::Put { key, value: row.encode_to_vec().into() });
+        self.commit.mutations.push(Mutation::Put {
+            key,
+            value: row.encode_to_vec().into(),
+        });
         self
     }
 

@@ -39,7 +39,10 @@ struct Row {
 impl Garbage {
     /// For one gateway.
     pub fn new(objects: Arc<Objects>) -> Garbage {
-        Garbage { objects, cursor: Mutex::new(None) }
+        Garbage {
+            objects,
+            cursor: Mutex::new(None),
+        }
     }
 
     /// Writes garbage rows for blobs that were begun and not named. Answers how many.
@@ -78,16 +81,29 @@ impl Garbage {
         }
         let mut free = Vec::new();
         for (row_key, row) in rows {
-            let Some(blob) = key::volume_and_blob(&row_key) else { continue };
+            let Some(blob) = key::volume_and_blob(&row_key) else {
+                continue;
+            };
             if self.objects.readers.pinned(blob) {
                 continue;
             }
             let total = self.objects.volumes.get(blob.0).await?.scheme.total_shards() as u8;
             let pending = match row.row.pending.is_empty() {
                 true => (0..total).collect(),
-                false => row.row.pending.iter().map(|i| *i as u8).filter(|i| *i < total).collect(),
+                false => row
+                    .row
+                    .pending
+                    .iter()
+                    .map(|i| *i as u8)
+                    .filter(|i| *i < total)
+                    .collect(),
             };
-            free.push(Row { key: row_key, version: row.version, blob, pending });
+            free.push(Row {
+                key: row_key,
+                version: row.version,
+                blob,
+                pending,
+            });
         }
         Ok(free)
     }
@@ -114,7 +130,10 @@ impl Garbage {
         }
         let calls = by_unit.into_iter().map(|((volume, index), blobs)| async move {
             let done = self.delete_from_unit(volume, index, &blobs).await?;
-            let keys = blobs.into_iter().filter(|_| done).map(move |blob| ((volume, blob), index));
+            let keys = blobs
+                .into_iter()
+                .filter(|_| done)
+                .map(move |blob| ((volume, blob), index));
             Ok::<Vec<_>, crate::error::Error>(keys.collect())
         });
         let mut done = HashSet::new();
@@ -128,11 +147,16 @@ impl Garbage {
         let volume = self.objects.volumes.get(volume).await?;
         let disk_id: DiskId = volume.disks[index as usize];
         // A disk that the ledger no longer names has nothing that counts.
-        let Some(disk) = self.objects.disks.get(disk_id) else { return Ok(true) };
+        let Some(disk) = self.objects.disks.get(disk_id) else {
+            return Ok(true);
+        };
         let (Some(client), false) = (disk.client.clone(), matches!(disk.health, Health::Down(_))) else {
             return Ok(false);
         };
-        match client.delete(&volume.address(index, &disk), blobs, DELETE_DEADLINE).await {
+        match client
+            .delete(&volume.address(index, &disk), blobs, DELETE_DEADLINE)
+            .await
+        {
             Ok(()) | Err(NodeError::NotFound) => Ok(true),
             Err(error) => {
                 self.objects.disks.report(disk_id, &error);
@@ -166,21 +190,34 @@ impl Worker for Garbage {
         let mut commit = CommitBuilder::new();
         let (mut collected, mut changed) = (0, false);
         for row in rows {
-            let left: Vec<u32> =
-                row.pending.iter().filter(|i| !done.contains(&(row.blob, **i))).map(|i| u32::from(*i)).collect();
+            let left: Vec<u32> = row
+                .pending
+                .iter()
+                .filter(|i| !done.contains(&(row.blob, **i)))
+                .map(|i| u32::from(*i))
+                .collect();
             if left.is_empty() {
                 commit = commit.expect(&row.key, Some(row.version)).delete(row.key);
                 (collected, changed) = (collected + 1, true);
             } else if left.len() < row.pending.len() {
-                commit = commit.expect(&row.key, Some(row.version)).put(row.key, &GarbageRow { pending: left });
+                commit = commit
+                    .expect(&row.key, Some(row.version))
+                    .put(row.key, &GarbageRow { pending: left });
                 changed = true;
             }
         }
         if changed {
-            self.objects.ledger.commit(self.objects.lease.fence(commit).build()).await?;
+            self.objects
+                .ledger
+                .commit(self.objects.lease.fence(commit).build())
+                .await?;
             self.objects.metrics.collected_blobs.inc_by(collected);
         }
         let more = self.cursor.lock().unwrap_or_else(|e| e.into_inner()).is_some();
-        Ok(if queued > 0 || collected > 0 || more { Step::Worked } else { Step::Idle })
+        Ok(if queued > 0 || collected > 0 || more {
+            Step::Worked
+        } else {
+            Step::Idle
+        })
     }
 }

@@ -28,7 +28,11 @@ pub struct Orphans {
 impl Orphans {
     async fn sweep_disk(&self, disk: &Disk, client: &Arc<dyn StorageClient>, ids: &Range<u64>) -> Result<()> {
         let failed = |e| Error::Internal(format!("sweeping {}: {e}", disk.label));
-        for info in client.units(disk.id, disk.incarnation, DEADLINE).await.map_err(failed)? {
+        for info in client
+            .units(disk.id, disk.incarnation, DEADLINE)
+            .await
+            .map_err(failed)?
+        {
             let address = UnitAddress {
                 disk: disk.id,
                 incarnation: disk.incarnation,
@@ -54,13 +58,18 @@ impl Orphans {
         ids: &Range<u64>,
     ) -> Result<BTreeSet<u64>> {
         let mut found = BTreeSet::new();
-        let mut after = ids.start.checked_sub(1).map(|blob| ShardKey { blob, stripe: u32::MAX });
+        let mut after = ids.start.checked_sub(1).map(|blob| ShardKey {
+            blob,
+            stripe: u32::MAX,
+        });
         loop {
             let page = client.inventory(unit, after, INVENTORY_LIMIT_MAX, DEADLINE).await;
             let page = page.map_err(|e| Error::Internal(format!("inventory: {e}")))?;
             found.extend(page.iter().map(|e| e.key.blob).filter(|blob| ids.contains(blob)));
             match page.last() {
-                Some(last) if last.key.blob < ids.end && page.len() == INVENTORY_LIMIT_MAX => after = Some(last.key),
+                Some(last) if last.key.blob < ids.end && page.len() == INVENTORY_LIMIT_MAX => {
+                    after = Some(last.key)
+                }
                 _ => return Ok(found),
             }
         }
@@ -70,10 +79,17 @@ impl Orphans {
     async fn unnamed(&self, volume: u64, blobs: BTreeSet<u64>) -> Result<Vec<u64>> {
         let blobs: Vec<u64> = blobs.into_iter().collect();
         let ledger = &self.objects.ledger;
-        let named = ledger.get_many::<BlobRow>(blobs.iter().map(|b| key::blob(volume, *b)).collect()).await?;
-        let garbage = ledger.get_many::<GarbageRow>(blobs.iter().map(|b| key::garbage(volume, *b)).collect()).await?;
+        let named = ledger
+            .get_many::<BlobRow>(blobs.iter().map(|b| key::blob(volume, *b)).collect())
+            .await?;
+        let garbage = ledger
+            .get_many::<GarbageRow>(blobs.iter().map(|b| key::garbage(volume, *b)).collect())
+            .await?;
         let unnamed = blobs.into_iter().zip(named).zip(garbage);
-        Ok(unnamed.filter(|((_, named), garbage)| named.is_none() && garbage.is_none()).map(|((b, _), _)| b).collect())
+        Ok(unnamed
+            .filter(|((_, named), garbage)| named.is_none() && garbage.is_none())
+            .map(|((b, _), _)| b)
+            .collect())
     }
 }
 
@@ -91,7 +107,9 @@ impl Worker for Orphans {
         let ledger = &self.objects.ledger;
         let ranges = ledger.scan::<IdRangeRow>(key::table(b'r'), 1_000).await?;
         for (row_key, mut range) in ranges {
-            let Some((lease, start)) = key::id_range_parts(&row_key) else { continue };
+            let Some((lease, start)) = key::id_range_parts(&row_key) else {
+                continue;
+            };
             if ledger.get::<LeaseRow>(key::lease(lease)).await?.is_some() {
                 continue;
             }

@@ -41,20 +41,33 @@ enum Outcome {
 impl Repair {
     /// For one gateway.
     pub fn new(objects: Arc<Objects>) -> Repair {
-        Repair { objects, cursor: Mutex::new(None) }
+        Repair {
+            objects,
+            cursor: Mutex::new(None),
+        }
     }
 
     async fn repair(&self, volume: u64, blob: u64, stripe: u32, index: u8) -> Result<Outcome> {
         let entering = self.objects.readers.enter();
-        let Some(row) = self.objects.ledger.get::<BlobRow>(key::blob(volume, blob)).await? else {
+        let Some(row) = self
+            .objects
+            .ledger
+            .get::<BlobRow>(key::blob(volume, blob))
+            .await?
+        else {
             return Ok(Outcome::Gone);
         };
         // Pinned, so that the shard is not written again after its blob was collected.
         let _pins = entering.pin(vec![(volume, blob)]);
         let volume = self.objects.volumes.get(volume).await?;
         let codec = self.objects.codecs.get(volume.scheme)?;
-        let blob = BlobRef { volume: volume.id, blob, length: row.row.length };
-        if stripe >= encode::geometry(&codec, blob.length)?.stripes() || index as usize >= volume.disks.len() {
+        let blob = BlobRef {
+            volume: volume.id,
+            blob,
+            length: row.row.length,
+        };
+        if stripe >= encode::geometry(&codec, blob.length)?.stripes() || index as usize >= volume.disks.len()
+        {
             return Ok(Outcome::Gone);
         }
         let disk = self.objects.disks.get(volume.disks[index as usize]);
@@ -68,14 +81,21 @@ impl Repair {
             Ok(shard) => shard,
             Err(why) => return Ok(Outcome::Later(why)),
         };
-        let Some(client) = disk.client.clone() else { return Ok(Outcome::Later("no node has its disk".into())) };
-        if let Err(error) = client.put(&volume.address(index, &disk), shard, WRITE_DEADLINE).await {
+        let Some(client) = disk.client.clone() else {
+            return Ok(Outcome::Later("no node has its disk".into()));
+        };
+        if let Err(error) = client
+            .put(&volume.address(index, &disk), shard, WRITE_DEADLINE)
+            .await
+        {
             self.objects.disks.report(disk.id, &error);
             return Ok(Outcome::Later(format!("not written: {error}")));
         }
         match self.objects.read_shard(&source, index, BlockRange::ALL).await {
             Ok(_) => Ok(Outcome::Repaired),
-            Err(error) => Ok(Outcome::Later(format!("written, but not read back right: {error}"))),
+            Err(error) => Ok(Outcome::Later(format!(
+                "written, but not read back right: {error}"
+            ))),
         }
     }
 
@@ -97,7 +117,10 @@ impl Repair {
             }
         }
         if found.len() < needed {
-            return Ok(Err(format!("{} of the {needed} shards it takes are readable", found.len())));
+            return Ok(Err(format!(
+                "{} of the {needed} shards it takes are readable",
+                found.len()
+            )));
         }
         let (codec, source) = (codec.clone(), source.clone());
         off_reactor(move || compute(&codec, &source, index, found)).await?
@@ -113,7 +136,10 @@ fn compute(
 ) -> Result<std::result::Result<SealedShard, String>> {
     let digests = found[0].1.digests.clone();
     let agree = found.iter().all(|(i, shard)| {
-        shard.digests == digests && digests.get(*i).is_some_and(|d| *d == seal::digest(&shard.payload))
+        shard.digests == digests
+            && digests
+                .get(*i)
+                .is_some_and(|d| *d == seal::digest(&shard.payload))
     });
     if !agree || digests.len() != codec.scheme().total_shards() {
         return Ok(Err("the sources disagree on the stripe's digests".into()));
@@ -121,11 +147,20 @@ fn compute(
     let sources: Vec<(usize, Bytes)> = found.into_iter().map(|(i, shard)| (i, shard.payload)).collect();
     let payload = reconstruct(codec, &sources, index)?;
     if seal::digest(&payload) != digests[index as usize] {
-        return Err(Error::Internal("a rebuilt shard does not match its digest".into()));
+        return Err(Error::Internal(
+            "a rebuilt shard does not match its digest".into(),
+        ));
     }
     let seed = seal_seed(source.volume.unit(index), source.key, payload.len() as u32);
-    let seal = Seal { block_crcs: seal::block_crcs(seed, &payload), digests };
-    Ok(Ok(SealedShard { key: source.key, seal, payload }))
+    let seal = Seal {
+        block_crcs: seal::block_crcs(seed, &payload),
+        digests,
+    };
+    Ok(Ok(SealedShard {
+        key: source.key,
+        seal,
+        payload,
+    }))
 }
 
 #[async_trait::async_trait]
@@ -151,7 +186,9 @@ impl Worker for Repair {
         }
         let mut repaired = 0;
         for (row_key, row) in rows {
-            let Some((volume, blob, stripe, index)) = key::suspect_parts(&row_key) else { continue };
+            let Some((volume, blob, stripe, index)) = key::suspect_parts(&row_key) else {
+                continue;
+            };
             match self.repair(volume, blob, stripe, index).await? {
                 Outcome::Later(why) => {
                     tracing::debug!(volume, blob, stripe, index, why, "repair put off");
@@ -159,18 +196,37 @@ impl Worker for Repair {
                     continue;
                 }
                 Outcome::Repaired => {
-                    tracing::info!(volume, blob, stripe, index, reason = row.row.reason, "shard repaired");
+                    tracing::info!(
+                        volume,
+                        blob,
+                        stripe,
+                        index,
+                        reason = row.row.reason,
+                        "shard repaired"
+                    );
                     self.objects.metrics.repaired_shards.inc();
                     repaired += 1;
                 }
                 Outcome::Gone => {}
             }
-            let commit = CommitBuilder::new().expect(&row_key, Some(row.version)).delete(row_key);
-            match self.objects.ledger.commit(self.objects.lease.fence(commit).build()).await.map_err(Error::from) {
+            let commit = CommitBuilder::new()
+                .expect(&row_key, Some(row.version))
+                .delete(row_key);
+            match self
+                .objects
+                .ledger
+                .commit(self.objects.lease.fence(commit).build())
+                .await
+                .map_err(Error::from)
+            {
                 Ok(_) | Err(Error::Conflict) => {} // Found wrong again meanwhile: the row stays.
                 Err(error) => return Err(error),
             }
         }
-        Ok(if more || repaired > 0 { Step::Worked } else { Step::Idle })
+        Ok(if more || repaired > 0 {
+            Step::Worked
+        } else {
+            Step::Idle
+        })
     }
 }

@@ -58,7 +58,10 @@ const REST_AFTER_ERROR: Duration = Duration::from_secs(1);
 impl Running {
     /// Starts a worker; it ends after the step in progress when `stop` turns true.
     pub fn start(worker: impl Worker, mut stop: watch::Receiver<bool>) -> Running {
-        let status = Arc::new(Mutex::new(WorkerStatus { name: worker.name(), ..Default::default() }));
+        let status = Arc::new(Mutex::new(WorkerStatus {
+            name: worker.name(),
+            ..Default::default()
+        }));
         let seen = status.clone();
         let task = tokio::spawn(async move {
             while !*stop.borrow() {

@@ -50,7 +50,10 @@ impl Abandoned {
 
     /// A guard for the blobs of one upload.
     pub fn guard(&self) -> PendingBlobs {
-        PendingBlobs { abandoned: self.clone(), blobs: Vec::new() }
+        PendingBlobs {
+            abandoned: self.clone(),
+            blobs: Vec::new(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<BlobKey>> {

@@ -47,7 +47,14 @@ impl<'a> BlobWriter<'a> {
     /// For an upload that wants this scheme.
     pub fn new(objects: &'a Objects, scheme: Scheme) -> BlobWriter<'a> {
         let pending = objects.abandoned.guard();
-        BlobWriter { objects, scheme, open: None, done: Vec::new(), pending, failed_disks: HashSet::new() }
+        BlobWriter {
+            objects,
+            scheme,
+            open: None,
+            done: Vec::new(),
+            pending,
+            failed_disks: HashSet::new(),
+        }
     }
 
     /// Bytes of a full stripe where the next chunk will go: the chunk size that wastes nothing.
@@ -87,8 +94,16 @@ impl<'a> BlobWriter<'a> {
 
     /// Codes, seals and sends one stripe to the open blob.
     async fn write_stripe(&mut self, stripe: &Bytes) -> Result<()> {
-        let Some(open) = &self.open else { return Err(Error::Internal("no open blob".into())) };
-        let (volume, key) = (open.volume.clone(), ShardKey { blob: open.id, stripe: open.stripes });
+        let Some(open) = &self.open else {
+            return Err(Error::Internal("no open blob".into()));
+        };
+        let (volume, key) = (
+            open.volume.clone(),
+            ShardKey {
+                blob: open.id,
+                stripe: open.stripes,
+            },
+        );
         let codec = self.objects.codecs.get(volume.scheme)?;
         let (bytes, volume_id) = (stripe.clone(), volume.id);
         let shards = off_reactor(move || encode::encode(&codec, &bytes, volume_id, key)).await??;
@@ -115,9 +130,18 @@ impl<'a> BlobWriter<'a> {
         }
         if self.open.is_none() {
             let id = self.objects.lease.next_blob().await?;
-            let volume = self.objects.volumes.pick(self.scheme, &self.failed_disks, id).await?;
+            let volume = self
+                .objects
+                .volumes
+                .pick(self.scheme, &self.failed_disks, id)
+                .await?;
             self.pending.add((volume.id, id));
-            self.open = Some(OpenBlob { volume, id, stripes: 0, length: 0 });
+            self.open = Some(OpenBlob {
+                volume,
+                id,
+                stripes: 0,
+                length: 0,
+            });
         }
         Ok(self.chunk_bytes())
     }
@@ -127,7 +151,11 @@ impl<'a> BlobWriter<'a> {
         if let Some(open) = self.open.take() {
             match open.length {
                 0 => self.pending.abandon((open.volume.id, open.id)),
-                length => self.done.push(BlobRef { volume: open.volume.id, blob: open.id, length }),
+                length => self.done.push(BlobRef {
+                    volume: open.volume.id,
+                    blob: open.id,
+                    length,
+                }),
             }
         }
     }
@@ -137,10 +165,14 @@ impl<'a> BlobWriter<'a> {
         let sent = shards.into_iter().enumerate().map(|(index, shard)| {
             let disk = self.objects.disks.get(volume.disks[index]);
             async move {
-                let unreachable = || NodeError::Unreachable { what: "no node has the disk".into() };
+                let unreachable = || NodeError::Unreachable {
+                    what: "no node has the disk".into(),
+                };
                 let disk = disk.ok_or_else(unreachable)?;
                 let client = disk.client.clone().ok_or_else(unreachable)?;
-                client.put(&volume.address(index as u8, &disk), shard, WRITE_DEADLINE).await
+                client
+                    .put(&volume.address(index as u8, &disk), shard, WRITE_DEADLINE)
+                    .await
             }
         });
         let mut failure: Option<NodeError> = None;

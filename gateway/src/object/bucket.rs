@@ -40,8 +40,14 @@ impl Objects {
             return Err(Error::TooManyBuckets);
         }
         let id = self.ledger.take_ids(key::Counter::Bucket, 1).await?;
-        let row = BucketRow { id, created_ms: self.clock.now_ms(), deleting: false };
-        let commit = self.lease.fence(CommitBuilder::new().expect(&row_key, None).put(row_key, &row));
+        let row = BucketRow {
+            id,
+            created_ms: self.clock.now_ms(),
+            deleting: false,
+        };
+        let commit = self
+            .lease
+            .fence(CommitBuilder::new().expect(&row_key, None).put(row_key, &row));
         match self.ledger.commit(commit.build()).await.map_err(Error::from) {
             Err(Error::Conflict) => Err(Error::BucketAlreadyOwnedByYou),
             other => other.map(|_| ()),
@@ -51,21 +57,34 @@ impl Objects {
     /// Deletes a bucket if it holds no objects; uploads in progress are aborted.
     pub async fn delete_bucket(self: &Arc<Self>, name: &str) -> Result<()> {
         let row_key = key::bucket(name);
-        let bucket = self.ledger.get::<BucketRow>(row_key.clone()).await?.ok_or(Error::NoSuchBucket)?;
+        let bucket = self
+            .ledger
+            .get::<BucketRow>(row_key.clone())
+            .await?
+            .ok_or(Error::NoSuchBucket)?;
         if self.has_objects(bucket.row.id).await? {
             return Err(Error::BucketNotEmpty);
         }
-        let marked = BucketRow { deleting: true, ..bucket.row.clone() };
-        let commit = CommitBuilder::new().expect(&row_key, Some(bucket.version)).put(row_key.clone(), &marked);
+        let marked = BucketRow {
+            deleting: true,
+            ..bucket.row.clone()
+        };
+        let commit = CommitBuilder::new()
+            .expect(&row_key, Some(bucket.version))
+            .put(row_key.clone(), &marked);
         let version = self.ledger.commit(self.lease.fence(commit).build()).await?;
         // From here no put can commit, so what is seen now is all there is.
         if self.has_objects(bucket.row.id).await? {
-            let commit = CommitBuilder::new().expect(&row_key, Some(version)).put(row_key, &bucket.row);
+            let commit = CommitBuilder::new()
+                .expect(&row_key, Some(version))
+                .put(row_key, &bucket.row);
             self.ledger.commit(self.lease.fence(commit).build()).await?;
             return Err(Error::BucketNotEmpty);
         }
         self.abort_all_uploads(bucket.row.id).await?;
-        let commit = CommitBuilder::new().expect(&row_key, Some(version)).delete(row_key);
+        let commit = CommitBuilder::new()
+            .expect(&row_key, Some(version))
+            .delete(row_key);
         self.ledger.commit(self.lease.fence(commit).build()).await?;
         Ok(())
     }
@@ -81,8 +100,13 @@ impl Objects {
             })
             .await?;
         for (row_key, bucket) in marked {
-            let restored = BucketRow { deleting: false, ..bucket.row };
-            let commit = CommitBuilder::new().expect(&row_key, Some(bucket.version)).put(row_key.clone(), &restored);
+            let restored = BucketRow {
+                deleting: false,
+                ..bucket.row
+            };
+            let commit = CommitBuilder::new()
+                .expect(&row_key, Some(bucket.version))
+                .put(row_key.clone(), &restored);
             self.ledger.commit(self.lease.fence(commit).build()).await?;
             if let Some(name) = key::bucket_name(&row_key) {
                 match self.delete_bucket(&name).await {
@@ -98,26 +122,39 @@ impl Objects {
     pub async fn list_buckets(&self, prefix: &str, from: &str, limit: usize) -> Result<Vec<BucketInfo>> {
         let mut found = Vec::new();
         self.ledger
-            .for_each(key::buckets(from.max(prefix)), |row_key, bucket: Typed<BucketRow>| {
-                if let Some(name) = key::bucket_name(&row_key)
-                    && name.starts_with(prefix)
-                    && !bucket.row.deleting
-                    && found.len() < limit
-                {
-                    found.push(BucketInfo { name, created_ms: bucket.row.created_ms });
-                }
-            })
+            .for_each(
+                key::buckets(from.max(prefix)),
+                |row_key, bucket: Typed<BucketRow>| {
+                    if let Some(name) = key::bucket_name(&row_key)
+                        && name.starts_with(prefix)
+                        && !bucket.row.deleting
+                        && found.len() < limit
+                    {
+                        found.push(BucketInfo {
+                            name,
+                            created_ms: bucket.row.created_ms,
+                        });
+                    }
+                },
+            )
             .await?;
         Ok(found)
     }
 
     async fn has_objects(&self, bucket: u64) -> Result<bool> {
-        Ok(!self.ledger.scan::<ObjectRow>(key::objects(bucket, "", b""), 1).await?.is_empty())
+        Ok(!self
+            .ledger
+            .scan::<ObjectRow>(key::objects(bucket, "", b""), 1)
+            .await?
+            .is_empty())
     }
 
     async fn abort_all_uploads(self: &Arc<Self>, bucket: u64) -> Result<()> {
         loop {
-            let uploads = self.ledger.scan::<UploadRow>(key::uploads(bucket, "", b""), 100).await?;
+            let uploads = self
+                .ledger
+                .scan::<UploadRow>(key::uploads(bucket, "", b""), 100)
+                .await?;
             if uploads.is_empty() {
                 return Ok(());
             }

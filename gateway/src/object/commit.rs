@@ -28,16 +28,33 @@ pub struct BlobChange {
 
 impl Objects {
     /// Adds the blob and garbage rows of a change to a commit.
-    pub async fn change_blobs(&self, mut commit: CommitBuilder, change: &BlobChange) -> Result<CommitBuilder> {
+    pub async fn change_blobs(
+        &self,
+        mut commit: CommitBuilder,
+        change: &BlobChange,
+    ) -> Result<CommitBuilder> {
         for blob in &change.fresh {
-            let row = BlobRow { length: blob.length, references: 1, owner: change.owner.clone() };
+            let row = BlobRow {
+                length: blob.length,
+                references: 1,
+                owner: change.owner.clone(),
+            };
             commit = commit.put(key::blob(blob.volume, blob.blob), &row);
         }
         let mut delta: BTreeMap<(u64, u64), i64> = BTreeMap::new();
-        change.gained.iter().for_each(|b| *delta.entry((b.volume, b.blob)).or_default() += 1);
-        change.lost.iter().for_each(|b| *delta.entry((b.volume, b.blob)).or_default() -= 1);
+        change
+            .gained
+            .iter()
+            .for_each(|b| *delta.entry((b.volume, b.blob)).or_default() += 1);
+        change
+            .lost
+            .iter()
+            .for_each(|b| *delta.entry((b.volume, b.blob)).or_default() -= 1);
         delta.retain(|_, by| *by != 0);
-        let keys = delta.keys().map(|(volume, blob)| key::blob(*volume, *blob)).collect();
+        let keys = delta
+            .keys()
+            .map(|(volume, blob)| key::blob(*volume, *blob))
+            .collect();
         let rows = self.ledger.get_many::<BlobRow>(keys).await?;
         for (((volume, blob), by), row) in delta.into_iter().zip(rows) {
             let row_key = key::blob(volume, blob);
@@ -51,9 +68,17 @@ impl Objects {
             commit = commit.expect(&row_key, Some(row.version));
             let references = row.row.references as i64 + by;
             commit = if references <= 0 {
-                commit.delete(row_key).put(key::garbage(volume, blob), &GarbageRow::default())
+                commit
+                    .delete(row_key)
+                    .put(key::garbage(volume, blob), &GarbageRow::default())
             } else {
-                commit.put(row_key, &BlobRow { references: references as u32, ..row.row })
+                commit.put(
+                    row_key,
+                    &BlobRow {
+                        references: references as u32,
+                        ..row.row
+                    },
+                )
             };
         }
         Ok(commit)
@@ -61,7 +86,11 @@ impl Objects {
 
     /// Decides and commits, again and again until it applies, fails for good, or has lost too many races. `pending`
     /// holds the fresh blobs: kept if the commit applied or may have, collected otherwise.
-    pub async fn decide_and_commit<T, F, D>(self: &Arc<Self>, pending: Option<PendingBlobs>, decide: F) -> Result<T>
+    pub async fn decide_and_commit<T, F, D>(
+        self: &Arc<Self>,
+        pending: Option<PendingBlobs>,
+        decide: F,
+    ) -> Result<T>
     where
         T: Send + 'static,
         D: Future<Output = Result<(CommitBuilder, T)>> + Send,
@@ -77,7 +106,7 @@ impl Objects {
                 };
                 match objects.ledger.commit(objects.lease.fence(commit).build()).await {
                     Ok(_) => {
-                        pending.map(PendingBlobs::keep);
+                        pending.into_iter().for_each(PendingBlobs::keep);
                         objects.abandoned.wake();
                         return Ok(answer);
                     }
@@ -85,13 +114,15 @@ impl Objects {
                     Err(error @ LedgerError::OutOfBounds { .. }) => return Err(error.into()),
                     Err(error) => {
                         // Whether it applied is unknown: the sweep after the next start will know.
-                        pending.map(PendingBlobs::keep);
+                        pending.into_iter().for_each(PendingBlobs::keep);
                         return Err(error.into());
                     }
                 }
             }
             Err(Error::Conflict)
         };
-        tokio::spawn(task).await.map_err(|e| Error::Internal(format!("a commit stopped: {e}")))?
+        tokio::spawn(task)
+            .await
+            .map_err(|e| Error::Internal(format!("a commit stopped: {e}")))?
     }
 }

@@ -53,7 +53,10 @@ impl ReadConditions {
         match has_it {
             false => Ok(()),
             true if self.for_copy => Err(Error::PreconditionFailed),
-            true => Err(Error::NotModified { etag: row.etag.clone(), modified_ms: row.modified_ms }),
+            true => Err(Error::NotModified {
+                etag: row.etag.clone(),
+                modified_ms: row.modified_ms,
+            }),
         }
     }
 }
@@ -87,7 +90,11 @@ mod tests {
     use super::*;
 
     fn row() -> ObjectRow {
-        ObjectRow { etag: "abc".into(), modified_ms: 100_500, ..Default::default() }
+        ObjectRow {
+            etag: "abc".into(),
+            modified_ms: 100_500,
+            ..Default::default()
+        }
     }
 
     fn tag(t: &str) -> Option<ETagIs> {
@@ -103,26 +110,105 @@ mod tests {
         };
         let none = ReadConditions::default;
         assert_eq!(check(none()), 200);
-        assert_eq!(check(ReadConditions { matches: tag("abc"), ..none() }), 200);
-        assert_eq!(check(ReadConditions { matches: tag("x"), ..none() }), 412);
-        assert_eq!(check(ReadConditions { none_match: tag("abc"), ..none() }), 304);
-        assert_eq!(check(ReadConditions { none_match: tag("x"), modified_since_s: Some(200), ..none() }), 200);
-        assert_eq!(check(ReadConditions { modified_since_s: Some(100), ..none() }), 304);
-        assert_eq!(check(ReadConditions { modified_since_s: Some(99), ..none() }), 200);
-        assert_eq!(check(ReadConditions { unmodified_since_s: Some(99), ..none() }), 412);
-        assert_eq!(check(ReadConditions { unmodified_since_s: Some(100), ..none() }), 200);
-        assert_eq!(check(ReadConditions { matches: tag("abc"), unmodified_since_s: Some(1), ..none() }), 200);
-        assert_eq!(check(ReadConditions { none_match: Some(ETagIs::Any), for_copy: true, ..none() }), 412);
+        assert_eq!(
+            check(ReadConditions {
+                matches: tag("abc"),
+                ..none()
+            }),
+            200
+        );
+        assert_eq!(
+            check(ReadConditions {
+                matches: tag("x"),
+                ..none()
+            }),
+            412
+        );
+        assert_eq!(
+            check(ReadConditions {
+                none_match: tag("abc"),
+                ..none()
+            }),
+            304
+        );
+        assert_eq!(
+            check(ReadConditions {
+                none_match: tag("x"),
+                modified_since_s: Some(200),
+                ..none()
+            }),
+            200
+        );
+        assert_eq!(
+            check(ReadConditions {
+                modified_since_s: Some(100),
+                ..none()
+            }),
+            304
+        );
+        assert_eq!(
+            check(ReadConditions {
+                modified_since_s: Some(99),
+                ..none()
+            }),
+            200
+        );
+        assert_eq!(
+            check(ReadConditions {
+                unmodified_since_s: Some(99),
+                ..none()
+            }),
+            412
+        );
+        assert_eq!(
+            check(ReadConditions {
+                unmodified_since_s: Some(100),
+                ..none()
+            }),
+            200
+        );
+        assert_eq!(
+            check(ReadConditions {
+                matches: tag("abc"),
+                unmodified_since_s: Some(1),
+                ..none()
+            }),
+            200
+        );
+        assert_eq!(
+            check(ReadConditions {
+                none_match: Some(ETagIs::Any),
+                for_copy: true,
+                ..none()
+            }),
+            412
+        );
     }
 
     #[test]
     fn writes() {
-        let create = WriteConditions { none_match: Some(ETagIs::Any), ..Default::default() };
+        let create = WriteConditions {
+            none_match: Some(ETagIs::Any),
+            ..Default::default()
+        };
         assert!(create.check(None).is_ok());
-        assert!(matches!(create.check(Some(&row())), Err(Error::PreconditionFailed)));
-        let replace = WriteConditions { matches: tag("abc"), ..Default::default() };
+        assert!(matches!(
+            create.check(Some(&row())),
+            Err(Error::PreconditionFailed)
+        ));
+        let replace = WriteConditions {
+            matches: tag("abc"),
+            ..Default::default()
+        };
         assert!(replace.check(Some(&row())).is_ok());
         assert!(matches!(replace.check(None), Err(Error::NoSuchKey)));
-        assert!(WriteConditions { matches: tag("x"), ..Default::default() }.check(Some(&row())).is_err());
+        assert!(
+            WriteConditions {
+                matches: tag("x"),
+                ..Default::default()
+            }
+            .check(Some(&row()))
+            .is_err()
+        );
     }
 }

@@ -1,10 +1,10 @@
 //! Copies objects without copying data: the copy names the same blobs, whose reference counts grow.
 
+use super::Body;
 use super::Objects;
 use super::condition::{ReadConditions, WriteConditions};
 use super::get::{Wanted, overlapping, resolve};
 use super::put::{Stored, Target};
-use super::Body;
 use crate::error::{Error, Result};
 use crate::ledger::model::{Headers, ObjectRow};
 use crate::ledger::{CommitBuilder, key};
@@ -36,7 +36,11 @@ impl Objects {
                     .into(),
             ));
         }
-        let target = Target { bucket: bucket.into(), name: name.into(), conditions: WriteConditions::default() };
+        let target = Target {
+            bucket: bucket.into(),
+            name: name.into(),
+            conditions: WriteConditions::default(),
+        };
         self.decide_and_commit(None, move |objects| {
             let (source, target, headers) = (source.clone(), target.clone(), headers.clone());
             async move {
@@ -46,7 +50,9 @@ impl Objects {
                 }
                 row.upload = Default::default();
                 let shared = row.blobs.clone();
-                objects.replace(CommitBuilder::new(), &target, row, Vec::new(), shared).await
+                objects
+                    .replace(CommitBuilder::new(), &target, row, Vec::new(), shared)
+                    .await
             }
         })
         .await
@@ -55,7 +61,10 @@ impl Objects {
     /// The row of a copy's source, if its conditions hold.
     pub async fn source_row(&self, source: &Source) -> Result<ObjectRow> {
         let bucket = self.bucket(&source.bucket).await?;
-        let row = self.ledger.get::<ObjectRow>(key::object(bucket.row.id, &source.name)).await?;
+        let row = self
+            .ledger
+            .get::<ObjectRow>(key::object(bucket.row.id, &source.name))
+            .await?;
         let row = row.ok_or(Error::NoSuchKey)?.row;
         source.conditions.check(&row)?;
         Ok(row)
@@ -74,7 +83,10 @@ impl Objects {
         let parts = overlapping(&row.blobs, range.clone());
         let pins = entering.pin(parts.iter().map(|(blob, _)| (blob.volume, blob.blob)).collect());
         let bytes = self.stream(parts, pins).await?;
-        let body = futures::stream::unfold(bytes, |mut bytes| async move { Some((bytes.recv().await?, bytes)) });
+        let body = futures::stream::unfold(
+            bytes,
+            |mut bytes| async move { Some((bytes.recv().await?, bytes)) },
+        );
         Ok((range.end - range.start, Box::pin(body)))
     }
 }

@@ -23,8 +23,13 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Algorithm; 5] =
-        [Algorithm::Crc32, Algorithm::Crc32c, Algorithm::Crc64Nvme, Algorithm::Sha1, Algorithm::Sha256];
+    pub const ALL: [Algorithm; 5] = [
+        Algorithm::Crc32,
+        Algorithm::Crc32c,
+        Algorithm::Crc64Nvme,
+        Algorithm::Sha1,
+        Algorithm::Sha256,
+    ];
 
     /// S3's name.
     pub fn name(self) -> &'static str {
@@ -39,7 +44,9 @@ impl Algorithm {
 
     /// By S3's name, any case.
     pub fn parse(name: &str) -> Option<Algorithm> {
-        Algorithm::ALL.into_iter().find(|a| a.name().eq_ignore_ascii_case(name))
+        Algorithm::ALL
+            .into_iter()
+            .find(|a| a.name().eq_ignore_ascii_case(name))
     }
 
     /// Bytes of a digest.
@@ -147,7 +154,10 @@ pub struct ContentDigests {
 impl ContentHasher {
     /// Of nothing yet.
     pub fn new(algorithm: Option<Algorithm>) -> ContentHasher {
-        ContentHasher { md5: Md5::new(), checksum: algorithm.map(|a| (a, Hasher::new(a))) }
+        ContentHasher {
+            md5: Md5::new(),
+            checksum: algorithm.map(|a| (a, Hasher::new(a))),
+        }
     }
 
     /// Takes in more bytes. Never call it on the reactor.
@@ -165,19 +175,23 @@ impl ContentHasher {
     pub fn finish(self) -> ContentDigests {
         ContentDigests {
             md5: self.md5.finalize().into(),
-            checksum: self.checksum.map(|(algorithm, hasher)| (algorithm, hasher.finish())),
+            checksum: self
+                .checksum
+                .map(|(algorithm, hasher)| (algorithm, hasher.finish())),
         }
     }
 }
 
 /// Bytes in lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, b| {
-        for digit in [b >> 4, b & 15] {
-            out.push(char::from_digit(digit as u32, 16).unwrap_or('?'));
-        }
-        out
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut out, b| {
+            for digit in [b >> 4, b & 15] {
+                out.push(char::from_digit(digit as u32, 16).unwrap_or('?'));
+            }
+            out
+        })
 }
 
 #[cfg(test)]
@@ -196,17 +210,24 @@ mod tests {
         hasher.update(b"abc");
         let digests = hasher.finish();
         assert_eq!(hex(&digests.md5), "900150983cd24fb0d6963f7d28e17f72");
-        assert_eq!(digests.checksum, Some((Algorithm::Crc32, Algorithm::Crc32.digest(b"abc"))));
+        assert_eq!(
+            digests.checksum,
+            Some((Algorithm::Crc32, Algorithm::Crc32.digest(b"abc")))
+        );
     }
 
     #[test]
     fn crcs_combine() {
-        let data: Vec<u8> = (0..100_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         for algorithm in Algorithm::ALL {
             for cut in [0, 1, 65_536, 99_999, 100_000] {
                 let (a, b) = data.split_at(cut);
                 let whole = algorithm.combine(&algorithm.digest(a), &algorithm.digest(b), b.len() as u64);
-                assert_eq!(whole, algorithm.combines().then(|| algorithm.digest(&data)), "{algorithm:?} at {cut}");
+                assert_eq!(
+                    whole,
+                    algorithm.combines().then(|| algorithm.digest(&data)),
+                    "{algorithm:?} at {cut}"
+                );
             }
         }
     }

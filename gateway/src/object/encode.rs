@@ -16,9 +16,15 @@ pub fn encode(codec: &Codec, stripe: &Bytes, volume: u64, key: ShardKey) -> Resu
         _ => payloads.iter().map(|p| seal::digest(p)).collect(),
     };
     let seal_one = |(index, payload): (usize, Bytes)| {
-        let unit = UnitId { volume, index: index as u8 };
+        let unit = UnitId {
+            volume,
+            index: index as u8,
+        };
         let seed = seal_seed(unit, key, payload.len() as u32);
-        let seal = Seal { block_crcs: seal::block_crcs(seed, &payload), digests: digests.clone() };
+        let seal = Seal {
+            block_crcs: seal::block_crcs(seed, &payload),
+            digests: digests.clone(),
+        };
         SealedShard { key, seal, payload }
     };
     Ok(payloads.into_iter().enumerate().map(seal_one).collect())
@@ -38,7 +44,9 @@ fn shards(codec: &Codec, stripe: &Bytes) -> Result<Vec<Bytes>> {
     let mut coded = BytesMut::zeroed(parity * shard_len);
     let sources: Vec<&[u8]> = all.iter().map(|b| b.as_ref()).collect();
     let mut targets: Vec<&mut [u8]> = coded.chunks_mut(shard_len).collect();
-    codec.encode(&sources, &mut targets).map_err(|e| Error::Internal(format!("encode: {e}")))?;
+    codec
+        .encode(&sources, &mut targets)
+        .map_err(|e| Error::Internal(format!("encode: {e}")))?;
     let coded = coded.freeze();
     all.extend((0..parity).map(|i| coded.slice(i * shard_len..(i + 1) * shard_len)));
     Ok(all)
@@ -58,7 +66,8 @@ fn data_shard(stripe: &Bytes, index: usize, shard_len: usize) -> Bytes {
 
 /// The geometry of a blob, which the ledger vouches for.
 pub fn geometry(codec: &Codec, blob_len: u64) -> Result<Geometry> {
-    Geometry::new(codec.scheme().data_shards(), blob_len).map_err(|e| Error::Internal(format!("geometry: {e}")))
+    Geometry::new(codec.scheme().data_shards(), blob_len)
+        .map_err(|e| Error::Internal(format!("geometry: {e}")))
 }
 
 #[cfg(test)]
@@ -72,18 +81,24 @@ mod tests {
         let codec = Codec::new(Scheme::rs(4, 2).expect("scheme")).expect("codec");
         let key = ShardKey { blob: 77, stripe: 3 };
         for len in [1, 3, 4, 5, 262_144, 262_145, 1_000_003, 4 << 20] {
-            let bytes: Vec<u8> = (0..len).map(|i| (i * 31 >> 2) as u8).collect();
+            let bytes: Vec<u8> = (0..len).map(|i| ((i * 31) >> 2) as u8).collect();
             let shards = encode(&codec, &Bytes::from(bytes.clone()), 9, key).expect("encode");
             assert_eq!(shards.len(), 6);
             let joined: Vec<u8> = shards[..4].iter().flat_map(|s| s.payload.to_vec()).collect();
             assert_eq!(&joined[..len], &bytes[..]);
             for (index, shard) in shards.iter().enumerate() {
-                let unit = UnitId { volume: 9, index: index as u8 };
+                let unit = UnitId {
+                    volume: 9,
+                    index: index as u8,
+                };
                 let seed = seal_seed(unit, key, shard.payload.len() as u32);
                 for (block, bytes) in shard.payload.chunks(64 << 10).enumerate() {
                     assert_eq!(shard.seal.block_crcs[block], block_crc(seed, block as u32, bytes));
                 }
-                assert_eq!(shard.seal.digests[index], *blake3::hash(&shard.payload).as_bytes());
+                assert_eq!(
+                    shard.seal.digests[index],
+                    *blake3::hash(&shard.payload).as_bytes()
+                );
             }
         }
     }

@@ -9,8 +9,8 @@ use super::shard_reader::StripeSource;
 use super::{Objects, encode};
 use crate::budget::Reserved;
 use crate::error::{Error, Result};
-use crate::ledger::model::{BlobRef, ObjectRow};
 use crate::ledger::key;
+use crate::ledger::model::{BlobRef, ObjectRow};
 use bytes::Bytes;
 use ec_core::stripe::Piece;
 use std::collections::VecDeque;
@@ -63,7 +63,11 @@ pub fn resolve(wanted: Wanted, row: &ObjectRow) -> Result<Range<u64>> {
         Wanted::From { .. } | Wanted::Suffix(_) => Err(unsatisfiable),
         Wanted::Part(1) if row.parts.is_empty() => Ok(0..size),
         Wanted::Part(number) => {
-            let at = row.parts.iter().position(|p| p.number == number).ok_or(unsatisfiable)?;
+            let at = row
+                .parts
+                .iter()
+                .position(|p| p.number == number)
+                .ok_or(unsatisfiable)?;
             let start: u64 = row.parts[..at].iter().map(|p| p.size).sum();
             Ok(start..start + row.parts[at].size)
         }
@@ -78,12 +82,25 @@ struct Fetch {
 
 impl Objects {
     /// What HEAD answers: the row and the range, no bytes.
-    pub async fn head(&self, bucket: &str, name: &str, wanted: Wanted, conditions: &ReadConditions) -> Result<Found> {
+    pub async fn head(
+        &self,
+        bucket: &str,
+        name: &str,
+        wanted: Wanted,
+        conditions: &ReadConditions,
+    ) -> Result<Found> {
         let bucket = self.bucket(bucket).await?;
-        let row = self.ledger.get::<ObjectRow>(key::object(bucket.row.id, name)).await?;
+        let row = self
+            .ledger
+            .get::<ObjectRow>(key::object(bucket.row.id, name))
+            .await?;
         let row = row.ok_or(Error::NoSuchKey)?.row;
         conditions.check(&row)?;
-        Ok(Found { range: resolve(wanted, &row)?, partial: wanted != Wanted::All, row })
+        Ok(Found {
+            range: resolve(wanted, &row)?,
+            partial: wanted != Wanted::All,
+            row,
+        })
     }
 
     /// What GET answers: the row, the range, and its bytes in order. Bytes that cannot be read right are an error,
@@ -110,8 +127,14 @@ impl Objects {
         pins: Pins,
     ) -> Result<mpsc::Receiver<Result<Bytes>>> {
         let (send, receive) = mpsc::channel(1);
-        let mut plan = Plan { objects: self.clone(), parts: parts.into(), pieces: VecDeque::new() };
-        let Some(fetch) = plan.next().await? else { return Ok(receive) };
+        let mut plan = Plan {
+            objects: self.clone(),
+            parts: parts.into(),
+            pieces: VecDeque::new(),
+        };
+        let Some(fetch) = plan.next().await? else {
+            return Ok(receive);
+        };
         let reserved = self.budget.reads.reserve(fetch.piece.len as u64).await?;
         let first = accounted(self.read_piece(&fetch.source, &fetch.piece).await?, reserved);
         // The producer gets its own turn only after this; a client that leaves ends it through the channel.
@@ -157,7 +180,9 @@ struct Reading {
 
 impl Reading {
     async fn finish(mut self) -> Result<Bytes> {
-        (&mut self.task).await.map_err(|e| Error::Internal(format!("a read stopped: {e}")))?
+        (&mut self.task)
+            .await
+            .map_err(|e| Error::Internal(format!("a read stopped: {e}")))?
     }
 }
 
@@ -184,7 +209,9 @@ impl Plan {
     /// The next piece, planning one blob at a time.
     async fn next(&mut self) -> Result<Option<Fetch>> {
         while self.pieces.is_empty() {
-            let Some((blob, range)) = self.parts.pop_front() else { return Ok(None) };
+            let Some((blob, range)) = self.parts.pop_front() else {
+                return Ok(None);
+            };
             let volume = self.objects.volumes.get(blob.volume).await?;
             let codec = self.objects.codecs.get(volume.scheme)?;
             for piece in encode::geometry(&codec, blob.length)?.pieces(range) {
@@ -197,7 +224,9 @@ impl Plan {
 
     /// Starts the next read; waits for memory only if nothing else is being read for this client.
     async fn start_next(&mut self, patient: bool) -> Result<Started> {
-        let Some(fetch) = self.next().await? else { return Ok(Started::End) };
+        let Some(fetch) = self.next().await? else {
+            return Ok(Started::End);
+        };
         let len = fetch.piece.len as u64;
         let reserved = match self.objects.budget.reads.try_reserve(len) {
             Some(reserved) => reserved,
@@ -227,7 +256,10 @@ fn accounted(bytes: Bytes, reserved: Reserved) -> Bytes {
             &self.bytes
         }
     }
-    Bytes::from_owner(Accounted { bytes, _reserved: reserved })
+    Bytes::from_owner(Accounted {
+        bytes,
+        _reserved: reserved,
+    })
 }
 
 /// The blobs that hold a range of an object, each with its own range.
@@ -251,8 +283,15 @@ mod tests {
     use crate::ledger::model::PartSize;
 
     fn row(size: u64, parts: &[u64]) -> ObjectRow {
-        let part = |(i, &size): (usize, &u64)| PartSize { number: i as u32 + 1, size };
-        ObjectRow { size, parts: parts.iter().enumerate().map(part).collect(), ..Default::default() }
+        let part = |(i, &size): (usize, &u64)| PartSize {
+            number: i as u32 + 1,
+            size,
+        };
+        ObjectRow {
+            size,
+            parts: parts.iter().enumerate().map(part).collect(),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -265,7 +304,10 @@ mod tests {
         assert_eq!(resolve(Wanted::Suffix(4), &ten).ok(), Some(6..10));
         assert_eq!(resolve(Wanted::Suffix(40), &ten).ok(), Some(0..10));
         for bad in [from(10, None), from(5, Some(4)), Wanted::Suffix(0)] {
-            assert!(matches!(resolve(bad, &ten), Err(Error::RangeNotSatisfiable { size: 10 })));
+            assert!(matches!(
+                resolve(bad, &ten),
+                Err(Error::RangeNotSatisfiable { size: 10 })
+            ));
         }
         assert!(resolve(from(0, None), &row(0, &[])).is_err());
         assert_eq!(resolve(Wanted::All, &row(0, &[])).ok(), Some(0..0));
@@ -275,9 +317,18 @@ mod tests {
 
     #[test]
     fn a_range_finds_its_blobs() {
-        let blob = |id, length| BlobRef { volume: 1, blob: id, length };
+        let blob = |id, length| BlobRef {
+            volume: 1,
+            blob: id,
+            length,
+        };
         let blobs = [blob(1, 10), blob(2, 5), blob(3, 10)];
-        let parts = |range| overlapping(&blobs, range).into_iter().map(|(b, r)| (b.blob, r)).collect::<Vec<_>>();
+        let parts = |range| {
+            overlapping(&blobs, range)
+                .into_iter()
+                .map(|(b, r)| (b.blob, r))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(parts(0..25), [(1, 0..10), (2, 0..5), (3, 0..10)]);
         assert_eq!(parts(9..11), [(1, 9..10), (2, 0..1)]);
         assert_eq!(parts(10..15), [(2, 0..5)]);

@@ -37,11 +37,24 @@ pub async fn ingest(
     }
     let stripe = stripe_bytes(objects.scheme);
     let first_len = announced.map_or(stripe, |n| n.min(stripe as u64) as usize);
-    let reserved = objects.budget.writes.reserve(with_parity(objects, first_len)).await?;
-    let mut source = Source { body: body.fuse(), rest: Bytes::new(), received: 0, announced };
+    let reserved = objects
+        .budget
+        .writes
+        .reserve(with_parity(objects, first_len))
+        .await?;
+    let mut source = Source {
+        body: body.fuse(),
+        rest: Bytes::new(),
+        received: 0,
+        announced,
+    };
     let first = source.fill(first_len.max(1)).await?;
     let small = first.len() <= SMALL_BYTES_MAX && source.at_end().await?;
-    let scheme = if small { objects.scheme.small() } else { objects.scheme };
+    let scheme = if small {
+        objects.scheme.small()
+    } else {
+        objects.scheme
+    };
     let writer = BlobWriter::new(objects, scheme);
     let hasher = ContentHasher::new(algorithm);
     pump(objects, source, first, writer, hasher, reserved).await
@@ -60,7 +73,11 @@ async fn pump(
     let mut ended = source.at_end().await?;
     while !chunk.is_empty() {
         let next_len = source.next_len(writer.chunk_bytes());
-        let ahead = if ended { None } else { objects.budget.writes.try_reserve(with_parity(objects, next_len)) };
+        let ahead = if ended {
+            None
+        } else {
+            objects.budget.writes.try_reserve(with_parity(objects, next_len))
+        };
         let bytes = chunk.clone();
         let hash = off_reactor(move || {
             hasher.update(&bytes);
@@ -82,12 +99,24 @@ async fn pump(
     }
     let (blobs, pending) = writer.finish();
     objects.metrics.received_bytes.inc_by(source.received);
-    Ok(Ingested { size: source.received, digests: hasher.finish(), blobs, pending })
+    Ok(Ingested {
+        size: source.received,
+        digests: hasher.finish(),
+        blobs,
+        pending,
+    })
 }
 
 fn with_parity(objects: &Objects, len: usize) -> u64 {
-    let (data, total) = (objects.scheme.data_shards() as u64, objects.scheme.total_shards() as u64);
-    if len <= SMALL_BYTES_MAX { len as u64 } else { len as u64 * total / data }
+    let (data, total) = (
+        objects.scheme.data_shards() as u64,
+        objects.scheme.total_shards() as u64,
+    );
+    if len <= SMALL_BYTES_MAX {
+        len as u64
+    } else {
+        len as u64 * total / data
+    }
 }
 
 /// A body, cut into chunks.
@@ -101,7 +130,9 @@ struct Source {
 impl Source {
     /// How much to ask for next.
     fn next_len(&self, chunk: usize) -> usize {
-        let left = self.announced.map_or(u64::MAX, |n| n.saturating_sub(self.received));
+        let left = self
+            .announced
+            .map_or(u64::MAX, |n| n.saturating_sub(self.received));
         left.clamp(1, chunk as u64) as usize
     }
 

@@ -66,8 +66,15 @@ impl Objects {
     pub async fn list(&self, bucket: &str, query: &Query) -> Result<Page<ObjectRow>> {
         let bucket = self.bucket(bucket).await?.row.id;
         let range = |from: &[u8]| key::objects(bucket, &query.prefix, from);
-        let from = query.after.as_ref().map(|after| [after.as_bytes(), b"\0"].concat()).unwrap_or_default();
-        self.page(query, range, &from, None, |row_key, row: ObjectRow| Some((key::object_name(row_key)?, row))).await
+        let from = query
+            .after
+            .as_ref()
+            .map(|after| [after.as_bytes(), b"\0"].concat())
+            .unwrap_or_default();
+        self.page(query, range, &from, None, |row_key, row: ObjectRow| {
+            Some((key::object_name(row_key)?, row))
+        })
+        .await
     }
 
     /// A page of a bucket's uploads; `after_upload` skips those of the key `query.after` up to that id too.
@@ -79,7 +86,11 @@ impl Objects {
     ) -> Result<Page<UploadEntry>> {
         let bucket = self.bucket(bucket).await?.row.id;
         let range = |from: &[u8]| key::uploads(bucket, &query.prefix, from);
-        let from = query.after.as_ref().map(|after| [after.as_bytes(), b"\0"].concat()).unwrap_or_default();
+        let from = query
+            .after
+            .as_ref()
+            .map(|after| [after.as_bytes(), b"\0"].concat())
+            .unwrap_or_default();
         let resume = match (&query.after, after_upload) {
             (Some(name), Some(upload)) => Some(key::after(&key::upload(bucket, name, upload))),
             _ => None,
@@ -104,7 +115,10 @@ impl Objects {
         R: Message + Default,
     {
         let limit = query.limit.min(PAGE_MAX);
-        let mut page = Page { entries: Vec::new(), truncated: false };
+        let mut page = Page {
+            entries: Vec::new(),
+            truncated: false,
+        };
         if limit == 0 {
             return Ok(page);
         }
@@ -125,7 +139,10 @@ impl Objects {
                 let (name, item) = read(&row_key, row.row).ok_or_else(damaged)?;
                 let common = common_prefix(&name, &query.prefix, &query.delimiter);
                 if let Some(common) = &common
-                    && query.after.as_ref().is_some_and(|after| !exact_after && after >= common)
+                    && query
+                        .after
+                        .as_ref()
+                        .is_some_and(|after| !exact_after && after >= common)
                 {
                     seek = Some(common.clone()); // Listed on an earlier page.
                     break;

@@ -92,13 +92,19 @@ impl Codecs {
         if let Some(codec) = self.made.read().unwrap_or_else(|e| e.into_inner()).get(&scheme) {
             return Ok(codec.clone());
         }
-        let codec = Arc::new(Codec::new(scheme).map_err(|e| Error::Internal(format!("codec {scheme}: {e}")))?);
-        self.made.write().unwrap_or_else(|e| e.into_inner()).insert(scheme, codec.clone());
+        let codec =
+            Arc::new(Codec::new(scheme).map_err(|e| Error::Internal(format!("codec {scheme}: {e}")))?);
+        self.made
+            .write()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(scheme, codec.clone());
         Ok(codec)
     }
 }
 
 /// Runs work that would hold up the reactor on a blocking thread.
 pub async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(format!("a worker stopped: {e}")))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::Internal(format!("a worker stopped: {e}")))
 }

@@ -72,14 +72,19 @@ pub fn upload_id(upload: u128) -> String {
 /// An upload id from a client.
 pub fn parse_upload_id(id: &str) -> Result<u128> {
     let valid = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    valid.then(|| u128::from_str_radix(id, 16).ok()).flatten().ok_or(Error::NoSuchUpload)
+    valid
+        .then(|| u128::from_str_radix(id, 16).ok())
+        .flatten()
+        .ok_or(Error::NoSuchUpload)
 }
 
 /// A part number from a client.
 pub fn part_number(number: i32) -> Result<u16> {
     match u16::try_from(number) {
         Ok(number) if (1..=PARTS_MAX).contains(&number) => Ok(number),
-        _ => Err(Error::InvalidArgument(format!("part numbers are 1 to {PARTS_MAX}, not {number}"))),
+        _ => Err(Error::InvalidArgument(format!(
+            "part numbers are 1 to {PARTS_MAX}, not {number}"
+        ))),
     }
 }
 
@@ -113,7 +118,10 @@ impl Objects {
     /// The row of an upload in progress, and its bucket's id.
     pub async fn upload(&self, target: &UploadTarget) -> Result<(u64, Typed<UploadRow>)> {
         let bucket = self.bucket(&target.bucket).await?.row.id;
-        let row = self.ledger.get::<UploadRow>(key::upload(bucket, &target.name, target.upload)).await?;
+        let row = self
+            .ledger
+            .get::<UploadRow>(key::upload(bucket, &target.name, target.upload))
+            .await?;
         Ok((bucket, row.ok_or(Error::NoSuchUpload)?))
     }
 
@@ -149,7 +157,8 @@ impl Objects {
             checksum: checksum_row(&ingested.digests),
         };
         let fresh = row.blobs.clone();
-        self.commit_part(target, number, row, Some(ingested.pending), fresh, Vec::new()).await
+        self.commit_part(target, number, row, Some(ingested.pending), fresh, Vec::new())
+            .await
     }
 
     /// Stores a part from an existing object: by reference if all of it is wanted, else by reading the range.
@@ -172,11 +181,15 @@ impl Objects {
                     blobs: row.blobs.clone(),
                     checksum: None,
                 };
-                self.commit_part(target, number, part, None, Vec::new(), row.blobs).await
+                self.commit_part(target, number, part, None, Vec::new(), row.blobs)
+                    .await
             }
             _ => {
                 let (length, body) = self.source_body(&source, wanted).await?;
-                let expected = Expected { length: Some(length), ..Default::default() };
+                let expected = Expected {
+                    length: Some(length),
+                    ..Default::default()
+                };
                 self.put_part(target, number, body, expected).await
             }
         }
@@ -205,12 +218,20 @@ impl Objects {
                 let row_key = key::part(target.upload, number);
                 let before = objects.ledger.get::<PartRow>(row_key.clone()).await?;
                 let commit = CommitBuilder::new()
-                    .expect(&key::upload(bucket, &target.name, target.upload), Some(upload.version))
+                    .expect(
+                        &key::upload(bucket, &target.name, target.upload),
+                        Some(upload.version),
+                    )
                     .expect(&row_key, before.as_ref().map(|b| b.version))
                     .put(row_key, &row);
                 let lost = before.map(|b| b.row.blobs).unwrap_or_default();
                 let owner = format!("{}/{}?part={number}", target.bucket, target.name);
-                let change = BlobChange { fresh, gained, lost, owner };
+                let change = BlobChange {
+                    fresh,
+                    gained,
+                    lost,
+                    owner,
+                };
                 Ok((objects.change_blobs(commit, &change).await?, stored))
             }
         })
@@ -225,7 +246,9 @@ impl Objects {
         completion: Completion,
     ) -> Result<Stored> {
         if listed.is_empty() {
-            return Err(Error::InvalidRequest("an upload is completed with at least one part".into()));
+            return Err(Error::InvalidRequest(
+                "an upload is completed with at least one part".into(),
+            ));
         }
         if listed.windows(2).any(|pair| pair[0].number >= pair[1].number) {
             return Err(Error::InvalidPartOrder);
@@ -251,15 +274,22 @@ impl Objects {
         let chosen = choose_parts(listed, &parts)?;
         let row = assemble(&chosen, &upload.row, target.upload)?;
         if completion.size.is_some_and(|size| size != row.size) {
-            return Err(Error::InvalidRequest(format!("the parts have {} bytes, not what was announced", row.size)));
+            return Err(Error::InvalidRequest(format!(
+                "the parts have {} bytes, not what was announced",
+                row.size
+            )));
         }
         if let (Some(announced), Some(found)) = (&completion.checksum, &row.checksum)
             && *announced != found.digest
         {
-            return Err(Error::BadDigest { algorithm: "checksum" });
+            return Err(Error::BadDigest {
+                algorithm: "checksum",
+            });
         }
         let upload_key = key::upload(bucket, &target.name, target.upload);
-        let mut commit = CommitBuilder::new().expect(&upload_key, Some(upload.version)).delete(upload_key);
+        let mut commit = CommitBuilder::new()
+            .expect(&upload_key, Some(upload.version))
+            .delete(upload_key);
         let mut unused = Vec::new();
         for (number, part) in &parts {
             let part_key = key::part(target.upload, *number);
@@ -293,14 +323,33 @@ impl Objects {
             .expect(&object_key, current.as_ref().map(|c| c.version))
             .put(object_key, &row);
         lost.extend(current.map(|c| c.row.blobs).unwrap_or_default());
-        let commit = self.change_blobs(commit, &BlobChange { lost, ..Default::default() }).await?;
-        Ok((commit, Stored { etag: row.etag, modified_ms: row.modified_ms, checksum: row.checksum, size: row.size }))
+        let commit = self
+            .change_blobs(
+                commit,
+                &BlobChange {
+                    lost,
+                    ..Default::default()
+                },
+            )
+            .await?;
+        Ok((
+            commit,
+            Stored {
+                etag: row.etag,
+                modified_ms: row.modified_ms,
+                checksum: row.checksum,
+                size: row.size,
+            },
+        ))
     }
 
     /// The answer to completing an upload that is gone: fine if the object came from it, else there is no such upload.
     async fn completed_before(&self, target: &UploadTarget) -> Result<(CommitBuilder, Stored)> {
         let bucket = self.bucket(&target.bucket).await?.row.id;
-        let row = self.ledger.get::<ObjectRow>(key::object(bucket, &target.name)).await?;
+        let row = self
+            .ledger
+            .get::<ObjectRow>(key::object(bucket, &target.name))
+            .await?;
         match row {
             Some(Typed { row, .. }) if row.upload[..] == target.upload.to_be_bytes()[..] => {
                 let stored = Stored {
@@ -330,14 +379,19 @@ impl Objects {
                 let Some(row) = objects.ledger.get::<UploadRow>(upload_key.clone()).await? else {
                     return Err(Error::NoSuchUpload);
                 };
-                let mut commit = CommitBuilder::new().expect(&upload_key, Some(row.version)).delete(upload_key);
+                let mut commit = CommitBuilder::new()
+                    .expect(&upload_key, Some(row.version))
+                    .delete(upload_key);
                 let mut lost = Vec::new();
                 for (number, part) in objects.all_parts(upload).await? {
                     let part_key = key::part(upload, number);
                     commit = commit.expect(&part_key, Some(part.version)).delete(part_key);
                     lost.extend(part.row.blobs);
                 }
-                let change = BlobChange { lost, ..Default::default() };
+                let change = BlobChange {
+                    lost,
+                    ..Default::default()
+                };
                 Ok((objects.change_blobs(commit, &change).await?, ()))
             }
         })
@@ -352,12 +406,22 @@ impl Objects {
         let truncated = rows.len() > limit;
         let numbered = |(row_key, row): (Bytes, Typed<PartRow>)| Some((key::part_number(&row_key)?, row.row));
         let parts = rows.into_iter().take(limit).filter_map(numbered).collect();
-        Ok(PartsPage { upload: upload.row, parts, truncated })
+        Ok(PartsPage {
+            upload: upload.row,
+            parts,
+            truncated,
+        })
     }
 
     async fn all_parts(&self, upload: u128) -> Result<Vec<(u16, Typed<PartRow>)>> {
-        let rows = self.ledger.scan::<PartRow>(key::parts(upload, 0), PARTS_MAX as usize).await?;
-        Ok(rows.into_iter().filter_map(|(row_key, row)| Some((key::part_number(&row_key)?, row))).collect())
+        let rows = self
+            .ledger
+            .scan::<PartRow>(key::parts(upload, 0), PARTS_MAX as usize)
+            .await?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(row_key, row)| Some((key::part_number(&row_key)?, row)))
+            .collect())
     }
 }
 
@@ -369,7 +433,9 @@ fn choose_parts<'a>(
     let mut chosen = Vec::with_capacity(listed.len());
     for (position, want) in listed.iter().enumerate() {
         let number = want.number;
-        let found = parts.binary_search_by_key(&number, |(n, _)| u32::from(*n)).map_err(|_| Error::InvalidPart { number })?;
+        let found = parts
+            .binary_search_by_key(&number, |(n, _)| u32::from(*n))
+            .map_err(|_| Error::InvalidPart { number })?;
         let row = &parts[found].1.row;
         let checksum_differs = match (&want.checksum, &row.checksum) {
             (Some(want), Some(have)) => *want != have.digest,
@@ -388,39 +454,67 @@ fn choose_parts<'a>(
 
 /// The object that parts make, in order. Its time is set at the commit.
 fn assemble(parts: &[(u32, &PartRow)], upload: &UploadRow, id: u128) -> Result<ObjectRow> {
-    let md5 = parts.iter().fold(Md5::new(), |md5, (_, part)| md5.chain_update(&part.md5)).finalize();
+    let md5 = parts
+        .iter()
+        .fold(Md5::new(), |md5, (_, part)| md5.chain_update(&part.md5))
+        .finalize();
     Ok(ObjectRow {
         size: parts.iter().map(|(_, part)| part.size).sum(),
         etag: format!("{}-{}", hex(&md5), parts.len()),
         modified_ms: 0,
-        blobs: parts.iter().flat_map(|(_, part)| part.blobs.iter().copied()).collect(),
+        blobs: parts
+            .iter()
+            .flat_map(|(_, part)| part.blobs.iter().copied())
+            .collect(),
         headers: upload.headers.clone(),
         checksum: assemble_checksum(parts, upload)?,
-        parts: parts.iter().map(|(number, part)| PartSize { number: *number, size: part.size }).collect(),
+        parts: parts
+            .iter()
+            .map(|(number, part)| PartSize {
+                number: *number,
+                size: part.size,
+            })
+            .collect(),
         upload: Bytes::copy_from_slice(&id.to_be_bytes()),
     })
 }
 
 /// The checksum of the whole: of the content (FULL_OBJECT), or of the parts' checksums (COMPOSITE).
 fn assemble_checksum(parts: &[(u32, &PartRow)], upload: &UploadRow) -> Result<Option<ChecksumRow>> {
-    let Some(algorithm) = Algorithm::parse(&upload.checksum_algorithm) else { return Ok(None) };
-    let digests: Option<Vec<&[u8]>> = parts.iter().map(|(_, p)| p.checksum.as_ref().map(|c| &c.digest[..])).collect();
+    let Some(algorithm) = Algorithm::parse(&upload.checksum_algorithm) else {
+        return Ok(None);
+    };
+    let digests: Option<Vec<&[u8]>> = parts
+        .iter()
+        .map(|(_, p)| p.checksum.as_ref().map(|c| &c.digest[..]))
+        .collect();
     let digests = digests.ok_or_else(|| Error::InvalidRequest("a part has no checksum".into()))?;
     let algorithm_name = algorithm.name().to_string();
     if !upload.checksum_full_object {
         let digest = algorithm.digest(&digests.concat()).into();
-        return Ok(Some(ChecksumRow { algorithm: algorithm_name, digest, composite_parts: parts.len() as u32 }));
+        return Ok(Some(ChecksumRow {
+            algorithm: algorithm_name,
+            digest,
+            composite_parts: parts.len() as u32,
+        }));
     }
     let mut whole = algorithm.digest(b"");
     for (digest, (_, part)) in digests.iter().zip(parts) {
-        whole = algorithm
-            .combine(&whole, digest, part.size)
-            .ok_or_else(|| Error::InvalidRequest(format!("{algorithm_name} cannot cover the whole object")))?;
+        whole = algorithm.combine(&whole, digest, part.size).ok_or_else(|| {
+            Error::InvalidRequest(format!("{algorithm_name} cannot cover the whole object"))
+        })?;
     }
-    Ok(Some(ChecksumRow { algorithm: algorithm_name, digest: whole.into(), composite_parts: 0 }))
+    Ok(Some(ChecksumRow {
+        algorithm: algorithm_name,
+        digest: whole.into(),
+        composite_parts: 0,
+    }))
 }
 
 /// 16 bytes from 32 hex digits.
 fn unhex(text: &str) -> Option<[u8; 16]> {
-    (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok()).flatten().map(u128::to_be_bytes)
+    (text.len() == 32)
+        .then(|| u128::from_str_radix(text, 16).ok())
+        .flatten()
+        .map(u128::to_be_bytes)
 }

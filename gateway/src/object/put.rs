@@ -30,13 +30,15 @@ impl Expected {
     /// Checks what arrived against what was announced.
     pub fn verify(self, digests: &ContentDigests) -> Result<()> {
         if self.md5.is_some_and(|md5| md5 != digests.md5) {
-            return Err(Error::BadDigest { algorithm: "Content-MD5" });
+            return Err(Error::BadDigest {
+                algorithm: "Content-MD5",
+            });
         }
         let announced = self.checksum.map_or(Ok(None), |source| source())?;
         match (announced, &digests.checksum) {
-            (Some(announced), Some((algorithm, digest))) if announced != *digest => {
-                Err(Error::BadDigest { algorithm: algorithm.name() })
-            }
+            (Some(announced), Some((algorithm, digest))) if announced != *digest => Err(Error::BadDigest {
+                algorithm: algorithm.name(),
+            }),
             _ => Ok(()),
         }
     }
@@ -88,10 +90,18 @@ impl Objects {
             ..Default::default()
         };
         let fresh = row.blobs.clone();
-        let target = Target { bucket: bucket.into(), name: name.into(), conditions };
+        let target = Target {
+            bucket: bucket.into(),
+            name: name.into(),
+            conditions,
+        };
         self.decide_and_commit(Some(ingested.pending), move |objects| {
             let (target, row, fresh) = (target.clone(), row.clone(), fresh.clone());
-            async move { objects.replace(CommitBuilder::new(), &target, row, fresh, Vec::new()).await }
+            async move {
+                objects
+                    .replace(CommitBuilder::new(), &target, row, fresh, Vec::new())
+                    .await
+            }
         })
         .await
     }
@@ -100,7 +110,10 @@ impl Objects {
     pub async fn check_write(&self, bucket: &str, name: &str, conditions: &WriteConditions) -> Result<()> {
         let bucket = self.bucket(bucket).await?;
         if *conditions != WriteConditions::default() {
-            let current = self.ledger.get::<ObjectRow>(key::object(bucket.row.id, name)).await?;
+            let current = self
+                .ledger
+                .get::<ObjectRow>(key::object(bucket.row.id, name))
+                .await?;
             conditions.check(current.as_ref().map(|c| &c.row))?;
         }
         Ok(())
@@ -127,17 +140,29 @@ impl Objects {
             .expect(&object_key, current.as_ref().map(|c| c.version))
             .put(object_key, &row);
         let lost = current.map(|c| c.row.blobs).unwrap_or_default();
-        let change = BlobChange { fresh, gained, lost, owner: target.owner() };
+        let change = BlobChange {
+            fresh,
+            gained,
+            lost,
+            owner: target.owner(),
+        };
         let commit = self.change_blobs(commit, &change).await?;
-        let stored =
-            Stored { etag: row.etag, modified_ms: row.modified_ms, checksum: row.checksum, size: row.size };
+        let stored = Stored {
+            etag: row.etag,
+            modified_ms: row.modified_ms,
+            checksum: row.checksum,
+            size: row.size,
+        };
         Ok((commit, stored))
     }
 
     /// The bucket and what the object is now.
     pub async fn current(&self, target: &Target) -> Result<(Typed<BucketRow>, Option<Typed<ObjectRow>>)> {
         let bucket = self.bucket(&target.bucket).await?;
-        let current = self.ledger.get::<ObjectRow>(key::object(bucket.row.id, &target.name)).await?;
+        let current = self
+            .ledger
+            .get::<ObjectRow>(key::object(bucket.row.id, &target.name))
+            .await?;
         Ok((bucket, current))
     }
 }
@@ -157,7 +182,10 @@ impl Target {
     /// For people: `bucket/key`, shortened where it is long.
     pub fn owner(&self) -> String {
         let mut owner = format!("{}/{}", self.bucket, self.name);
-        let end = (0..=owner.len().min(128)).rev().find(|&i| owner.is_char_boundary(i)).unwrap_or(0);
+        let end = (0..=owner.len().min(128))
+            .rev()
+            .find(|&i| owner.is_char_boundary(i))
+            .unwrap_or(0);
         owner.truncate(end);
         owner
     }

@@ -42,7 +42,10 @@ impl Readers {
         let ticket = state.next;
         state.next += 1;
         state.entering.insert(ticket);
-        Entering { readers: self.clone(), ticket }
+        Entering {
+            readers: self.clone(),
+            ticket,
+        }
     }
 
     /// A moment that [`Readers::settled`] can ask about.
@@ -52,7 +55,10 @@ impl Readers {
 
     /// Whether every reader that entered before the barrier has pinned what it reads.
     pub fn settled(&self, barrier: u64) -> bool {
-        self.lock().entering.first().is_none_or(|&oldest| oldest >= barrier)
+        self.lock()
+            .entering
+            .first()
+            .is_none_or(|&oldest| oldest >= barrier)
     }
 
     /// Whether a blob is being read.
@@ -73,7 +79,10 @@ impl Entering {
             *state.pinned.entry(*blob).or_default() += 1;
         }
         drop(state);
-        Pins { readers: self.readers.clone(), blobs }
+        Pins {
+            readers: self.readers.clone(),
+            blobs,
+        }
     }
 }
 

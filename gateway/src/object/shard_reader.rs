@@ -38,7 +38,9 @@ impl HedgeBudget {
 
     /// Full.
     pub fn new() -> HedgeBudget {
-        HedgeBudget { tokens: AtomicI64::new(Self::MOST) }
+        HedgeBudget {
+            tokens: AtomicI64::new(Self::MOST),
+        }
     }
 
     fn earn(&self) {
@@ -49,7 +51,9 @@ impl HedgeBudget {
 
     fn spend(&self) -> bool {
         let enough = |t: i64| (t >= Self::PER_HEDGE).then_some(t - Self::PER_HEDGE);
-        self.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough).is_ok()
+        self.tokens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough)
+            .is_ok()
     }
 }
 
@@ -74,7 +78,14 @@ impl StripeSource {
     /// Of a stripe of a blob.
     pub fn new(codec: &Codec, volume: Arc<Volume>, blob: &BlobRef, stripe: u32) -> Result<StripeSource> {
         let shard_len = encode::geometry(codec, blob.length)?.shard_len(stripe);
-        Ok(StripeSource { volume, key: ShardKey { blob: blob.blob, stripe }, shard_len })
+        Ok(StripeSource {
+            volume,
+            key: ShardKey {
+                blob: blob.blob,
+                stripe,
+            },
+            shard_len,
+        })
     }
 }
 
@@ -83,7 +94,10 @@ impl Objects {
     pub async fn read_piece(&self, source: &StripeSource, piece: &Piece) -> Result<Bytes> {
         self.hedges.earn();
         let first = piece.offset / BLOCK_BYTES;
-        let blocks = BlockRange { first, count: (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first };
+        let blocks = BlockRange {
+            first,
+            count: (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first,
+        };
         let direct = self.read_shard(source, piece.shard, blocks);
         tokio::pin!(direct);
         let found = match tokio::time::timeout(HEDGE_AFTER, &mut direct).await {
@@ -96,7 +110,11 @@ impl Objects {
         };
         match found {
             Ok(read) => Ok(trim(read.payload, piece, blocks)),
-            Err(_) => Ok(trim(self.decode(source, piece.shard, blocks).await?, piece, blocks)),
+            Err(_) => Ok(trim(
+                self.decode(source, piece.shard, blocks).await?,
+                piece,
+                blocks,
+            )),
         }
     }
 
@@ -147,7 +165,12 @@ impl Objects {
     ) -> Result<Vec<(usize, Bytes)>> {
         let total = source.volume.scheme.total_shards() as u8;
         let mut candidates: Vec<u8> = (0..total).filter(|i| *i != except).collect();
-        candidates.sort_by_key(|i| !self.disks.get(source.volume.disks[*i as usize]).is_some_and(|d| d.writable()));
+        candidates.sort_by_key(|i| {
+            !self
+                .disks
+                .get(source.volume.disks[*i as usize])
+                .is_some_and(|d| d.writable())
+        });
         let mut candidates = candidates.into_iter();
         let read = |index: u8| async move { (index, self.read_shard(source, index, blocks).await) };
         let mut running: FuturesUnordered<_> = candidates.by_ref().take(needed).map(read).collect();
@@ -165,7 +188,13 @@ impl Objects {
         }
         if found.len() < needed {
             let (volume, blob, stripe) = (source.volume.id, source.key.blob, source.key.stripe);
-            return Err(Error::Unreadable { volume, blob, stripe, readable: found.len(), needed });
+            return Err(Error::Unreadable {
+                volume,
+                blob,
+                stripe,
+                readable: found.len(),
+                needed,
+            });
         }
         Ok(found)
     }
@@ -199,16 +228,30 @@ impl Objects {
         index: u8,
         blocks: BlockRange,
     ) -> std::result::Result<ShardBlocks, NodeError> {
-        let unreachable = || NodeError::Unreachable { what: "no node has the disk".into() };
-        let disk = self.disks.get(source.volume.disks[index as usize]).ok_or_else(unreachable)?;
+        let unreachable = || NodeError::Unreachable {
+            what: "no node has the disk".into(),
+        };
+        let disk = self
+            .disks
+            .get(source.volume.disks[index as usize])
+            .ok_or_else(unreachable)?;
         let client = disk.client.clone().ok_or_else(unreachable)?;
-        client.get(&source.volume.address(index, &disk), source.key, blocks, READ_DEADLINE).await
+        client
+            .get(
+                &source.volume.address(index, &disk),
+                source.key,
+                blocks,
+                READ_DEADLINE,
+            )
+            .await
     }
 
     /// Queues a shard for repair.
     async fn suspect(&self, source: &StripeSource, index: u8, error: &NodeError) {
         let key = key::suspect(source.volume.id, source.key.blob, source.key.stripe, index);
-        let row = SuspectRow { reason: error.to_string() };
+        let row = SuspectRow {
+            reason: error.to_string(),
+        };
         tracing::warn!(volume = source.volume.id, blob = source.key.blob, stripe = source.key.stripe, index, %error,
             "shard queued for repair");
         let commit = self.lease.fence(CommitBuilder::new().put(key, &row)).build();
@@ -237,9 +280,14 @@ async fn check(
     shard: ShardBlocks,
 ) -> std::result::Result<ShardBlocks, NodeError> {
     let corrupt = |what: String| NodeError::Corrupt { what };
-    let end = source.shard_len.min((blocks.first + blocks.count).saturating_mul(BLOCK_BYTES));
+    let end = source
+        .shard_len
+        .min((blocks.first + blocks.count).saturating_mul(BLOCK_BYTES));
     let expected = end.saturating_sub(blocks.first * BLOCK_BYTES) as usize;
-    if shard.shard_len != source.shard_len || shard.first_block != blocks.first || shard.payload.len() != expected {
+    if shard.shard_len != source.shard_len
+        || shard.first_block != blocks.first
+        || shard.payload.len() != expected
+    {
         return Err(corrupt(format!(
             "{} bytes from block {} of a shard of {}, not {expected} from {} of {}",
             shard.payload.len(),
@@ -257,12 +305,16 @@ async fn check(
         &shard.payload,
     ) {
         Ok(()) => Ok(shard),
-        Err(error) => Err(NodeError::Corrupt { what: error.to_string() }),
+        Err(error) => Err(NodeError::Corrupt {
+            what: error.to_string(),
+        }),
     };
     if shard.payload.len() <= INLINE_CHECK_BYTES {
         return verify(shard);
     }
-    off_reactor(move || verify(shard)).await.map_err(|e| corrupt(e.to_string()))?
+    off_reactor(move || verify(shard))
+        .await
+        .map_err(|e| corrupt(e.to_string()))?
 }
 
 /// Computes one shard (or the same blocks of it) from others.

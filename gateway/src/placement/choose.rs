@@ -31,12 +31,18 @@ pub fn choose(candidates: &[Candidate], count: usize, seed: u64) -> Option<Vec<D
     let mut sorted: Vec<&Candidate> = candidates.iter().collect();
     sorted.sort_by_key(|c| c.disk);
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
-    let mut keyed: Vec<(f64, &Candidate)> =
-        sorted.into_iter().map(|c| (rng.random::<f64>().ln() / c.free_bytes.max(1) as f64, c)).collect();
+    let mut keyed: Vec<(f64, &Candidate)> = sorted
+        .into_iter()
+        .map(|c| (rng.random::<f64>().ln() / c.free_bytes.max(1) as f64, c))
+        .collect();
     keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut used = HashSet::new();
-    let chosen: Vec<DiskId> =
-        keyed.into_iter().filter(|(_, c)| used.insert(c.domain)).take(count).map(|(_, c)| c.disk).collect();
+    let chosen: Vec<DiskId> = keyed
+        .into_iter()
+        .filter(|(_, c)| used.insert(c.domain))
+        .take(count)
+        .map(|(_, c)| c.disk)
+        .collect();
     (chosen.len() == count).then_some(chosen)
 }
 
@@ -45,7 +51,11 @@ mod tests {
     use super::*;
 
     fn disks(weights: &[u64]) -> Vec<Candidate> {
-        let make = |(i, &free_bytes)| Candidate { disk: DiskId(i as u128), domain: i as u128, free_bytes };
+        let make = |(i, &free_bytes)| Candidate {
+            disk: DiskId(i as u128),
+            domain: i as u128,
+            free_bytes,
+        };
         weights.iter().enumerate().map(make).collect()
     }
 

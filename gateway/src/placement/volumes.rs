@@ -46,21 +46,37 @@ impl Volume {
         let disk = |b: &Bytes| b.as_ref().try_into().ok().map(|b| DiskId(u128::from_be_bytes(b)));
         let disks: Option<Vec<DiskId>> = row.disks.iter().map(disk).collect();
         match disks {
-            Some(disks) if disks.len() == scheme.total_shards() => {
-                Ok(Volume { id, scheme, epoch: row.epoch, state: row.state(), disks, used_bytes: AtomicU64::new(0) })
-            }
-            _ => Err(damaged(format!("{} disks recorded for {scheme}", row.disks.len()))),
+            Some(disks) if disks.len() == scheme.total_shards() => Ok(Volume {
+                id,
+                scheme,
+                epoch: row.epoch,
+                state: row.state(),
+                disks,
+                used_bytes: AtomicU64::new(0),
+            }),
+            _ => Err(damaged(format!(
+                "{} disks recorded for {scheme}",
+                row.disks.len()
+            ))),
         }
     }
 
     /// The unit at `index`.
     pub fn unit(&self, index: u8) -> UnitId {
-        UnitId { volume: self.id, index }
+        UnitId {
+            volume: self.id,
+            index,
+        }
     }
 
     /// Where requests for the unit at `index` go.
     pub fn address(&self, index: u8, disk: &Disk) -> UnitAddress {
-        UnitAddress { disk: disk.id, incarnation: disk.incarnation, unit: self.unit(index), epoch: self.epoch }
+        UnitAddress {
+            disk: disk.id,
+            incarnation: disk.incarnation,
+            unit: self.unit(index),
+            epoch: self.epoch,
+        }
     }
 
     /// Counts bytes written to each of its units.
@@ -83,23 +99,38 @@ impl Volumes {
         let mut cache = HashMap::new();
         let mut damaged = None;
         ledger
-            .for_each(key::table(b'v'), |row_key, Typed { row, .. }: Typed<VolumeRow>| {
-                let Some(id) = key::single_number(&row_key) else { return };
-                match Volume::from_row(id, &row) {
-                    Ok(volume) => drop(cache.insert(id, Arc::new(volume))),
-                    Err(error) => damaged = Some(error),
-                }
-            })
+            .for_each(
+                key::table(b'v'),
+                |row_key, Typed { row, .. }: Typed<VolumeRow>| {
+                    let Some(id) = key::single_number(&row_key) else {
+                        return;
+                    };
+                    match Volume::from_row(id, &row) {
+                        Ok(volume) => drop(cache.insert(id, Arc::new(volume))),
+                        Err(error) => damaged = Some(error),
+                    }
+                },
+            )
             .await?;
         match damaged {
             Some(error) => Err(error),
-            None => Ok(Volumes { ledger, disks, cache: RwLock::new(cache), creating: Mutex::new(()) }),
+            None => Ok(Volumes {
+                ledger,
+                disks,
+                cache: RwLock::new(cache),
+                creating: Mutex::new(()),
+            }),
         }
     }
 
     /// A volume by id, from the cache or the ledger.
     pub async fn get(&self, id: u64) -> Result<Arc<Volume>> {
-        let cached = self.cache.read().unwrap_or_else(|e| e.into_inner()).get(&id).cloned();
+        let cached = self
+            .cache
+            .read()
+            .unwrap_or_else(|e| e.into_inner())
+            .get(&id)
+            .cloned();
         match cached {
             Some(volume) => Ok(volume),
             None => self.refresh(id).await,
@@ -111,13 +142,22 @@ impl Volumes {
         let row = self.ledger.get::<VolumeRow>(key::volume(id)).await?;
         let row = row.ok_or_else(|| Error::Internal(format!("the ledger has no volume {id}")))?;
         let volume = Arc::new(Volume::from_row(id, &row.row)?);
-        self.cache.write().unwrap_or_else(|e| e.into_inner()).insert(id, volume.clone());
+        self.cache
+            .write()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(id, volume.clone());
         Ok(volume)
     }
 
     /// All that are known.
     pub fn all(&self) -> Vec<Arc<Volume>> {
-        let mut all: Vec<_> = self.cache.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect();
+        let mut all: Vec<_> = self
+            .cache
+            .read()
+            .unwrap_or_else(|e| e.into_inner())
+            .values()
+            .cloned()
+            .collect();
         all.sort_by_key(|v| v.id);
         all
     }
@@ -125,7 +165,9 @@ impl Volumes {
     /// Takes in what each unit holds already, so that volumes are sealed in time after a restart.
     pub fn set_used(&self, used: &HashMap<u64, u64>) {
         for volume in self.all() {
-            volume.used_bytes.fetch_max(used.get(&volume.id).copied().unwrap_or(0), Ordering::Relaxed);
+            volume
+                .used_bytes
+                .fetch_max(used.get(&volume.id).copied().unwrap_or(0), Ordering::Relaxed);
         }
     }
 
@@ -139,7 +181,11 @@ impl Volumes {
         };
         let writable: HashSet<DiskId> = candidates.iter().map(|c| c.disk).collect();
         let open = self.open(scheme, &writable);
-        let target = if candidates.len() > scheme.total_shards() { OPEN_VOLUMES } else { 1 };
+        let target = if candidates.len() > scheme.total_shards() {
+            OPEN_VOLUMES
+        } else {
+            1
+        };
         if open.len() >= target {
             return Ok(open[(salt % open.len() as u64) as usize].clone());
         }
@@ -161,7 +207,10 @@ impl Volumes {
         let row_key = key::volume(id);
         if let Some(Typed { mut row, version }) = self.ledger.get::<VolumeRow>(row_key.clone()).await? {
             row.set_state(VolumeState::Sealed);
-            let commit = CommitBuilder::new().expect(&row_key, Some(version)).put(row_key, &row).build();
+            let commit = CommitBuilder::new()
+                .expect(&row_key, Some(version))
+                .put(row_key, &row)
+                .build();
             self.ledger.commit(commit).await?;
         }
         self.refresh(id).await.map(|_| ())
@@ -170,11 +219,19 @@ impl Volumes {
     /// Volumes that are full but not sealed yet.
     pub fn full(&self) -> Vec<u64> {
         let all = self.all();
-        all.iter().filter(|v| v.state == VolumeState::Open && self.is_full(v)).map(|v| v.id).collect()
+        all.iter()
+            .filter(|v| v.state == VolumeState::Open && self.is_full(v))
+            .map(|v| v.id)
+            .collect()
     }
 
     fn is_full(&self, volume: &Volume) -> bool {
-        let capacity = |id: &DiskId| self.disks.get(*id).and_then(|d| d.status).map(|s| s.capacity_bytes);
+        let capacity = |id: &DiskId| {
+            self.disks
+                .get(*id)
+                .and_then(|d| d.status)
+                .map(|s| s.capacity_bytes)
+        };
         let smallest = volume.disks.iter().filter_map(capacity).min().unwrap_or(u64::MAX);
         volume.used_bytes.load(Ordering::Relaxed) >= smallest / UNIT_SHARE
     }
@@ -192,7 +249,11 @@ impl Volumes {
     }
 
     fn candidates(&self, avoid: &HashSet<DiskId>) -> Vec<Candidate> {
-        let usable = self.disks.all().into_iter().filter(|d| d.writable() && !avoid.contains(&d.id));
+        let usable = self
+            .disks
+            .all()
+            .into_iter()
+            .filter(|d| d.writable() && !avoid.contains(&d.id));
         usable
             .map(|d| Candidate {
                 disk: d.id,
@@ -204,8 +265,17 @@ impl Volumes {
 
     fn cannot_write(&self, wanted: Scheme, healthy: usize, avoid: &HashSet<DiskId>) -> Error {
         let needed = wanted.parity_shards() + 1;
-        let full = self.disks.all().iter().filter(|d| d.full() && !avoid.contains(&d.id)).count();
-        if healthy + full >= needed { Error::StorageFull } else { Error::TooFewDomains { healthy, needed } }
+        let full = self
+            .disks
+            .all()
+            .iter()
+            .filter(|d| d.full() && !avoid.contains(&d.id))
+            .count();
+        if healthy + full >= needed {
+            Error::StorageFull
+        } else {
+            Error::TooFewDomains { healthy, needed }
+        }
     }
 
     async fn create(&self, scheme: Scheme, candidates: &[Candidate]) -> Result<Arc<Volume>> {
@@ -216,12 +286,25 @@ impl Volumes {
             scheme: scheme.to_string(),
             epoch: 1,
             state: VolumeState::Open as i32,
-            disks: disks.iter().map(|d| Bytes::copy_from_slice(&d.0.to_be_bytes())).collect(),
+            disks: disks
+                .iter()
+                .map(|d| Bytes::copy_from_slice(&d.0.to_be_bytes()))
+                .collect(),
         };
         let row_key = key::volume(id);
-        self.ledger.commit(CommitBuilder::new().expect(&row_key, None).put(row_key, &row).build()).await?;
+        self.ledger
+            .commit(
+                CommitBuilder::new()
+                    .expect(&row_key, None)
+                    .put(row_key, &row)
+                    .build(),
+            )
+            .await?;
         let volume = Arc::new(Volume::from_row(id, &row)?);
-        self.cache.write().unwrap_or_else(|e| e.into_inner()).insert(id, volume.clone());
+        self.cache
+            .write()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(id, volume.clone());
         tracing::info!(volume = id, %scheme, "volume created");
         Ok(volume)
     }

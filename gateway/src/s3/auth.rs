@@ -15,7 +15,10 @@ pub struct StaticKeys {
 impl S3Auth for StaticKeys {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
         if access_key != self.access_key {
-            return Err(s3_error!(InvalidAccessKeyId, "The access key {access_key:?} is not known here"));
+            return Err(s3_error!(
+                InvalidAccessKeyId,
+                "The access key {access_key:?} is not known here"
+            ));
         }
         Ok(SecretKey::from(self.secret_key.clone()))
     }

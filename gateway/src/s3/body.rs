@@ -16,7 +16,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// A request's body.
 pub fn request_body(blob: Option<StreamingBlob>) -> Body {
-    let Some(blob) = blob else { return Box::pin(futures::stream::empty()) };
+    let Some(blob) = blob else {
+        return Box::pin(futures::stream::empty());
+    };
     Box::pin(futures::stream::unfold(Some(blob), |blob| async move {
         let mut blob = blob?;
         match tokio::time::timeout(SILENCE_MAX, blob.next()).await {
@@ -37,7 +39,11 @@ fn body_error(error: &StdError) -> Error {
         Error::ContentSha256Mismatch
     } else if says("SignatureMismatch") {
         Error::ChunkSignature
-    } else if says("FormatError") || says("TooLarge") || says("TooManyTrailerHeaders") || says("InvalidChecksum") {
+    } else if says("FormatError")
+        || says("TooLarge")
+        || says("TooManyTrailerHeaders")
+        || says("InvalidChecksum")
+    {
         Error::InvalidRequest(format!("the request body is malformed: {text}"))
     } else {
         Error::IncompleteBody // Cut off, by the client or on the way.
@@ -65,11 +71,29 @@ mod tests {
     #[test]
     fn stream_errors_keep_their_meaning() {
         let of = |text: &str| body_error(&StdError::from(text.to_string()));
-        assert!(matches!(of("UploadStreamError: Sha256Mismatch"), Error::ContentSha256Mismatch));
-        assert!(matches!(of("AwsChunkedStreamError: SignatureMismatch"), Error::ChunkSignature));
-        assert!(matches!(of("AwsChunkedStreamError: Incomplete"), Error::IncompleteBody));
-        assert!(matches!(of("UploadStreamError: LengthMismatch"), Error::IncompleteBody));
-        assert!(matches!(of("AwsChunkedStreamError: FormatError"), Error::InvalidRequest(_)));
-        assert!(matches!(of("connection closed before message completed"), Error::IncompleteBody));
+        assert!(matches!(
+            of("UploadStreamError: Sha256Mismatch"),
+            Error::ContentSha256Mismatch
+        ));
+        assert!(matches!(
+            of("AwsChunkedStreamError: SignatureMismatch"),
+            Error::ChunkSignature
+        ));
+        assert!(matches!(
+            of("AwsChunkedStreamError: Incomplete"),
+            Error::IncompleteBody
+        ));
+        assert!(matches!(
+            of("UploadStreamError: LengthMismatch"),
+            Error::IncompleteBody
+        ));
+        assert!(matches!(
+            of("AwsChunkedStreamError: FormatError"),
+            Error::InvalidRequest(_)
+        ));
+        assert!(matches!(
+            of("connection closed before message completed"),
+            Error::IncompleteBody
+        ));
     }
 }

@@ -55,14 +55,22 @@ pub fn read_conditions(
 }
 
 /// Conditions of a write.
-pub fn write_conditions(matches: Option<ETagCondition>, none_match: Option<ETagCondition>) -> WriteConditions {
-    WriteConditions { matches: matches.map(etag_is), none_match: none_match.map(etag_is) }
+pub fn write_conditions(
+    matches: Option<ETagCondition>,
+    none_match: Option<ETagCondition>,
+) -> WriteConditions {
+    WriteConditions {
+        matches: matches.map(etag_is),
+        none_match: none_match.map(etag_is),
+    }
 }
 
 /// Which bytes are wanted.
 pub fn wanted(range: Option<dto::Range>, part: Option<i32>) -> Result<Wanted> {
     match (range, part) {
-        (Some(_), Some(_)) => Err(Error::InvalidRequest("a range and a part number exclude each other".into())),
+        (Some(_), Some(_)) => Err(Error::InvalidRequest(
+            "a range and a part number exclude each other".into(),
+        )),
         (Some(dto::Range::Int { first, last }), None) => Ok(Wanted::From { first, last }),
         (Some(dto::Range::Suffix { length }), None) => Ok(Wanted::Suffix(length)),
         (None, Some(part)) => Ok(Wanted::Part(crate::object::multipart::part_number(part)?.into())),
@@ -74,20 +82,37 @@ pub fn wanted(range: Option<dto::Range>, part: Option<i32>) -> Result<Wanted> {
 pub fn copy_range(range: Option<String>) -> Result<Wanted> {
     let Some(text) = range else { return Ok(Wanted::All) };
     let bad = || Error::InvalidArgument(format!("the copy source range {text:?} is not bytes=first-last"));
-    let (first, last) = text.strip_prefix("bytes=").and_then(|r| r.split_once('-')).ok_or_else(bad)?;
-    let (first, last): (u64, u64) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+    let (first, last) = text
+        .strip_prefix("bytes=")
+        .and_then(|r| r.split_once('-'))
+        .ok_or_else(bad)?;
+    let (first, last): (u64, u64) = (
+        first.parse().map_err(|_| bad())?,
+        last.parse().map_err(|_| bad())?,
+    );
     if last < first {
         return Err(bad());
     }
-    Ok(Wanted::From { first, last: Some(last) })
+    Ok(Wanted::From {
+        first,
+        last: Some(last),
+    })
 }
 
 /// The digest in a checksum header.
 pub fn decode_digest(algorithm: Algorithm, text: &str) -> Result<Vec<u8>> {
     // A composite checksum may come with its part count behind it.
     let base64 = text.split_once('-').map_or(text, |(digest, _)| digest);
-    let digest = BASE64.decode_to_vec(base64).ok().filter(|d| d.len() == algorithm.digest_len());
-    digest.ok_or_else(|| Error::InvalidRequest(format!("the value of the {} checksum is invalid", algorithm.name())))
+    let digest = BASE64
+        .decode_to_vec(base64)
+        .ok()
+        .filter(|d| d.len() == algorithm.digest_len());
+    digest.ok_or_else(|| {
+        Error::InvalidRequest(format!(
+            "the value of the {} checksum is invalid",
+            algorithm.name()
+        ))
+    })
 }
 
 /// The value of a checksum header.
@@ -114,9 +139,15 @@ pub struct ChecksumHeaders {
 impl ChecksumHeaders {
     /// What the client says of its bytes.
     pub fn expected(self, length: Option<i64>, md5: Option<String>) -> Result<Expected> {
-        let mut expected = Expected { length: length.and_then(|n| u64::try_from(n).ok()), ..Expected::default() };
+        let mut expected = Expected {
+            length: length.and_then(|n| u64::try_from(n).ok()),
+            ..Expected::default()
+        };
         expected.md5 = md5.map(|text| decode_md5(&text)).transpose()?;
-        let mut given = Algorithm::ALL.into_iter().zip(self.values).filter_map(|(a, v)| Some((a, v?)));
+        let mut given = Algorithm::ALL
+            .into_iter()
+            .zip(self.values)
+            .filter_map(|(a, v)| Some((a, v?)));
         if let Some((algorithm, value)) = given.next() {
             if given.next().is_some() {
                 return Err(Error::InvalidRequest("more than one checksum was given".into()));
@@ -138,20 +169,32 @@ impl ChecksumHeaders {
 }
 
 fn trailing_algorithm(names: &str) -> Option<Algorithm> {
-    names.split(',').find_map(|name| Algorithm::parse(name.trim().to_ascii_lowercase().strip_prefix("x-amz-checksum-")?))
+    names
+        .split(',')
+        .find_map(|name| Algorithm::parse(name.trim().to_ascii_lowercase().strip_prefix("x-amz-checksum-")?))
 }
 
 fn read_trailer(algorithm: Algorithm, trailers: &TrailingHeaders) -> Result<Vec<u8>> {
     let name = format!("x-amz-checksum-{}", algorithm.name().to_ascii_lowercase());
-    let value = trailers.read(|headers| headers.get(&name).and_then(|v| v.to_str().ok().map(str::to_string)));
+    let value = trailers.read(|headers| {
+        headers
+            .get(&name)
+            .and_then(|v| v.to_str().ok().map(str::to_string))
+    });
     match value.flatten() {
         Some(value) => decode_digest(algorithm, &value),
-        None => Err(Error::InvalidRequest(format!("the announced trailer {name} did not follow the body"))),
+        None => Err(Error::InvalidRequest(format!(
+            "the announced trailer {name} did not follow the body"
+        ))),
     }
 }
 
 fn decode_md5(text: &str) -> Result<[u8; 16]> {
-    BASE64.decode_to_vec(text).ok().and_then(|d| d.try_into().ok()).ok_or(Error::InvalidDigest)
+    BASE64
+        .decode_to_vec(text)
+        .ok()
+        .and_then(|d| d.try_into().ok())
+        .ok_or(Error::InvalidDigest)
 }
 
 /// The five checksum fields that S3's answers have.
@@ -185,7 +228,11 @@ pub fn checksum_fields(checksum: Option<&ChecksumRow>) -> ChecksumFields {
         None => return fields,
     }
     let composite = checksum.composite_parts > 0;
-    let kind = if composite { dto::ChecksumType::COMPOSITE } else { dto::ChecksumType::FULL_OBJECT };
+    let kind = if composite {
+        dto::ChecksumType::COMPOSITE
+    } else {
+        dto::ChecksumType::FULL_OBJECT
+    };
     fields.kind = Some(dto::ChecksumType::from_static(kind));
     fields
 }
@@ -203,7 +250,10 @@ pub fn headers(
     metadata: Option<dto::Metadata>,
 ) -> Result<Headers> {
     let metadata: BTreeMap<String, String> = metadata.unwrap_or_default().into_iter().collect();
-    let bytes: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bytes: usize = metadata
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     if bytes > METADATA_BYTES_MAX {
         return Err(Error::InvalidRequest(format!(
             "the user metadata has {bytes} bytes, and at most {METADATA_BYTES_MAX} are allowed (MetadataTooLarge)"
@@ -223,8 +273,11 @@ pub fn headers(
 
 /// A Content-Encoding without `aws-chunked`, which describes the transfer and not the object.
 fn strip_aws_chunked(encoding: &str) -> Option<String> {
-    let kept: Vec<&str> =
-        encoding.split(',').map(str::trim).filter(|e| !e.is_empty() && !e.eq_ignore_ascii_case("aws-chunked")).collect();
+    let kept: Vec<&str> = encoding
+        .split(',')
+        .map(str::trim)
+        .filter(|e| !e.is_empty() && !e.eq_ignore_ascii_case("aws-chunked"))
+        .collect();
     (!kept.is_empty()).then(|| kept.join(","))
 }
 
@@ -235,7 +288,9 @@ pub fn metadata(headers: &Headers) -> Option<dto::Metadata> {
 
 /// Expires as s3s has it.
 pub fn expires(headers: &Headers) -> Option<Timestamp> {
-    headers.expires_s.map(|s| timestamp(u64::try_from(s).unwrap_or(0).saturating_mul(1_000)))
+    headers
+        .expires_s
+        .map(|s| timestamp(u64::try_from(s).unwrap_or(0).saturating_mul(1_000)))
 }
 
 #[cfg(test)]
@@ -244,7 +299,10 @@ mod tests {
 
     #[test]
     fn checksums_are_read_and_printed() {
-        assert_eq!(decode_digest(Algorithm::Crc32, "y/Q5Jg==").ok(), Some(vec![0xcb, 0xf4, 0x39, 0x26]));
+        assert_eq!(
+            decode_digest(Algorithm::Crc32, "y/Q5Jg==").ok(),
+            Some(vec![0xcb, 0xf4, 0x39, 0x26])
+        );
         assert!(decode_digest(Algorithm::Crc32, "y/Q5").is_err());
         assert!(decode_digest(Algorithm::Sha256, "not base64!").is_err());
         let row = ChecksumRow {
@@ -253,7 +311,10 @@ mod tests {
             composite_parts: 3,
         };
         assert_eq!(encode_digest(&row), "y/Q5Jg==-3");
-        assert_eq!(trailing_algorithm("x-amz-checksum-crc64nvme"), Some(Algorithm::Crc64Nvme));
+        assert_eq!(
+            trailing_algorithm("x-amz-checksum-crc64nvme"),
+            Some(Algorithm::Crc64Nvme)
+        );
     }
 
     #[test]
@@ -264,7 +325,13 @@ mod tests {
 
     #[test]
     fn copy_ranges() {
-        assert_eq!(copy_range(Some("bytes=0-9".into())).ok(), Some(Wanted::From { first: 0, last: Some(9) }));
+        assert_eq!(
+            copy_range(Some("bytes=0-9".into())).ok(),
+            Some(Wanted::From {
+                first: 0,
+                last: Some(9)
+            })
+        );
         for bad in ["bytes=9-0", "bytes=-5", "0-9", "bytes=0-"] {
             assert!(copy_range(Some(bad.into())).is_err());
         }

@@ -17,7 +17,10 @@ pub fn s3_error(error: Error) -> S3Error {
         Error::NoSuchKey => with(S3ErrorCode::NoSuchKey),
         Error::NoSuchUpload => with(S3ErrorCode::NoSuchUpload),
         Error::PreconditionFailed => with(S3ErrorCode::PreconditionFailed),
-        Error::NotModified { etag: tag, modified_ms } => not_modified(&tag, modified_ms),
+        Error::NotModified {
+            etag: tag,
+            modified_ms,
+        } => not_modified(&tag, modified_ms),
         Error::Conflict => with(S3ErrorCode::OperationAborted),
         Error::RangeNotSatisfiable { size } => {
             let mut error = with(S3ErrorCode::InvalidRange);
@@ -72,7 +75,9 @@ fn not_modified(tag: &str, modified_ms: u64) -> S3Error {
         headers.insert(http::header::ETAG, value);
     }
     let mut date = Vec::new();
-    if timestamp(modified_ms).format(s3s::dto::TimestampFormat::HttpDate, &mut date).is_ok()
+    if timestamp(modified_ms)
+        .format(s3s::dto::TimestampFormat::HttpDate, &mut date)
+        .is_ok()
         && let Ok(value) = HeaderValue::from_bytes(&date)
     {
         headers.insert(http::header::LAST_MODIFIED, value);

@@ -33,12 +33,18 @@ impl Names {
         match encoding.map(|e| e.as_str()) {
             None => Ok(Names { url: false }),
             Some(EncodingType::URL) => Ok(Names { url: true }),
-            Some(other) => Err(Error::InvalidArgument(format!("encoding-type is url, not {other:?}"))),
+            Some(other) => Err(Error::InvalidArgument(format!(
+                "encoding-type is url, not {other:?}"
+            ))),
         }
     }
 
     fn show(&self, name: &str) -> String {
-        if self.url { percent_encode(name) } else { name.to_string() }
+        if self.url {
+            percent_encode(name)
+        } else {
+            name.to_string()
+        }
     }
 }
 
@@ -47,7 +53,9 @@ fn percent_encode(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for byte in name.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => out.push(byte as char),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                out.push(byte as char)
+            }
             _ => {
                 out.push('%');
                 out.push_str(&hex(&[byte]).to_ascii_uppercase());
@@ -63,14 +71,19 @@ fn split<T, O>(page: Page<T>, names: &Names, item: impl Fn(String, T) -> O) -> (
     for entry in page.entries {
         match entry {
             Entry::Item(name, value) => items.push(item(names.show(&name), value)),
-            Entry::Prefix(name) => prefixes.push(CommonPrefix { prefix: Some(names.show(&name)) }),
+            Entry::Prefix(name) => prefixes.push(CommonPrefix {
+                prefix: Some(names.show(&name)),
+            }),
         }
     }
     (items, prefixes)
 }
 
 fn object(key: String, row: ObjectRow) -> Object {
-    let algorithm = row.checksum.as_ref().map(|c| vec![ChecksumAlgorithm::from(c.algorithm.clone())]);
+    let algorithm = row
+        .checksum
+        .as_ref()
+        .map(|c| vec![ChecksumAlgorithm::from(c.algorithm.clone())]);
     Object {
         key: Some(key),
         e_tag: Some(etag(&row.etag)),
@@ -83,13 +96,23 @@ fn object(key: String, row: ObjectRow) -> Object {
 }
 
 fn owner() -> Owner {
-    Owner { display_name: Some("cairn".into()), id: Some("cairn".into()) }
+    Owner {
+        display_name: Some("cairn".into()),
+        id: Some("cairn".into()),
+    }
 }
 
 impl S3Gateway {
-    pub(super) async fn list_all_buckets(&self, req: S3Request<ListBucketsInput>) -> Answer<ListBucketsOutput> {
+    pub(super) async fn list_all_buckets(
+        &self,
+        req: S3Request<ListBucketsInput>,
+    ) -> Answer<ListBucketsOutput> {
         let i = req.input;
-        let most = i.max_buckets.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(10_000);
+        let most = i
+            .max_buckets
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|n| *n > 0)
+            .unwrap_or(10_000);
         let prefix = i.prefix.unwrap_or_default();
         let from = i.continuation_token.unwrap_or_default();
         let mut found = self.objects.list_buckets(&prefix, &from, most + 1).await?;
@@ -119,7 +142,10 @@ impl S3Gateway {
         let page = self.objects.list(&i.bucket, &query).await?;
         let truncated = page.truncated;
         let last = page.entries.last().map(|e| names.show(e.name()));
-        let (contents, prefixes) = split(page, &names, |name, row| Object { owner: Some(owner()), ..object(name, row) });
+        let (contents, prefixes) = split(page, &names, |name, row| Object {
+            owner: Some(owner()),
+            ..object(name, row)
+        });
         Ok(S3Response::new(ListObjectsOutput {
             name: Some(i.bucket),
             prefix: Some(names.show(&query.prefix)),
@@ -148,10 +174,16 @@ impl S3Gateway {
         };
         let page = self.objects.list(&i.bucket, &query).await?;
         let (truncated, count) = (page.truncated, page.entries.len());
-        let next = page.entries.last().map(|e| encode_token(e.name())).filter(|_| truncated);
+        let next = page
+            .entries
+            .last()
+            .map(|e| encode_token(e.name()))
+            .filter(|_| truncated);
         let with_owner = i.fetch_owner.unwrap_or(false);
-        let (contents, prefixes) =
-            split(page, &names, |name, row| Object { owner: with_owner.then(owner), ..object(name, row) });
+        let (contents, prefixes) = split(page, &names, |name, row| Object {
+            owner: with_owner.then(owner),
+            ..object(name, row)
+        });
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(i.bucket),
             prefix: Some(names.show(&query.prefix)),
@@ -242,7 +274,10 @@ mod tests {
 
     #[test]
     fn tokens_and_names() {
-        assert_eq!(decode_token(&encode_token("a/ü\u{1}")).ok().as_deref(), Some("a/ü\u{1}"));
+        assert_eq!(
+            decode_token(&encode_token("a/ü\u{1}")).ok().as_deref(),
+            Some("a/ü\u{1}")
+        );
         assert!(decode_token("no token!").is_err());
         assert_eq!(percent_encode("a b/ü+\u{1}~"), "a%20b/%C3%BC%2B%01~");
         assert_eq!(limit(Some(5_000), "max-keys").ok(), Some(1_000));

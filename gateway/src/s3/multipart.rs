@@ -7,30 +7,39 @@ use super::service::S3Gateway;
 use crate::error::{Error, Result};
 use crate::object::copy::Source;
 use crate::object::digest::Algorithm;
-use crate::object::multipart::{Completion, ListedPart, UploadTarget, parse_upload_id, part_number, upload_id};
+use crate::object::multipart::{
+    Completion, ListedPart, UploadTarget, parse_upload_id, part_number, upload_id,
+};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response};
 
 type Answer<T> = Result<S3Response<T>>;
 
 fn target(bucket: String, name: String, upload: &str) -> Result<UploadTarget> {
-    Ok(UploadTarget { bucket, name, upload: parse_upload_id(upload)? })
+    Ok(UploadTarget {
+        bucket,
+        name,
+        upload: parse_upload_id(upload)?,
+    })
 }
 
 /// Whether a whole object's checksum covers its content: what was asked for, else what S3 does for the algorithm.
 fn full_object(algorithm: Option<Algorithm>, asked: Option<&ChecksumType>) -> Result<bool> {
-    let Some(algorithm) = algorithm else { return Ok(false) };
+    let Some(algorithm) = algorithm else {
+        return Ok(false);
+    };
     let full = match asked.map(|kind| kind.as_str()) {
         None => algorithm == Algorithm::Crc64Nvme,
         Some(kind) => kind == ChecksumType::FULL_OBJECT,
     };
     match (full, algorithm) {
-        (true, a) if !a.combines() => {
-            Err(Error::InvalidRequest(format!("checksum type FULL_OBJECT cannot be used with {}", a.name())))
-        }
-        (false, Algorithm::Crc64Nvme) => {
-            Err(Error::InvalidRequest("checksum type COMPOSITE cannot be used with CRC64NVME".into()))
-        }
+        (true, a) if !a.combines() => Err(Error::InvalidRequest(format!(
+            "checksum type FULL_OBJECT cannot be used with {}",
+            a.name()
+        ))),
+        (false, Algorithm::Crc64Nvme) => Err(Error::InvalidRequest(
+            "checksum type COMPOSITE cannot be used with CRC64NVME".into(),
+        )),
         _ => Ok(full),
     }
 }
@@ -63,8 +72,15 @@ impl S3Gateway {
             i.website_redirect_location,
             i.metadata,
         )?;
-        let upload = self.objects.create_upload(&i.bucket, &i.key, headers, algorithm, full).await?;
-        let kind = if full { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
+        let upload = self
+            .objects
+            .create_upload(&i.bucket, &i.key, headers, algorithm, full)
+            .await?;
+        let kind = if full {
+            ChecksumType::FULL_OBJECT
+        } else {
+            ChecksumType::COMPOSITE
+        };
         Ok(S3Response::new(CreateMultipartUploadOutput {
             bucket: Some(i.bucket),
             key: Some(i.key),
@@ -76,19 +92,32 @@ impl S3Gateway {
     }
 
     pub(super) async fn put_part(&self, req: S3Request<UploadPartInput>) -> Answer<UploadPartOutput> {
-        let trailer = req.headers.get("x-amz-trailer").and_then(|v| v.to_str().ok()).map(str::to_string);
+        let trailer = req
+            .headers
+            .get("x-amz-trailer")
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_string);
         let trailers = req.trailing_headers;
         let i = req.input;
         let checksums = ChecksumHeaders {
             algorithm: i.checksum_algorithm,
-            values: [i.checksum_crc32, i.checksum_crc32c, i.checksum_crc64nvme, i.checksum_sha1, i.checksum_sha256],
+            values: [
+                i.checksum_crc32,
+                i.checksum_crc32c,
+                i.checksum_crc64nvme,
+                i.checksum_sha1,
+                i.checksum_sha256,
+            ],
             trailer,
             trailers,
         };
         let expected = checksums.expected(i.content_length, i.content_md5)?;
         let number = part_number(i.part_number)?;
         let target = target(i.bucket, i.key, &i.upload_id)?;
-        let stored = self.objects.put_part(target, number, request_body(i.body), expected).await?;
+        let stored = self
+            .objects
+            .put_part(target, number, request_body(i.body), expected)
+            .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
         Ok(S3Response::new(UploadPartOutput {
             e_tag: Some(etag(&stored.etag)),
@@ -101,7 +130,10 @@ impl S3Gateway {
         }))
     }
 
-    pub(super) async fn copy_part(&self, req: S3Request<UploadPartCopyInput>) -> Answer<UploadPartCopyOutput> {
+    pub(super) async fn copy_part(
+        &self,
+        req: S3Request<UploadPartCopyInput>,
+    ) -> Answer<UploadPartCopyOutput> {
         let i = req.input;
         let (bucket, name) = copy_source(i.copy_source)?;
         let mut conditions = convert::read_conditions(
@@ -114,7 +146,19 @@ impl S3Gateway {
         let number = part_number(i.part_number)?;
         let wanted = convert::copy_range(i.copy_source_range)?;
         let target = target(i.bucket, i.key, &i.upload_id)?;
-        let stored = self.objects.copy_part(target, number, Source { bucket, name, conditions }, wanted).await?;
+        let stored = self
+            .objects
+            .copy_part(
+                target,
+                number,
+                Source {
+                    bucket,
+                    name,
+                    conditions,
+                },
+                wanted,
+            )
+            .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
         Ok(S3Response::new(UploadPartCopyOutput {
             copy_part_result: Some(CopyPartResult {
@@ -137,7 +181,13 @@ impl S3Gateway {
         let i = req.input;
         let parts = i.multipart_upload.and_then(|u| u.parts).unwrap_or_default();
         let listed = parts.into_iter().map(listed_part).collect::<Result<Vec<_>>>()?;
-        let values = [i.checksum_crc32, i.checksum_crc32c, i.checksum_crc64nvme, i.checksum_sha1, i.checksum_sha256];
+        let values = [
+            i.checksum_crc32,
+            i.checksum_crc32c,
+            i.checksum_crc64nvme,
+            i.checksum_sha1,
+            i.checksum_sha256,
+        ];
         let completion = Completion {
             conditions: convert::write_conditions(i.if_match, i.if_none_match),
             size: i.mpu_object_size.and_then(|n| u64::try_from(n).ok()),
@@ -166,8 +216,13 @@ impl S3Gateway {
         req: S3Request<AbortMultipartUploadInput>,
     ) -> Answer<AbortMultipartUploadOutput> {
         let i = req.input;
-        self.objects.abort_upload(&target(i.bucket, i.key, &i.upload_id)?).await?;
-        Ok(S3Response::with_status(AbortMultipartUploadOutput::default(), http::StatusCode::NO_CONTENT))
+        self.objects
+            .abort_upload(&target(i.bucket, i.key, &i.upload_id)?)
+            .await?;
+        Ok(S3Response::with_status(
+            AbortMultipartUploadOutput::default(),
+            http::StatusCode::NO_CONTENT,
+        ))
     }
 
     pub(super) async fn list_parts_page(&self, req: S3Request<ListPartsInput>) -> Answer<ListPartsOutput> {
@@ -194,8 +249,11 @@ impl S3Gateway {
             }
         };
         let algorithm = Algorithm::parse(&page.upload.checksum_algorithm);
-        let kind =
-            if page.upload.checksum_full_object { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
+        let kind = if page.upload.checksum_full_object {
+            ChecksumType::FULL_OBJECT
+        } else {
+            ChecksumType::COMPOSITE
+        };
         Ok(S3Response::new(ListPartsOutput {
             bucket: Some(i.bucket),
             key: Some(i.key),
@@ -214,12 +272,19 @@ impl S3Gateway {
 }
 
 fn only_digest(values: [Option<String>; 5]) -> Result<Option<Vec<u8>>> {
-    let given = Algorithm::ALL.into_iter().zip(values).find_map(|(a, v)| Some((a, v?)));
-    given.map(|(algorithm, value)| decode_digest(algorithm, &value)).transpose()
+    let given = Algorithm::ALL
+        .into_iter()
+        .zip(values)
+        .find_map(|(a, v)| Some((a, v?)));
+    given
+        .map(|(algorithm, value)| decode_digest(algorithm, &value))
+        .transpose()
 }
 
 fn listed_part(part: CompletedPart) -> Result<ListedPart> {
-    let number = part.part_number.ok_or_else(|| Error::InvalidRequest("a part has no PartNumber".into()))?;
+    let number = part
+        .part_number
+        .ok_or_else(|| Error::InvalidRequest("a part has no PartNumber".into()))?;
     let values = [
         part.checksum_crc32,
         part.checksum_crc32c,

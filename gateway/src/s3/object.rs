@@ -23,20 +23,28 @@ fn refuse_unsupported(sse: bool, lock: bool, tagging: bool) -> Result<()> {
         (.., true) => "object tagging",
         _ => return Ok(()),
     };
-    Err(Error::InvalidRequest(format!("{what} is not supported by this server; send the request without it")))
+    Err(Error::InvalidRequest(format!(
+        "{what} is not supported by this server; send the request without it"
+    )))
 }
 
 fn no_versions(version: Option<&str>) -> Result<()> {
     match version {
         None | Some("null") | Some("") => Ok(()),
-        Some(id) => Err(Error::InvalidArgument(format!("there is no version {id:?}: versioning is not supported"))),
+        Some(id) => Err(Error::InvalidArgument(format!(
+            "there is no version {id:?}: versioning is not supported"
+        ))),
     }
 }
 
 /// The source of a copy.
 pub fn copy_source(source: CopySource) -> Result<(String, String)> {
     match source {
-        CopySource::Bucket { bucket, key, version_id } => {
+        CopySource::Bucket {
+            bucket,
+            key,
+            version_id,
+        } => {
             no_versions(version_id.as_deref())?;
             Ok((bucket.into(), key.into()))
         }
@@ -46,7 +54,11 @@ pub fn copy_source(source: CopySource) -> Result<(String, String)> {
 
 impl S3Gateway {
     pub(super) async fn put(&self, req: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
-        let trailer = req.headers.get("x-amz-trailer").and_then(|v| v.to_str().ok()).map(str::to_string);
+        let trailer = req
+            .headers
+            .get("x-amz-trailer")
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_string);
         let trailers = req.trailing_headers;
         let i = req.input;
         refuse_unsupported(
@@ -56,7 +68,13 @@ impl S3Gateway {
         )?;
         let checksums = ChecksumHeaders {
             algorithm: i.checksum_algorithm,
-            values: [i.checksum_crc32, i.checksum_crc32c, i.checksum_crc64nvme, i.checksum_sha1, i.checksum_sha256],
+            values: [
+                i.checksum_crc32,
+                i.checksum_crc32c,
+                i.checksum_crc64nvme,
+                i.checksum_sha1,
+                i.checksum_sha256,
+            ],
             trailer,
             trailers,
         };
@@ -73,7 +91,10 @@ impl S3Gateway {
         )?;
         let conditions = convert::write_conditions(i.if_match, i.if_none_match);
         let body = request_body(i.body);
-        let stored = self.objects.put(&i.bucket, &i.key, body, expected, headers, conditions).await?;
+        let stored = self
+            .objects
+            .put(&i.bucket, &i.key, body, expected, headers, conditions)
+            .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(etag(&stored.etag)),
@@ -91,8 +112,12 @@ impl S3Gateway {
         let i = req.input;
         no_versions(i.version_id.as_deref())?;
         let wanted = convert::wanted(i.range, i.part_number)?;
-        let conditions =
-            convert::read_conditions(i.if_match, i.if_none_match, i.if_modified_since, i.if_unmodified_since);
+        let conditions = convert::read_conditions(
+            i.if_match,
+            i.if_none_match,
+            i.if_modified_since,
+            i.if_unmodified_since,
+        );
         let (found, pieces) = self.objects.get(&i.bucket, &i.key, wanted, &conditions).await?;
         let headers = found.row.headers.clone().unwrap_or_default();
         let with_checksum = i.checksum_mode.is_some() && !partial(&found);
@@ -111,7 +136,11 @@ impl S3Gateway {
             content_disposition: headers.content_disposition,
             content_encoding: headers.content_encoding,
             content_language: headers.content_language,
-            content_type: Some(headers.content_type.unwrap_or_else(|| "binary/octet-stream".into())),
+            content_type: Some(
+                headers
+                    .content_type
+                    .unwrap_or_else(|| "binary/octet-stream".into()),
+            ),
             website_redirect_location: headers.website_redirect_location,
             checksum_crc32: sums.crc32,
             checksum_crc32c: sums.crc32c,
@@ -127,14 +156,20 @@ impl S3Gateway {
         let i = req.input;
         no_versions(i.version_id.as_deref())?;
         let wanted = convert::wanted(i.range, i.part_number)?;
-        let conditions =
-            convert::read_conditions(i.if_match, i.if_none_match, i.if_modified_since, i.if_unmodified_since);
+        let conditions = convert::read_conditions(
+            i.if_match,
+            i.if_none_match,
+            i.if_modified_since,
+            i.if_unmodified_since,
+        );
         let found = self.objects.head(&i.bucket, &i.key, wanted, &conditions).await?;
         let headers = found.row.headers.clone().unwrap_or_default();
         let with_checksum = i.checksum_mode.is_some() && !partial(&found);
         let sums = checksum_fields(found.row.checksum.as_ref().filter(|_| with_checksum));
         let content_range = content_range(&found);
-        let status = content_range.is_some().then_some(http::StatusCode::PARTIAL_CONTENT);
+        let status = content_range
+            .is_some()
+            .then_some(http::StatusCode::PARTIAL_CONTENT);
         let output = HeadObjectOutput {
             accept_ranges: Some("bytes".into()),
             content_length: Some((found.range.end - found.range.start) as i64),
@@ -148,7 +183,11 @@ impl S3Gateway {
             content_disposition: headers.content_disposition,
             content_encoding: headers.content_encoding,
             content_language: headers.content_language,
-            content_type: Some(headers.content_type.unwrap_or_else(|| "binary/octet-stream".into())),
+            content_type: Some(
+                headers
+                    .content_type
+                    .unwrap_or_else(|| "binary/octet-stream".into()),
+            ),
             website_redirect_location: headers.website_redirect_location,
             checksum_crc32: sums.crc32,
             checksum_crc32c: sums.crc32c,
@@ -166,14 +205,24 @@ impl S3Gateway {
     pub(super) async fn delete(&self, req: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
         let i = req.input;
         no_versions(i.version_id.as_deref())?;
-        self.objects.delete(&i.bucket, &i.key, convert::write_conditions(i.if_match, None)).await?;
-        Ok(S3Response::with_status(DeleteObjectOutput::default(), http::StatusCode::NO_CONTENT))
+        self.objects
+            .delete(&i.bucket, &i.key, convert::write_conditions(i.if_match, None))
+            .await?;
+        Ok(S3Response::with_status(
+            DeleteObjectOutput::default(),
+            http::StatusCode::NO_CONTENT,
+        ))
     }
 
-    pub(super) async fn delete_many(&self, req: S3Request<DeleteObjectsInput>) -> Answer<DeleteObjectsOutput> {
+    pub(super) async fn delete_many(
+        &self,
+        req: S3Request<DeleteObjectsInput>,
+    ) -> Answer<DeleteObjectsOutput> {
         let i = req.input;
         if i.delete.objects.is_empty() || i.delete.objects.len() > DELETE_KEYS_MAX {
-            return Err(Error::InvalidRequest(format!("1 to {DELETE_KEYS_MAX} keys are deleted at a time")));
+            return Err(Error::InvalidRequest(format!(
+                "1 to {DELETE_KEYS_MAX} keys are deleted at a time"
+            )));
         }
         self.objects.bucket(&i.bucket).await?;
         let quiet = i.delete.quiet.unwrap_or(false);
@@ -181,7 +230,10 @@ impl S3Gateway {
         for object in i.delete.objects {
             match self.delete_one(&i.bucket, &object).await {
                 Ok(()) if quiet => {}
-                Ok(()) => deleted.push(DeletedObject { key: Some(object.key), ..Default::default() }),
+                Ok(()) => deleted.push(DeletedObject {
+                    key: Some(object.key),
+                    ..Default::default()
+                }),
                 Err(error) => {
                     let error = super::error::s3_error(error);
                     errors.push(s3s::dto::Error {
@@ -203,7 +255,16 @@ impl S3Gateway {
     async fn delete_one(&self, bucket: &str, object: &ObjectIdentifier) -> Result<()> {
         no_versions(object.version_id.as_deref())?;
         let matches = object.e_tag.clone().map(|tag| ETagIs::Tag(tag.into_value()));
-        self.objects.delete(bucket, &object.key, WriteConditions { matches, none_match: None }).await
+        self.objects
+            .delete(
+                bucket,
+                &object.key,
+                WriteConditions {
+                    matches,
+                    none_match: None,
+                },
+            )
+            .await
     }
 
     pub(super) async fn copy(&self, req: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
@@ -221,7 +282,9 @@ impl S3Gateway {
             i.copy_source_if_unmodified_since,
         );
         conditions.for_copy = true;
-        let replace = i.metadata_directive.is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
+        let replace = i
+            .metadata_directive
+            .is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
         let headers = convert::headers(
             i.content_type,
             i.content_encoding,
@@ -232,7 +295,11 @@ impl S3Gateway {
             i.website_redirect_location,
             i.metadata,
         )?;
-        let source = Source { bucket, name, conditions };
+        let source = Source {
+            bucket,
+            name,
+            conditions,
+        };
         let headers: Option<Headers> = replace.then_some(headers);
         let stored = self.objects.copy(source, &i.bucket, &i.key, headers).await?;
         let sums = checksum_fields(stored.checksum.as_ref());
@@ -257,8 +324,14 @@ fn partial(found: &Found) -> bool {
 }
 
 fn content_range(found: &Found) -> Option<String> {
-    (found.partial && found.row.size > 0)
-        .then(|| format!("bytes {}-{}/{}", found.range.start, found.range.end - 1, found.row.size))
+    (found.partial && found.row.size > 0).then(|| {
+        format!(
+            "bytes {}-{}/{}",
+            found.range.start,
+            found.range.end - 1,
+            found.row.size
+        )
+    })
 }
 
 fn parts_count(row: &ObjectRow, wanted: Wanted) -> Option<i32> {

@@ -29,7 +29,9 @@ impl S3Gateway {
         let started = Instant::now();
         metrics.requests_in_flight.inc();
         let _count_down = CountDown(metrics.requests_in_flight.clone());
-        let Some(_inside) = self.objects.gate.enter() else { return Err(s3_error(Error::ShuttingDown)) };
+        let Some(_inside) = self.objects.gate.enter() else {
+            return Err(s3_error(Error::ShuttingDown));
+        };
         let answer = work.await.map_err(|error| {
             if is_server_fault(&error) {
                 tracing::warn!(operation, %error, "request failed");
@@ -49,18 +51,32 @@ impl S3Gateway {
             metrics.slow_downs.inc();
         }
         metrics.requests.with_label_values(&[operation, status]).inc();
-        metrics.request_seconds.with_label_values(&[operation]).observe(started.elapsed().as_secs_f64());
+        metrics
+            .request_seconds
+            .with_label_values(&[operation])
+            .observe(started.elapsed().as_secs_f64());
         answer
     }
 
-    async fn create_bucket_named(&self, req: S3Request<CreateBucketInput>) -> Result<S3Response<CreateBucketOutput>> {
+    async fn create_bucket_named(
+        &self,
+        req: S3Request<CreateBucketInput>,
+    ) -> Result<S3Response<CreateBucketOutput>> {
         self.objects.create_bucket(&req.input.bucket).await?;
-        Ok(S3Response::new(CreateBucketOutput { location: Some(format!("/{}", req.input.bucket)) }))
+        Ok(S3Response::new(CreateBucketOutput {
+            location: Some(format!("/{}", req.input.bucket)),
+        }))
     }
 
-    async fn delete_bucket_named(&self, req: S3Request<DeleteBucketInput>) -> Result<S3Response<DeleteBucketOutput>> {
+    async fn delete_bucket_named(
+        &self,
+        req: S3Request<DeleteBucketInput>,
+    ) -> Result<S3Response<DeleteBucketOutput>> {
         self.objects.delete_bucket(&req.input.bucket).await?;
-        Ok(S3Response::with_status(DeleteBucketOutput::default(), http::StatusCode::NO_CONTENT))
+        Ok(S3Response::with_status(
+            DeleteBucketOutput::default(),
+            http::StatusCode::NO_CONTENT,
+        ))
     }
 
     async fn existing<T: Default>(&self, bucket: &str) -> Result<S3Response<T>> {
@@ -97,15 +113,20 @@ impl S3 for S3Gateway {
         self.run("HeadBucket", self.existing(&req.input.bucket)).await
     }
 
-    async fn get_bucket_location(&self, req: S3Request<GetBucketLocationInput>) -> Output<GetBucketLocationOutput> {
-        self.run("GetBucketLocation", self.existing(&req.input.bucket)).await
+    async fn get_bucket_location(
+        &self,
+        req: S3Request<GetBucketLocationInput>,
+    ) -> Output<GetBucketLocationOutput> {
+        self.run("GetBucketLocation", self.existing(&req.input.bucket))
+            .await
     }
 
     async fn get_bucket_versioning(
         &self,
         req: S3Request<GetBucketVersioningInput>,
     ) -> Output<GetBucketVersioningOutput> {
-        self.run("GetBucketVersioning", self.existing(&req.input.bucket)).await
+        self.run("GetBucketVersioning", self.existing(&req.input.bucket))
+            .await
     }
 
     async fn list_objects(&self, req: S3Request<ListObjectsInput>) -> Output<ListObjectsOutput> {
@@ -159,7 +180,8 @@ impl S3 for S3Gateway {
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> Output<CompleteMultipartUploadOutput> {
-        self.run("CompleteMultipartUpload", self.complete_upload(req)).await
+        self.run("CompleteMultipartUpload", self.complete_upload(req))
+            .await
     }
 
     async fn abort_multipart_upload(
@@ -177,6 +199,7 @@ impl S3 for S3Gateway {
         &self,
         req: S3Request<ListMultipartUploadsInput>,
     ) -> Output<ListMultipartUploadsOutput> {
-        self.run("ListMultipartUploads", self.list_uploads_page(req)).await
+        self.run("ListMultipartUploads", self.list_uploads_page(req))
+            .await
     }
 }

@@ -82,9 +82,16 @@ pub async fn run(args: DevArgs) -> CommandResult {
     let cluster = open_cluster(&ledger, &args).await?;
     let (nodes, local) = open_nodes(&args, &cluster).await?;
 
-    let keys = || StaticKeys { access_key: args.access_key.clone(), secret_key: args.secret_key.clone() };
-    let config =
-        GatewayConfig { name: "dev".into(), scheme: cluster.scheme, memory_bytes: memory, keys: keys() };
+    let keys = || StaticKeys {
+        access_key: args.access_key.clone(),
+        secret_key: args.secret_key.clone(),
+    };
+    let config = GatewayConfig {
+        name: "dev".into(),
+        scheme: cluster.scheme,
+        memory_bytes: memory,
+        keys: keys(),
+    };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
     print_welcome(&args, &cluster, s3.local_addr()?, admin.local_addr()?, memory);
     let served = gateway.serve(keys(), s3, admin, stop).await;
@@ -99,11 +106,16 @@ pub async fn run(args: DevArgs) -> CommandResult {
 }
 
 async fn bind(addr: SocketAddr, flag: &str) -> Result<TcpListener, String> {
-    TcpListener::bind(addr).await.map_err(|e| format!("{flag} {addr}: {e}"))
+    TcpListener::bind(addr)
+        .await
+        .map_err(|e| format!("{flag} {addr}: {e}"))
 }
 
 /// The cluster the directory holds, or a new one with its disks formatted.
-async fn open_cluster(ledger: &Ledger, args: &DevArgs) -> Result<Cluster, Box<dyn std::error::Error + Send + Sync>> {
+async fn open_cluster(
+    ledger: &Ledger,
+    args: &DevArgs,
+) -> Result<Cluster, Box<dyn std::error::Error + Send + Sync>> {
     let wanted = Wanted {
         scheme: args.scheme,
         disks: args.disks,
@@ -112,7 +124,12 @@ async fn open_cluster(ledger: &Ledger, args: &DevArgs) -> Result<Cluster, Box<dy
         disk_size: args.disk_size,
     };
     let mut cluster = setup::open_or_plan(ledger, &wanted).await?;
-    let mut unformatted: Vec<PlannedDisk> = cluster.disks.iter().filter(|d| !d.row.formatted).cloned().collect();
+    let mut unformatted: Vec<PlannedDisk> = cluster
+        .disks
+        .iter()
+        .filter(|d| !d.row.formatted)
+        .cloned()
+        .collect();
     if !unformatted.is_empty() {
         let (data, id, disks) = (args.data.clone(), cluster.id, unformatted.clone());
         tokio::task::spawn_blocking(move || format_all(&data, id, &disks)).await??;
@@ -122,7 +139,11 @@ async fn open_cluster(ledger: &Ledger, args: &DevArgs) -> Result<Cluster, Box<dy
     Ok(cluster)
 }
 
-fn format_all(data: &Path, cluster: storage_node::protocol::ClusterId, disks: &[PlannedDisk]) -> Result<(), String> {
+fn format_all(
+    data: &Path,
+    cluster: storage_node::protocol::ClusterId,
+    disks: &[PlannedDisk],
+) -> Result<(), String> {
     for disk in disks {
         let options = FormatOptions {
             cluster,
@@ -143,11 +164,16 @@ fn format_all(data: &Path, cluster: storage_node::protocol::ClusterId, disks: &[
 
 type Nodes = (Vec<Arc<dyn StorageClient>>, Option<Arc<Node>>);
 
-async fn open_nodes(args: &DevArgs, cluster: &Cluster) -> Result<Nodes, Box<dyn std::error::Error + Send + Sync>> {
+async fn open_nodes(
+    args: &DevArgs,
+    cluster: &Cluster,
+) -> Result<Nodes, Box<dyn std::error::Error + Send + Sync>> {
     if !args.node.is_empty() {
         let mut nodes: Vec<Arc<dyn StorageClient>> = Vec::new();
         for url in &args.node {
-            nodes.push(Arc::new(HttpClient::new(url).map_err(|e| format!("--node {url}: {e}"))?));
+            nodes.push(Arc::new(
+                HttpClient::new(url).map_err(|e| format!("--node {url}: {e}"))?,
+            ));
         }
         return Ok((nodes, None));
     }
@@ -157,7 +183,10 @@ async fn open_nodes(args: &DevArgs, cluster: &Cluster) -> Result<Nodes, Box<dyn 
         incarnation: Some(disk.row.incarnation),
     };
     let specs = cluster.disks.iter().map(spec).collect();
-    let options = NodeOptions { cluster: Some(cluster.id), ..NodeOptions::default() };
+    let options = NodeOptions {
+        cluster: Some(cluster.id),
+        ..NodeOptions::default()
+    };
     let node = Arc::new(tokio::task::spawn_blocking(move || Node::open(specs, options)).await?);
     Ok((vec![node.clone()], Some(node)))
 }
@@ -206,6 +235,12 @@ fn presigned_url(endpoint: &str, args: &DevArgs) -> Option<String> {
 /// Bytes of memory of this machine; 4 GiB if it will not say.
 fn machine_memory() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let kib = meminfo.lines().find_map(|l| {
+        l.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    });
     kib.map_or(4 << 30, |kib| kib * 1_024)
 }

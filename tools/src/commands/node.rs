@@ -20,7 +20,9 @@ pub struct NodeArgs {
 
 pub async fn run(args: NodeArgs) -> CommandResult {
     let stop = super::stop_signal()?;
-    let listener = TcpListener::bind(args.listen).await.map_err(|e| format!("--listen {}: {e}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|e| format!("--listen {}: {e}", args.listen))?;
     let specs = args.disk.into_iter().map(DiskSpec::at).collect();
     let node = tokio::task::spawn_blocking(move || Node::open(specs, NodeOptions::default())).await?;
     let node = Arc::new(node);

@@ -25,7 +25,9 @@ pub struct StatusArgs {
 pub async fn run(args: StatusArgs) -> CommandResult {
     let url = format!("{}/v1/status", args.admin.trim_end_matches('/'));
     let answer = tokio::time::timeout(Duration::from_secs(10), fetch(&url));
-    let body = answer.await.map_err(|_| format!("{url}: no answer within 10 s"))??;
+    let body = answer
+        .await
+        .map_err(|_| format!("{url}: no answer within 10 s"))??;
     if args.json {
         println!("{body}");
         return Ok(());
@@ -36,9 +38,15 @@ pub async fn run(args: StatusArgs) -> CommandResult {
 
 async fn fetch(url: &str) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
     let client: Client<_, Empty<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let response = client.get(url.parse()?).await.map_err(|e| format!("{url}: {e} (is Cairn running?)"))?;
+    let response = client
+        .get(url.parse()?)
+        .await
+        .map_err(|e| format!("{url}: {e} (is Cairn running?)"))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await?.to_bytes();
+    let body = Limited::new(response.into_body(), ANSWER_MAX)
+        .collect()
+        .await?
+        .to_bytes();
     let body = String::from_utf8_lossy(&body).into_owned();
     if !status.is_success() {
         return Err(format!("{url}: {status}: {}", body.trim()).into());
@@ -67,11 +75,17 @@ fn render(status: &Status) -> String {
         format_size(capacity.live_bytes)
     ));
     line(String::new());
-    line(format!("{:<10} {:<8} {:>10} {:>10} {:>10} {:>9} {:>8}  backend", "disk", "state", "capacity", "free", "live", "shards", "corrupt"));
+    line(format!(
+        "{:<10} {:<8} {:>10} {:>10} {:>10} {:>9} {:>8}  backend",
+        "disk", "state", "capacity", "free", "live", "shards", "corrupt"
+    ));
     status.disks.iter().for_each(|disk| line(disk_row(disk)));
     line(String::new());
     for volumes in &status.volumes {
-        line(format!("volumes   {:>5} {} {}", volumes.count, volumes.state, volumes.scheme));
+        line(format!(
+            "volumes   {:>5} {} {}",
+            volumes.count, volumes.state, volumes.scheme
+        ));
     }
     let (degraded, queued) = (&status.degraded, &status.queued);
     line(format!(
@@ -93,7 +107,11 @@ fn render(status: &Status) -> String {
 }
 
 fn disk_row(disk: &DiskLine) -> String {
-    let reason = disk.reason.as_deref().or(disk.backend.as_deref()).unwrap_or_default();
+    let reason = disk
+        .reason
+        .as_deref()
+        .or(disk.backend.as_deref())
+        .unwrap_or_default();
     format!(
         "{:<10} {:<8} {:>10} {:>10} {:>10} {:>9} {:>8}  {reason}",
         disk.label,
