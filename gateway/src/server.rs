@@ -19,8 +19,10 @@ use crate::maintenance::worker::Running;
 use crate::metrics::Metrics;
 use crate::object::Objects;
 use crate::placement::volumes::Volumes;
-use crate::s3::{S3Gateway, StaticKeys};
+use crate::s3::{S3Gateway, StaticKeys, bound_chunks};
 use ec_core::Scheme;
+use futures::future::BoxFuture;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -248,7 +250,9 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
         .header_read_timeout(HEAD_MAX)
         .max_buf_size(256 * 1024);
     while let Some((stream, place)) = accept(&listener, &places, &mut stop).await {
-        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        let service = service.clone();
+        let answer = hyper::service::service_fn(move |request| answer_s3(service.clone(), request));
+        let connection = http.serve_connection(TokioIo::new(stream), answer);
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -264,6 +268,17 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
     {
         tracing::warn!("requests still in progress after {DRAIN_MAX:?}: cut");
     }
+}
+
+type S3Answer = std::result::Result<s3s::HttpResponse, s3s::HttpError>;
+
+/// Answers one S3 request.
+fn answer_s3(service: S3Service, request: http::Request<Incoming>) -> BoxFuture<'static, S3Answer> {
+    Box::pin(async move {
+        let (head, body) = request.into_parts();
+        let body = bound_chunks(&head.headers, body);
+        service.call(http::Request::from_parts(head, body)).await
+    })
 }
 
 /// Answers until the caller ends it, which is after the S3 side has drained.

@@ -10,7 +10,9 @@ mod error;
 mod listing;
 mod multipart;
 mod object;
+mod rechunk;
 mod service;
 
 pub use auth::StaticKeys;
+pub use rechunk::bound_chunks;
 pub use service::S3Gateway;
