@@ -14,6 +14,8 @@ mod fallback;
 mod file;
 mod latched;
 pub mod simulated;
+#[cfg(test)]
+mod tests;
 mod uring;
 
 pub use buffer::{AlignedBuf, AlignedBytes};

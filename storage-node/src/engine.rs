@@ -32,8 +32,8 @@ use crate::protocol::{
     BlockRange, DiskState, InventoryEntry, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, SealedShard,
     ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
 };
-use committer::{Committer, Purpose};
-use index::{ExtentUse, Index, Mark};
+use committer::Committer;
+use index::{ExtentUse, Index};
 use queue::{Change, Queue, Request};
 use std::collections::VecDeque;
 use std::ops::Bound;
@@ -45,6 +45,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 /// Reads in progress on one disk; more are refused.
 const READS_MAX: usize = 1024;
+/// How long a shutdown waits for a disk.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
 /// A disk's presence is looked at no more often than this.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -411,12 +413,7 @@ impl Engine {
             .filter(usable)
             .count()
             .saturating_sub(shared.reserve) as u64;
-        let used: u64 = index
-            .units
-            .values()
-            .flat_map(|u| u.entries.values())
-            .map(|e| e.footprint())
-            .sum();
+        let used: u64 = index.extents.iter().map(|extent| extent.live_bytes).sum();
         EngineStatus {
             state: match shared.fence.get() {
                 Some(reason) => DiskState::Fenced {
@@ -440,7 +437,8 @@ impl Engine {
         self.shared.metrics.snapshot()
     }
 
-    /// Finishes what is queued, flushes and stops. Later calls fail at once. Blocks.
+    /// Finishes what is queued, flushes and stops. Later calls fail at once. Blocks, but not for ever: a disk that
+    /// hangs is left to itself.
     pub fn shutdown(&self) {
         self.shared.queue.close();
         let thread = self
@@ -448,10 +446,16 @@ impl Engine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!(disk = %self.superblock.disk, "the committer panicked");
+        if let Some(thread) = thread {
+            let started = Instant::now();
+            while !thread.is_finished() && started.elapsed() < SHUTDOWN_PATIENCE {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if !thread.is_finished() {
+                tracing::error!(disk = %self.superblock.disk, "the disk hangs: not waiting for its committer");
+            } else if thread.join().is_err() {
+                tracing::error!(disk = %self.superblock.disk, "the committer panicked");
+            }
         }
         self.shared.fence.get_or_init(|| "the node is shut down".into());
     }
@@ -460,34 +464,6 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shutdown();
-    }
-}
-
-impl Committer {
-    /// Makes recovery's decisions durable; and whatever recovery read, which may still be in the drive's cache.
-    fn settle(&mut self, new_cuts: &[crate::format::record::CutPlace]) -> Result<(), NodeError> {
-        let mut batch = self.new_batch();
-        let mut sequence = self.counters.sequence;
-        let drafts = recovery::cut_drafts(new_cuts, || {
-            sequence += 1;
-            sequence - 1
-        });
-        self.counters.sequence = sequence;
-        let mut cuts = Vec::new();
-        for (draft, places) in drafts {
-            cuts.push((self.append(&mut batch, SYSTEM_UNIT, draft, Purpose::Cut)?, places));
-        }
-        self.write_batch(batch)?;
-        let flushed = self.shared.device.flush().wait();
-        flushed.map_err(|error| self.shared.fence_with(&error))?;
-        if cuts.is_empty() {
-            self.counters.flushed = self.counters.batch - 1;
-        }
-        let mut index = self.shared.index_mut();
-        for (head, places) in cuts {
-            index.cut(Mark::of(&head), places);
-        }
-        Ok(())
     }
 }
 

@@ -17,6 +17,8 @@ pub mod extent;
 pub mod layout;
 pub mod record;
 pub mod superblock;
+#[cfg(test)]
+mod tests;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

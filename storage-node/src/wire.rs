@@ -209,3 +209,66 @@ pub fn decode_error(status: StatusCode, body: &[u8]) -> NodeError {
         what: format!("answered {status}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn joined(pieces: Pieces) -> Bytes {
+        pieces
+            .0
+            .iter()
+            .flat_map(|piece| piece.to_vec())
+            .collect::<Vec<u8>>()
+            .into()
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = decode_blobs(&bytes);
+            let _ = decode_error(StatusCode::CONFLICT, &bytes);
+            let _ = decode_shard(ShardKey { blob: 1, stripe: 1 }, bytes.clone().into());
+            let _ = decode_blocks(bytes.into());
+        }
+
+        #[test]
+        fn a_shard_comes_back_and_any_other_length_is_refused(
+            len in 1..200_000usize, digests in 1..255usize, cut in 1..100usize,
+        ) {
+            let key = ShardKey { blob: 1, stripe: 1 };
+            let seal = Seal { block_crcs: vec![7; len.div_ceil(65536)], digests: vec![[8; 32]; digests] };
+            let shard = SealedShard { key, seal, payload: vec![9; len].into() };
+            let body = joined(encode_shard(&shard));
+            prop_assert!(body.len() <= BODY_BYTES_MAX);
+            prop_assert_eq!(decode_shard(key, body.clone()), Ok(shard));
+            prop_assert!(decode_shard(key, body.slice(..body.len() - cut.min(body.len()))).is_err());
+        }
+    }
+
+    #[test]
+    fn every_error_survives_the_wire() {
+        let what = || "x".to_string();
+        let errors = [
+            NodeError::NotFound,
+            NodeError::Deleted,
+            NodeError::Corrupt { what: what() },
+            NodeError::SealMismatch { what: what() },
+            NodeError::Io { what: what() },
+            NodeError::Fenced { reason: what() },
+            NodeError::NoSpace,
+            NodeError::StaleEpoch { current: 4 },
+            NodeError::WrongDisk,
+            NodeError::BadRequest { what: what() },
+            NodeError::Overloaded,
+            NodeError::Timeout,
+            NodeError::Unreachable { what: what() },
+        ];
+        for error in errors {
+            let body = serde_json::to_vec(&error).unwrap();
+            assert!(!status_of(&error).is_success());
+            assert_eq!(decode_error(status_of(&error), &body), error);
+        }
+    }
+}

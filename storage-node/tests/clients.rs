@@ -1,4 +1,5 @@
 //! One suite, run against a node in this process and against the same node over HTTP.
+#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use std::sync::Arc;

@@ -116,6 +116,7 @@ impl Batch {
                 offset: part.cursor,
             },
             ordinal: part.ordinal,
+            part_start: part.start,
             payload_at,
             next_at: length.next_multiple_of(RECORD_ALIGN),
             len,

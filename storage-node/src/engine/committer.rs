@@ -14,7 +14,7 @@ use super::queue::{Change, Reply, Request};
 use super::{Shared, superblocks};
 use crate::device::{AlignedBuf, BLOCK, DeviceError, DeviceErrorKind};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
-use crate::format::record::{RecordHead, RecordKind};
+use crate::format::record::{CutPlace, RecordHead, RecordKind};
 use crate::format::superblock::Superblock;
 use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, block_crc, seal_seed};
 use bytes::Bytes;
@@ -109,7 +109,33 @@ impl Committer {
         }
     }
 
-    fn is_draining(&self) -> bool {
+    /// Makes recovery's decisions durable; and whatever recovery read, which may still be in the drive's cache.
+    pub(super) fn settle(&mut self, new_cuts: &[CutPlace]) -> Result<(), NodeError> {
+        let mut batch = self.new_batch();
+        let mut sequence = self.counters.sequence;
+        let drafts = super::recovery::cut_drafts(new_cuts, || {
+            sequence += 1;
+            sequence - 1
+        });
+        self.counters.sequence = sequence;
+        let mut cuts = Vec::new();
+        for (draft, places) in drafts {
+            cuts.push((self.append(&mut batch, SYSTEM_UNIT, draft, Purpose::Cut)?, places));
+        }
+        self.write_batch(batch)?;
+        let flushed = self.shared.device.flush().wait();
+        flushed.map_err(|error| self.shared.fence_with(&error))?;
+        if cuts.is_empty() {
+            self.counters.flushed = self.counters.batch - 1;
+        }
+        let mut index = self.shared.index_mut();
+        for (head, places) in cuts {
+            index.cut(Mark::of(&head), places);
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
         self.shared
             .index()
             .extents

@@ -8,6 +8,7 @@ use super::batch::Draft;
 use super::committer::{Committer, Purpose};
 use super::index::{Entry, Extent, ExtentUse, Index, Mark};
 use super::reader::{check_head, read_span};
+use crate::device::BLOCK;
 use crate::format::extent::SYSTEM_UNIT;
 use crate::format::layout::Layout;
 use crate::format::record::{RecordHead, RecordKind, RecordPlace, encode_cut_places};
@@ -16,11 +17,14 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Bytes moved in one step, so that a waiting put is never far away.
 const STEP_BYTES: u64 = 4 << 20;
 /// Steps made at once for a put that found no space.
 const URGENT_STEPS_MAX: usize = 256;
+/// How long to wait, between steps, for readers to leave a freed extent.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(1);
 
 /// An extent being emptied.
 pub struct Job {
@@ -46,20 +50,42 @@ impl Item {
     }
 }
 
-/// Which extent to empty next, if it is worth it. Pure. `low`: free extents run low, so less waste is tolerated.
+/// Which extent to empty next, if it is worth it. Pure. `low`: free extents run low, so less waste is tolerated, and
+/// an extent that fits into the rest of its unit's open one is merged into it.
 pub fn choose_victim(index: &Index, layout: &Layout, low: bool) -> Option<u32> {
     let capacity = u64::from(layout.extent_capacity());
-    let wasted_min = if low { capacity / 16 } else { capacity / 2 };
-    let candidates = index.extents.iter().enumerate().filter(|(number, extent)| {
+    // Copies of one extent waste a block or two themselves: less than that is not worth a copy, nor ever done.
+    let wasted_min = if low {
+        capacity / 16 + 2 * BLOCK as u64
+    } else {
+        capacity / 2
+    };
+    let worth = |number: u32, extent: &Extent| {
         let ExtentUse::Owned(owner) = extent.used else {
-            return false;
+            return None;
         };
-        let open = index.open_extent(owner) == Some(*number as u32);
-        !extent.unreadable && (!open || low) && extent.live > 0 && extent.dead_bytes >= wasted_min
-    });
-    candidates
-        .max_by_key(|(_, extent)| extent.dead_bytes)
-        .map(|(number, _)| number as u32)
+        if extent.unreadable || extent.stuck || extent.live == 0 {
+            return None;
+        }
+        let open = index.open_extent(owner);
+        let is_open = open == Some(number);
+        let wasted = u64::from(extent.end - layout.data_start()).saturating_sub(extent.live_bytes);
+        if wasted >= wasted_min && (low || !is_open) {
+            return Some(capacity + wasted);
+        }
+        // Copies may need padding: without this allowance, extents could be copied around for ever.
+        let used = extent.live_bytes;
+        let needed = used + extent.live * BLOCK as u64;
+        let room = open.map_or(0, |open| layout.data_end() - index.extents[open as usize].end);
+        (low && !is_open && needed <= u64::from(room)).then(|| capacity - used.min(capacity))
+    };
+    let numbered = index
+        .extents
+        .iter()
+        .enumerate()
+        .map(|(number, extent)| (number as u32, extent));
+    let candidates = numbered.filter_map(|(number, extent)| Some((worth(number, extent)?, number)));
+    candidates.max().map(|(_, number)| number)
 }
 
 /// Which extents hold nothing that is needed. Pure. An open one is kept, unless space runs low.
@@ -107,8 +133,14 @@ impl Committer {
     /// Compacts until a put finds space again or nothing more can be won.
     pub(super) fn make_room(&mut self) {
         for _ in 0..URGENT_STEPS_MAX {
-            if self.free.len() > self.shared.reserve || !self.background_step() {
+            if self.free.len() > self.shared.reserve || self.shared.fence.get().is_some() {
                 return;
+            }
+            if !self.background_step() {
+                if !self.is_draining() {
+                    return;
+                }
+                std::thread::sleep(DRAIN_PATIENCE);
             }
         }
     }
@@ -170,7 +202,7 @@ impl Committer {
 
     fn advance(&mut self, mut job: Job) -> bool {
         let mut batch = self.new_batch();
-        let mut moved = Vec::new();
+        let (mut moved, mut blocked) = (Vec::new(), false);
         while batch.bytes() < STEP_BYTES
             && let Some(item) = job.remaining.pop_front()
         {
@@ -184,8 +216,9 @@ impl Committer {
             match self.append(&mut batch, job.owner, draft, Purpose::Move) {
                 Ok(head) => moved.push((item, head)),
                 Err(_) => {
-                    job.remaining.clear();
-                    job.stuck = true;
+                    job.remaining.push_front(item);
+                    blocked = true;
+                    break;
                 }
             }
         }
@@ -200,14 +233,13 @@ impl Committer {
 
         if !job.remaining.is_empty() {
             self.job = Some(job);
-            drop(index);
-            return true;
+            return !blocked;
         }
         // What could not be moved stays where it is; without this mark the extent would be chosen again and again.
         if job.stuck {
-            index.extents[job.victim as usize].dead_bytes = 0;
+            index.extents[job.victim as usize].stuck = true;
         }
-        !job.stuck
+        true
     }
 
     /// A copy of a live record; none if it cannot be read as what it should be.

@@ -87,14 +87,16 @@ pub struct Extent {
     pub ordinal: u32,
     /// Records that are live (in a system extent: needed).
     pub live: u64,
-    /// Bytes of dead records.
-    pub dead_bytes: u64,
+    /// Bytes of those records; the rest of what was written is waste.
+    pub live_bytes: u64,
     /// The blobs of its dead records, one for each.
     pub dead_blobs: Vec<u64>,
     /// The smallest sequence in it.
     pub oldest: u64,
     /// Parts of it could not be read: it is neither written nor freed nor compacted.
     pub unreadable: bool,
+    /// Compaction could not read all of its live records: it is left alone until they are superseded or deleted.
+    pub stuck: bool,
     /// Readers hold a clone while they read from it.
     pub pin: Arc<()>,
 }
@@ -108,10 +110,11 @@ impl Extent {
             end,
             ordinal: 0,
             live: 0,
-            dead_bytes: 0,
+            live_bytes: 0,
             dead_blobs: Vec::new(),
             oldest: u64::MAX,
             unreadable: false,
+            stuck: false,
             pin: Arc::new(()),
         }
     }
@@ -193,6 +196,7 @@ impl Index {
         let extent = self.extent(entry.place.extent);
         extent.oldest = extent.oldest.min(entry.sequence);
         extent.live += 1;
+        extent.live_bytes += entry.footprint();
         if self.is_deleted(unit_id, key.blob, entry.sequence) {
             return self.bury(unit_id, key.blob, &entry);
         }
@@ -220,6 +224,7 @@ impl Index {
         let extent = self.extent(copy.place.extent);
         extent.oldest = extent.oldest.min(copy.sequence);
         extent.live += 1;
+        extent.live_bytes += copy.footprint();
         self.bury(unit_id, key.blob, &copy);
     }
 
@@ -227,7 +232,7 @@ impl Index {
     fn bury(&mut self, unit: UnitId, blob: u64, entry: &Entry) {
         let extent = self.extent(entry.place.extent);
         extent.live -= 1;
-        extent.dead_bytes += entry.footprint();
+        extent.live_bytes -= entry.footprint();
         extent.dead_blobs.push(blob);
         *self.dead.entry((unit, blob)).or_default() += 1;
         self.review_tombstone(unit, blob);
@@ -315,7 +320,6 @@ impl Index {
     fn note_system_record(&mut self, mark: &Mark) {
         let extent = self.extent(mark.place.extent);
         extent.oldest = extent.oldest.min(mark.sequence);
-        extent.dead_bytes += u64::from(HEAD_FIXED_BYTES);
     }
 
     /// Makes a mark count as live in its extent, or no longer.
@@ -324,11 +328,11 @@ impl Index {
         match (mark.needed, needed) {
             (false, true) => {
                 extent.live += 1;
-                extent.dead_bytes = extent.dead_bytes.saturating_sub(u64::from(HEAD_FIXED_BYTES));
+                extent.live_bytes += u64::from(HEAD_FIXED_BYTES);
             }
             (true, false) => {
                 extent.live -= 1;
-                extent.dead_bytes += u64::from(HEAD_FIXED_BYTES);
+                extent.live_bytes -= u64::from(HEAD_FIXED_BYTES);
             }
             _ => {}
         }

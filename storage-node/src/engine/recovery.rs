@@ -3,7 +3,7 @@
 //! How torn writes are told from rot: every record names its batch and the newest batch that was flushed when it was
 //! written. Batches up to the greatest such number were acknowledged, so damage there is rot: it is counted, and the
 //! rest of the extent keeps serving. Records of later batches may be torn: their payloads are checked, the bad ones are
-//! cut, and so are gaps before them. A cut is recorded in a system extent, and itself claims no more flushed than was
+//! cut, and so are gaps that start in them. A cut is recorded in a system extent, and itself claims no more flushed than was
 //! known before, so a crash during recovery changes nothing. Behind the last valid record there is nothing to decide:
 //! no valid record is there, and new ones overwrite it.
 
@@ -167,14 +167,15 @@ fn judge(device: &dyn Device, layout: &Layout, scans: &[(UnitId, Scan)]) -> Verd
         }
     }
     for (_, scan) in scans {
-        for gap in &scan.gaps {
+        // A gap that swallowed no record is what an earlier cut left behind.
+        for gap in scan.gaps.iter().filter(|gap| gap.lost > 0) {
             if verdict.cut.contains(&gap.place) {
                 continue;
             }
-            if gap.batch_after > flushed {
+            if gap.batch > flushed {
                 verdict.new_cuts.push(gap.place);
             } else {
-                verdict.rotten += u64::from(gap.lost.max(1));
+                verdict.rotten += u64::from(gap.lost);
             }
         }
         for head in scan.heads.iter().filter(|head| head.batch > flushed) {

@@ -22,8 +22,8 @@ pub struct Gap {
     pub place: RecordPlace,
     /// How many records it swallowed, by their ordinals.
     pub lost: u32,
-    /// The batch of the valid record after it.
-    pub batch_after: u64,
+    /// The batch that it starts in, if it is that of the valid record after it; an older one otherwise (0).
+    pub batch: u64,
 }
 
 /// What an extent's log holds.
@@ -76,10 +76,11 @@ pub fn scan_extent(
     while let Some((found, head)) = next_head(&mut window, identity, at, &place) {
         if found != at {
             let lost = head.ordinal.saturating_sub(scan.ordinal);
+            let batch = if at >= head.part_start { head.batch } else { 0 };
             scan.gaps.push(Gap {
                 place: place(at),
                 lost,
-                batch_after: head.batch,
+                batch,
             });
         }
         at = found + head.next_at;

@@ -78,3 +78,38 @@ pub fn write(device: &dyn Device, superblock: &Superblock) -> Result<(), DeviceE
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{ClusterId, DiskId};
+
+    /// Every way in which each copy is old, new or bad.
+    #[test]
+    fn the_newest_valid_copy_counts() {
+        let of = |sequence| Superblock {
+            disk: DiskId(1),
+            cluster: ClusterId(2),
+            incarnation: 1,
+            sequence,
+            device_size: 100,
+            extent_size: 10,
+            generation_limit: sequence,
+        };
+        for case in 0..81u32 {
+            let kinds: [u32; SUPERBLOCK_COPIES] =
+                std::array::from_fn(|copy| case / 3u32.pow(copy as u32) % 3);
+            let copies = kinds.map(|kind| match kind {
+                0 => Err(FormatError::Magic("superblock")),
+                sequence => Ok(of(u64::from(sequence))),
+            });
+            let expected = u64::from(kinds.into_iter().max().unwrap());
+            match choose(&copies, 100) {
+                Ok(chosen) => assert_eq!((chosen.sequence, expected > 0), (expected, true)),
+                Err(error) => assert_eq!((expected, matches!(error, ChoiceError::NoneValid(_))), (0, true)),
+            }
+            let resized = choose(&copies, 99);
+            assert!(resized.is_err());
+        }
+    }
+}

@@ -21,7 +21,8 @@
 //!  88  extent       4
 //!  92  offset       4   of the head, from the extent's start: a misdirected record does not pass
 //!  96  ordinal      4   number of the record in the extent: tells how many a gap swallowed
-//! 100  zero        28
+//! 100  part start   4   where the batch's part of the extent starts: tells which batch a gap is in
+//! 104  zero        24
 //! 128  block CRCs   4 × ⌈len / 64 KiB⌉
 //!      digests     32 × digests
 //! ```
@@ -91,6 +92,8 @@ pub struct RecordHead {
     pub place: RecordPlace,
     /// Its number in the extent.
     pub ordinal: u32,
+    /// Where the batch's part of the extent starts, from the extent's start.
+    pub part_start: u32,
     /// Where the payload starts, from the head's start.
     pub payload_at: u32,
     /// Where the next record starts, from the head's start.
@@ -165,6 +168,7 @@ impl RecordHead {
         put(b, 88, &self.place.extent.to_le_bytes());
         put(b, 92, &self.place.offset.to_le_bytes());
         put(b, 96, &self.ordinal.to_le_bytes());
+        put(b, 100, &self.part_start.to_le_bytes());
         let mut at = HEAD_FIXED_BYTES as usize;
         for crc in &self.block_crcs {
             put(b, at, &crc.to_le_bytes());
@@ -227,6 +231,7 @@ impl RecordHead {
             flushed: get_u64(b, 64),
             place,
             ordinal: get_u32(b, 96),
+            part_start: get_u32(b, 100),
             payload_at: get_u32(b, 12),
             next_at: get_u32(b, 16),
             len,

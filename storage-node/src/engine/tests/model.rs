@@ -117,6 +117,7 @@ impl House {
                 named.for_each(|(_, states)| states.extend([None]));
                 return false;
             }
+            Err(NodeError::NoSpace) if self.lossy => {}
             Err(error) => panic!("delete: {error}"),
         }
         true
@@ -131,6 +132,7 @@ impl House {
                 named.for_each(|(_, states)| states.extend([None]));
                 return false;
             }
+            Err(NodeError::NoSpace) if self.lossy => {}
             Err(error) => panic!("drop: {error}"),
         }
         true
@@ -160,7 +162,8 @@ impl House {
             Ok(blocks) if !verifies(&from, key, &blocks) => Err("a block CRC".to_string()),
             Ok(blocks) => Ok(Some(blocks.payload)),
             Err(NodeError::NotFound) => Ok(None),
-            Err(NodeError::Fenced { .. }) if self.disk.is_crashed() || self.lossy => return false,
+            Err(_) if self.disk.is_crashed() => return false,
+            Err(NodeError::Fenced { .. }) if self.lossy => return false,
             Err(error) => Err(error.to_string()),
         };
         let allowed = self.states(volume, key).clone();

@@ -1,0 +1,179 @@
+//! One suite over all backends, and the latch.
+
+use super::simulated::{Fault, SimulatedDisk};
+use super::*;
+use std::io::Write;
+
+const SIZE: u64 = 4 << 20;
+
+fn filled(byte: u8, blocks: usize) -> AlignedBytes {
+    let mut buf = AlignedBuf::zeroed(blocks * BLOCK);
+    buf.fill(byte);
+    buf.share()
+}
+
+fn with_every_backend(test: impl Fn(Arc<dyn Device>)) {
+    test(SimulatedDisk::new(SIZE, 1).device());
+    for backend in [Backend::Auto, Backend::Pread] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        create_file(&path, SIZE).unwrap();
+        let device = open_file(&path, backend).unwrap();
+        println!("{}", device.info().backend);
+        test(device);
+    }
+}
+
+#[test]
+fn what_is_written_is_read() {
+    with_every_backend(|device| {
+        assert_eq!(device.info().size, SIZE);
+        device.allocate(0, 1 << 20).unwrap();
+        let writes: Vec<_> = (0..64u64)
+            .map(|n| device.write(n * 3 * BLOCK as u64, filled(n as u8 + 1, 2)))
+            .collect();
+        writes.into_iter().for_each(|write| write.wait().unwrap());
+        device.flush().wait().unwrap();
+        let read = |n: u64| device.read(n * 3 * BLOCK as u64, AlignedBuf::zeroed(3 * BLOCK));
+        let reads: Vec<_> = (0..64).map(read).collect();
+        for (n, read) in reads.into_iter().enumerate() {
+            let buf = read.wait().unwrap();
+            assert!(buf[..2 * BLOCK].iter().all(|b| *b == n as u8 + 1));
+            assert!(buf[2 * BLOCK..].iter().all(|b| *b == 0));
+        }
+        device.check().unwrap();
+    });
+}
+
+#[test]
+fn large_writes_and_slices_work() {
+    with_every_backend(|device| {
+        let bytes = filled(7, 512);
+        device.write(0, bytes.clone()).wait().unwrap();
+        device
+            .write(3 << 20, bytes.slice(BLOCK..3 * BLOCK))
+            .wait()
+            .unwrap();
+        let buf = device.read(0, AlignedBuf::zeroed(2 << 20)).wait().unwrap();
+        assert!(buf.iter().all(|b| *b == 7));
+    });
+}
+
+#[test]
+fn reading_past_the_end_is_an_error() {
+    with_every_backend(|device| {
+        let past = device.read(SIZE, AlignedBuf::zeroed(BLOCK)).wait();
+        assert_eq!(past.map(|_| ()).map_err(|e| e.kind), Err(DeviceErrorKind::Read));
+        assert!(
+            device
+                .read(SIZE - BLOCK as u64, AlignedBuf::zeroed(2 * BLOCK))
+                .wait()
+                .is_err()
+        );
+    });
+}
+
+#[test]
+fn dropped_completions_abandon_nothing_but_the_answer() {
+    with_every_backend(|device| {
+        for n in 0..300u64 {
+            drop(device.write((n % 100) * BLOCK as u64, filled(9, 1)));
+            drop(device.read((n % 100) * BLOCK as u64, AlignedBuf::zeroed(BLOCK)));
+        }
+        device.flush().wait().unwrap();
+        drop(device);
+    });
+}
+
+#[test]
+fn a_device_can_be_awaited() {
+    with_every_backend(|device| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            device.write(0, filled(3, 1)).await.unwrap();
+            assert_eq!(device.read(0, AlignedBuf::zeroed(BLOCK)).await.unwrap()[0], 3);
+        });
+    });
+}
+
+#[test]
+fn an_open_disk_cannot_be_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    create_file(&path, SIZE).unwrap();
+    let device = open_file(&path, Backend::Auto).unwrap();
+    let again = open_file(&path, Backend::Pread).map(|_| ());
+    assert!(again.is_err_and(|e| e.what.contains("in use")));
+    drop(device);
+    open_file(&path, Backend::Pread).unwrap();
+}
+
+#[test]
+fn a_removed_or_truncated_file_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    create_file(&path, SIZE).unwrap();
+    let device = open_file(&path, Backend::Auto).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(BLOCK as u64)
+        .unwrap();
+    assert!(device.check().unwrap_err().what.contains("truncated"));
+    std::fs::remove_file(&path).unwrap();
+    assert!(device.check().unwrap_err().what.contains("removed"));
+}
+
+#[test]
+fn the_first_write_or_flush_failure_is_the_last_operation() {
+    for fault in [Fault::WriteError, Fault::FlushError] {
+        let disk = SimulatedDisk::new(SIZE, 1);
+        let device = Latched::new(disk.device());
+        device.write(0, filled(1, 1)).wait().unwrap();
+        disk.arm(Fault::ReadError);
+        assert!(device.read(0, AlignedBuf::zeroed(BLOCK)).wait().is_err());
+        assert!(device.read(0, AlignedBuf::zeroed(BLOCK)).wait().is_ok());
+        disk.arm(fault);
+        // Dropped unseen: it latches all the same.
+        drop(device.write(0, filled(1, 1)));
+        drop(device.flush());
+        let before = disk.operations();
+        assert!(device.read(0, AlignedBuf::zeroed(BLOCK)).wait().is_err());
+        assert!(device.write(0, filled(1, 1)).wait().is_err());
+        assert!(device.check().is_err() && device.failure().is_some());
+        assert_eq!(disk.operations(), before);
+    }
+}
+
+#[test]
+fn a_power_cut_keeps_what_was_flushed_and_tears_the_rest() {
+    let disk = SimulatedDisk::new(SIZE, 3);
+    let device = disk.device();
+    device.write(0, filled(1, 16)).wait().unwrap();
+    device.flush().wait().unwrap();
+    device.write(0, filled(2, 16)).wait().unwrap();
+    disk.reboot();
+    let bytes = disk.peek(0, 16 * BLOCK);
+    let sectors: Vec<u8> = bytes.chunks(simulated::SECTOR).map(|sector| sector[0]).collect();
+    assert!(sectors.contains(&1) && sectors.contains(&2));
+    assert!(
+        bytes
+            .chunks(simulated::SECTOR)
+            .all(|sector| sector.iter().all(|b| *b == sector[0]))
+    );
+}
+
+#[test]
+fn a_missing_file_or_a_folder_is_an_error_with_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = open_file(&folder.path().join("none"), Backend::Auto)
+        .map(|_| ())
+        .unwrap_err();
+    assert!(error.what.contains("none"), "{error}");
+    assert!(open_file(folder.path(), Backend::Auto).is_err());
+    let mut text = std::fs::File::create(folder.path().join("short")).unwrap();
+    text.write_all(b"hello").unwrap();
+    let device = open_file(&folder.path().join("short"), Backend::Auto).unwrap();
+    assert_eq!(device.info().size, 0);
+}
