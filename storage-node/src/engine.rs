@@ -261,6 +261,7 @@ impl Engine {
             free,
             job: None,
             headers: found.headers,
+            checked: Instant::now(),
         };
         committer.settle(&found.new_cuts).map_err(|e| e.to_string())?;
         let spawned = std::thread::Builder::new()

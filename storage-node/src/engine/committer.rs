@@ -11,7 +11,7 @@ use super::batch::{Batch, Draft};
 use super::compaction::Job;
 use super::index::{Entry, Extent, ExtentUse, Mark};
 use super::queue::{Change, Reply, Request};
-use super::{Shared, superblocks};
+use super::{CHECK_INTERVAL, Shared, superblocks};
 use crate::device::{AlignedBuf, BLOCK, DeviceError, DeviceErrorKind};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind};
@@ -20,7 +20,7 @@ use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, blo
 use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The most bytes of one batch.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
@@ -66,6 +66,7 @@ pub struct Committer {
     pub(super) free: VecDeque<u32>,
     pub(super) job: Option<Job>,
     pub(super) headers: Vec<ExtentHeader>,
+    pub(super) checked: Instant,
 }
 
 struct Admitted {
@@ -143,7 +144,25 @@ impl Committer {
             .any(|e| e.used == ExtentUse::Draining)
     }
 
+    /// Notices, at most once a second, a disk that was removed, truncated or overwritten: what is acknowledged must be
+    /// there after a restart.
+    fn check_disk(&mut self) {
+        if self.checked.elapsed() < CHECK_INTERVAL {
+            return;
+        }
+        self.checked = Instant::now();
+        let device = &*self.shared.device;
+        if let Err(error) = device.check() {
+            self.shared.fence_with(&error);
+        } else if superblocks::is_overwritten(&superblocks::read(device), &self.superblock) {
+            let reason = "no valid superblock any more: the disk was overwritten";
+            self.shared
+                .fence_with(&DeviceError::new(DeviceErrorKind::Gone, reason));
+        }
+    }
+
     fn serve(&mut self, requests: Vec<Request>) {
+        self.check_disk();
         let mut batch = self.new_batch();
         let mut pending = Pending::default();
         let mut requests = VecDeque::from(requests);

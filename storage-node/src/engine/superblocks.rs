@@ -57,10 +57,20 @@ pub fn read(device: &dyn Device) -> Copies {
             .wait()
         {
             Ok(block) => Superblock::decode(&block),
-            Err(_) => Err(FormatError::Content("unreadable")),
+            Err(_) => Err(UNREADABLE),
         }
     })
 }
+
+/// Whether somebody overwrote the disk: every copy can be read, and none is of this disk and incarnation. Pure.
+pub fn is_overwritten(copies: &Copies, ours: &Superblock) -> bool {
+    copies.iter().all(|copy| match copy {
+        Ok(found) => (found.disk, found.incarnation) != (ours.disk, ours.incarnation),
+        Err(reason) => *reason != UNREADABLE,
+    })
+}
+
+const UNREADABLE: FormatError = FormatError::Content("unreadable");
 
 /// Writes all copies, half of them durably before the other half.
 pub fn write(device: &dyn Device, superblock: &Superblock) -> Result<(), DeviceError> {

@@ -252,3 +252,20 @@ fn an_overwritten_or_removed_disk_is_fenced() {
     disk.remove();
     assert!(matches!(engine.status().state, DiskState::Fenced { reason } if reason.contains("removed")));
 }
+
+#[test]
+fn a_put_to_a_removed_or_overwritten_disk_is_refused_within_a_second() {
+    for overwrite in [true, false] {
+        let (disk, engine) = disk();
+        let (to, key) = (unit(1), key(1, 0));
+        put(&engine, &to, key, payload(&to, key, 0, 10)).unwrap();
+        if overwrite {
+            disk.overwrite(0, &vec![0x5a; 64 << 20]);
+        } else {
+            disk.remove();
+        }
+        std::thread::sleep(CHECK_INTERVAL);
+        let late = put(&engine, &to, key, payload(&to, key, 0, 10));
+        assert!(matches!(late, Err(NodeError::Fenced { .. })), "{late:?}");
+    }
+}
