@@ -8,6 +8,10 @@ mod size;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+/// glibc's allocator keeps what large buffers used, far past `--memory`; see docs/decisions/0001-allocator.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Cairn: an erasure-coded blob store with an S3 endpoint
 #[derive(Parser)]
 #[command(name = "cairn", version, max_term_width = 110)]
