@@ -12,6 +12,7 @@ use crate::ledger::store::LedgerError;
 use crate::ledger::{CONFLICT_RETRIES, CommitBuilder, key};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How the references to blobs change in one commit.
 #[derive(Clone, Debug, Default)]
@@ -99,7 +100,10 @@ impl Objects {
         let (objects, inside) = (self.clone(), self.gate.enter_within());
         let task = async move {
             let _inside = inside;
-            for _ in 0..CONFLICT_RETRIES {
+            for attempt in 0..CONFLICT_RETRIES {
+                if attempt > 0 {
+                    back_off(attempt).await;
+                }
                 let (commit, answer) = match decide(objects.clone()).await {
                     Err(Error::Conflict) => continue,
                     decided => decided?,
@@ -125,4 +129,10 @@ impl Objects {
             .await
             .map_err(|e| Error::Internal(format!("a commit stopped: {e}")))?
     }
+}
+
+/// Waits a random while that grows with the races lost, so that many writers of one key all get their turn.
+async fn back_off(attempt: usize) {
+    let most_us = 1_000 << attempt.min(6);
+    tokio::time::sleep(Duration::from_micros(rand::random_range(0..most_us))).await;
 }

@@ -8,6 +8,7 @@ use super::readers::Pins;
 use super::shard_reader::StripeSource;
 use super::{Objects, encode};
 use crate::budget::Reserved;
+use crate::cluster::disks::Health;
 use crate::error::{Error, Result};
 use crate::ledger::key;
 use crate::ledger::model::{BlobRef, ObjectRow};
@@ -16,6 +17,7 @@ use ec_core::stripe::Piece;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use storage_node::protocol::DiskId;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -116,8 +118,40 @@ impl Objects {
         let found = self.head(bucket, name, wanted, conditions).await?;
         let parts = overlapping(&found.row.blobs, found.range.clone());
         let pins = entering.pin(parts.iter().map(|(blob, _)| (blob.volume, blob.blob)).collect());
+        self.check_readable(&parts).await?;
         let bytes = self.stream(parts, pins).await?;
         Ok((found, bytes))
+    }
+
+    /// Fails where a download would have to be cut off later: a piece is on a disk that is down, and too few other
+    /// shards are left to compute it.
+    async fn check_readable(&self, parts: &[(BlobRef, Range<u64>)]) -> Result<()> {
+        for (blob, range) in parts {
+            let volume = self.volumes.get(blob.volume).await?;
+            let up = |id: &DiskId| {
+                self.disks
+                    .get(*id)
+                    .is_some_and(|d| d.client.is_some() && !matches!(d.health, Health::Down(_)))
+            };
+            let readable = volume.disks.iter().filter(|d| up(d)).count();
+            let needed = volume.scheme.data_shards();
+            if readable >= needed {
+                continue;
+            }
+            let codec = self.codecs.get(volume.scheme)?;
+            let mut pieces = encode::geometry(&codec, blob.length)?.pieces(range.clone());
+            if let Some(piece) = pieces.find(|p| !up(&volume.disks[p.shard as usize])) {
+                let (volume, blob, stripe) = (volume.id, blob.blob, piece.stripe);
+                return Err(Error::Unreadable {
+                    volume,
+                    blob,
+                    stripe,
+                    readable,
+                    needed,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of parts of blobs, in order. Returns once the first piece has been read.
