@@ -193,8 +193,8 @@ async fn poll_disks(disks: Arc<Disks>, mut stop: watch::Receiver<bool>) {
 /// How much each volume's fullest unit holds, so that volumes are sealed in time.
 async fn take_in_usage(objects: &Objects) {
     let mut used: HashMap<u64, u64> = HashMap::new();
-    for disk in objects.disks.all() {
-        let Some(client) = disk.client else { continue };
+    for disk in objects.disks.all().iter() {
+        let Some(client) = &disk.client else { continue };
         if let Ok(units) = client
             .units(disk.id, disk.incarnation, Duration::from_secs(5))
             .await

@@ -67,14 +67,14 @@ async fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
             .set(used.used_bytes() as i64);
     }
     let mut states = [("online", 0), ("suspect", 0), ("down", 0)];
-    for disk in gateway.objects.disks.all() {
+    for disk in gateway.objects.disks.all().iter() {
         let at = match disk.health {
             Health::Online => 0,
             Health::Suspect(_) => 1,
             Health::Down(_) => 2,
         };
         states[at].1 += 1;
-        let Some(status) = disk.status else { continue };
+        let Some(status) = &disk.status else { continue };
         for (kind, bytes) in [
             ("capacity", status.capacity_bytes),
             ("free", status.free_bytes),

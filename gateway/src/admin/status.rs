@@ -8,6 +8,7 @@ use crate::maintenance::worker::WorkerStatus;
 use crate::object::Objects;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Rows of a queue are counted up to this.
 const COUNT_MAX: usize = 100_000;
@@ -144,7 +145,7 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Sta
         scheme: objects.scheme.to_string(),
         write_scheme: objects.scheme.narrowed(writable).map(|s| s.to_string()),
         healthy: degraded.disks == 0 && settled && !failing,
-        disks: disks.iter().map(disk_line).collect(),
+        disks: disks.iter().map(|d| disk_line(d)).collect(),
         volumes,
         capacity,
         degraded,
@@ -180,7 +181,7 @@ async fn queued(objects: &Objects) -> Result<Queued> {
     Ok(queued)
 }
 
-fn volumes(objects: &Objects, disks: &[Disk]) -> (Vec<VolumeLine>, Degraded) {
+fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded) {
     let online: std::collections::HashSet<_> = disks
         .iter()
         .filter(|d| d.health == Health::Online)

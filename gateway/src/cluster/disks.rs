@@ -6,7 +6,7 @@
 
 use crate::ledger::model::DiskRow;
 use crate::ledger::{Ledger, Typed, key};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 use storage_node::client::StorageClient;
@@ -64,26 +64,39 @@ impl Disk {
     }
 }
 
+/// The disks at one moment. Requests share it; it is replaced, never changed.
+#[derive(Default)]
+struct Snapshot {
+    by_id: HashMap<DiskId, Arc<Disk>>,
+    by_label: Arc<[Arc<Disk>]>,
+}
+
+impl Snapshot {
+    fn new(disks: impl Iterator<Item = Disk>) -> Snapshot {
+        let mut sorted: Vec<Arc<Disk>> = disks.map(Arc::new).collect();
+        sorted.sort_by(|a, b| (a.label.len(), &a.label).cmp(&(b.label.len(), &b.label)));
+        let by_id = sorted.iter().map(|d| (d.id, d.clone())).collect();
+        Snapshot {
+            by_id,
+            by_label: sorted.into(),
+        }
+    }
+}
+
 /// All disks.
 pub struct Disks {
     nodes: Vec<Arc<dyn StorageClient>>,
-    disks: RwLock<HashMap<DiskId, Disk>>,
+    now: RwLock<Snapshot>,
 }
 
 impl Disks {
     /// Reads the disks from the ledger; nothing is known of their health until [`Disks::poll`].
     pub async fn load(ledger: &Ledger, nodes: Vec<Arc<dyn StorageClient>>) -> crate::error::Result<Disks> {
-        let mut disks = HashMap::new();
+        let mut disks = Vec::new();
         ledger
             .for_each(key::table(b'd'), |row_key, Typed { row, .. }: Typed<DiskRow>| {
-                let Some(id) = row_key
-                    .get(1..17)
-                    .and_then(|b| b.try_into().ok())
-                    .map(u128::from_be_bytes)
-                else {
-                    return;
-                };
-                let disk = Disk {
+                let Some(id) = key::disk_id(&row_key) else { return };
+                disks.push(Disk {
                     id: DiskId(id),
                     incarnation: row.incarnation,
                     label: row.label,
@@ -91,24 +104,22 @@ impl Disks {
                     health: Health::Down("not seen yet".into()),
                     status: None,
                     rest_until: None,
-                };
-                disks.insert(DiskId(id), disk);
+                });
             })
             .await?;
         Ok(Disks {
             nodes,
-            disks: RwLock::new(disks),
+            now: RwLock::new(Snapshot::new(disks.into_iter())),
         })
     }
 
     /// Asks every node, all at once, and takes in what they say.
     pub async fn poll(&self) {
-        let answers = futures::future::join_all(
-            self.nodes
-                .iter()
-                .map(|node| async move { (node.clone(), node.status(POLL_DEADLINE).await) }),
-        )
-        .await;
+        let ask = |node: &Arc<dyn StorageClient>| {
+            let node = node.clone();
+            async move { (node.clone(), node.status(POLL_DEADLINE).await) }
+        };
+        let answers = futures::future::join_all(self.nodes.iter().map(ask)).await;
         let mut seen: HashMap<DiskId, (Arc<dyn StorageClient>, DiskStatus)> = HashMap::new();
         let mut unreachable = None;
         for (node, answer) in answers {
@@ -118,8 +129,7 @@ impl Disks {
             }
         }
         let now = Instant::now();
-        let mut disks = self.disks.write().unwrap_or_else(|e| e.into_inner());
-        for disk in disks.values_mut() {
+        self.update(|disk| {
             let health = match seen.remove(&disk.id) {
                 None => Health::Down(unreachable.clone().unwrap_or_else(|| "no node has it".into())),
                 Some((client, status)) => {
@@ -129,11 +139,8 @@ impl Disks {
                     health
                 }
             };
-            if disk.health != health {
-                log_change(disk, &health);
-                disk.health = health;
-            }
-        }
+            set_health(disk, health);
+        });
     }
 
     /// Takes in that a request failed on a disk.
@@ -143,34 +150,52 @@ impl Disks {
             NodeError::Timeout | NodeError::Unreachable { .. } => Some(Instant::now() + TIMEOUT_REST),
             _ => return,
         };
-        let mut disks = self.disks.write().unwrap_or_else(|e| e.into_inner());
-        if let Some(disk) = disks.get_mut(&id) {
-            disk.rest_until = rest.or(disk.rest_until);
-            if disk.health == Health::Online {
-                let health = Health::Suspect(error.to_string());
-                log_change(disk, &health);
-                disk.health = health;
+        self.update(|disk| {
+            if disk.id == id {
+                disk.rest_until = rest.or(disk.rest_until);
+                if disk.health == Health::Online {
+                    set_health(disk, Health::Suspect(error.to_string()));
+                }
             }
-        }
+        });
     }
 
     /// One disk.
-    pub fn get(&self, id: DiskId) -> Option<Disk> {
-        self.disks
+    pub fn get(&self, id: DiskId) -> Option<Arc<Disk>> {
+        self.now
             .read()
             .unwrap_or_else(|e| e.into_inner())
+            .by_id
             .get(&id)
             .cloned()
     }
 
     /// All of them, by label.
-    pub fn all(&self) -> Vec<Disk> {
-        let disks = self.disks.read().unwrap_or_else(|e| e.into_inner());
-        let by_label: BTreeMap<(usize, String), Disk> = disks
-            .values()
-            .map(|d| ((d.label.len(), d.label.clone()), d.clone()))
-            .collect();
-        by_label.into_values().collect()
+    pub fn all(&self) -> Arc<[Arc<Disk>]> {
+        self.now
+            .read()
+            .unwrap_or_else(|e| e.into_inner())
+            .by_label
+            .clone()
+    }
+
+    /// Replaces the snapshot by one in which every disk went through `change`.
+    fn update(&self, mut change: impl FnMut(&mut Disk)) {
+        let mut now = self.now.write().unwrap_or_else(|e| e.into_inner());
+        let changed = now.by_label.iter().map(|disk| {
+            let mut disk = Disk::clone(disk);
+            change(&mut disk);
+            disk
+        });
+        let next = Snapshot::new(changed.collect::<Vec<_>>().into_iter());
+        *now = next;
+    }
+}
+
+fn set_health(disk: &mut Disk, health: Health) {
+    if disk.health != health {
+        log_change(disk, &health);
+        disk.health = health;
     }
 }
 

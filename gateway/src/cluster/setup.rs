@@ -82,11 +82,8 @@ async fn open(ledger: &Ledger, settings: SettingsRow, wanted: &Wanted) -> Result
     let mut disks = Vec::new();
     ledger
         .for_each(key::table(b'd'), |row_key, Typed { row, .. }: Typed<DiskRow>| {
-            if let Some(id) = row_key.get(1..17).and_then(|b| b.try_into().ok()) {
-                disks.push(PlannedDisk {
-                    id: DiskId(u128::from_be_bytes(id)),
-                    row,
-                });
+            if let Some(id) = key::disk_id(&row_key) {
+                disks.push(PlannedDisk { id: DiskId(id), row });
             }
         })
         .await?;

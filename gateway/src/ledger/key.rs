@@ -164,6 +164,11 @@ pub fn disk(id: u128) -> Bytes {
     out.into()
 }
 
+/// The disk id in a disk row's key.
+pub fn disk_id(row: &[u8]) -> Option<u128> {
+    row.strip_prefix(b"d")?.try_into().ok().map(u128::from_be_bytes)
+}
+
 /// The row of a blob.
 pub fn blob(volume: u64, blob: u64) -> Bytes {
     numbers(b'B', &[volume, blob])

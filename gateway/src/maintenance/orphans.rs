@@ -115,14 +115,14 @@ impl Worker for Orphans {
             }
             let mut waiting = false;
             let before = range.row.swept.len();
-            for disk in self.objects.disks.all() {
+            for disk in self.objects.disks.all().iter() {
                 let id = Bytes::copy_from_slice(&disk.id.0.to_be_bytes());
                 if range.row.swept.contains(&id) {
                     continue;
                 }
                 match (&disk.client, &disk.health) {
                     (Some(client), Health::Online) => {
-                        self.sweep_disk(&disk, client, &(start..range.row.end)).await?;
+                        self.sweep_disk(disk, client, &(start..range.row.end)).await?;
                         range.row.swept.push(id);
                     }
                     _ => waiting = true,

@@ -2,7 +2,8 @@
 //!
 //! Weighted random order without replacement (Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
 //! 2006): disk i gets the key u^(1/w), w being its free bytes, and the greatest keys win. So disks fill by weight,
-//! every group of disks can come out (declustering), and the order is random too, which spreads parity.
+//! every group of disks can come out (declustering), and the order is random too, which spreads parity. Among disks with
+//! different numbers of open units the number decides first.
 //! Until nodes carry labels a failure domain is a disk; the domain is already part of the snapshot.
 
 use rand::{Rng, SeedableRng};
@@ -18,6 +19,9 @@ pub struct Candidate {
     pub domain: u128,
     /// Its weight: bytes free.
     pub free_bytes: u64,
+    /// Units on it of volumes that are open for the same scheme: disks with the fewest come first, so that the
+    /// volumes that take new blobs at any moment load all disks alike.
+    pub open_units: u32,
 }
 
 /// The distinct failure domains among the candidates.
@@ -35,7 +39,7 @@ pub fn choose(candidates: &[Candidate], count: usize, seed: u64) -> Option<Vec<D
         .into_iter()
         .map(|c| (rng.random::<f64>().ln() / c.free_bytes.max(1) as f64, c))
         .collect();
-    keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
+    keyed.sort_by(|a, b| a.1.open_units.cmp(&b.1.open_units).then(b.0.total_cmp(&a.0)));
     let mut used = HashSet::new();
     let chosen: Vec<DiskId> = keyed
         .into_iter()
@@ -55,6 +59,8 @@ mod tests {
             disk: DiskId(i as u128),
             domain: i as u128,
             free_bytes,
+            open_units: 0,
+            open_units: 0,
         };
         weights.iter().enumerate().map(make).collect()
     }
@@ -87,6 +93,17 @@ mod tests {
         }
         assert!((2_200..2_600).contains(&picked[0]), "{picked:?}");
         assert!(picked[1..].iter().all(|n| (600..1_000).contains(n)), "{picked:?}");
+    }
+
+    #[test]
+    fn open_volumes_load_all_disks_alike() {
+        let mut candidates = disks(&[100; 6]);
+        for seed in 0..4 {
+            for disk in choose(&candidates, 3, seed).expect("three") {
+                candidates[disk.0 as usize].open_units += 1;
+            }
+        }
+        assert!(candidates.iter().all(|c| c.open_units == 2), "{candidates:?}");
     }
 
     #[test]

@@ -142,6 +142,9 @@ impl Volumes {
         let row = self.ledger.get::<VolumeRow>(key::volume(id)).await?;
         let row = row.ok_or_else(|| Error::Internal(format!("the ledger has no volume {id}")))?;
         let volume = Arc::new(Volume::from_row(id, &row.row)?);
+        if let Some(before) = self.cache.read().unwrap_or_else(|e| e.into_inner()).get(&id) {
+            volume.add_used(before.used_bytes.load(Ordering::Relaxed));
+        }
         self.cache
             .write()
             .unwrap_or_else(|e| e.into_inner())
@@ -226,12 +229,7 @@ impl Volumes {
     }
 
     fn is_full(&self, volume: &Volume) -> bool {
-        let capacity = |id: &DiskId| {
-            self.disks
-                .get(*id)
-                .and_then(|d| d.status)
-                .map(|s| s.capacity_bytes)
-        };
+        let capacity = |id: &DiskId| Some(self.disks.get(*id)?.status.as_ref()?.capacity_bytes);
         let smallest = volume.disks.iter().filter_map(capacity).min().unwrap_or(u64::MAX);
         volume.used_bytes.load(Ordering::Relaxed) >= smallest / UNIT_SHARE
     }
@@ -249,16 +247,14 @@ impl Volumes {
     }
 
     fn candidates(&self, avoid: &HashSet<DiskId>) -> Vec<Candidate> {
-        let usable = self
-            .disks
-            .all()
-            .into_iter()
-            .filter(|d| d.writable() && !avoid.contains(&d.id));
+        let disks = self.disks.all();
+        let usable = disks.iter().filter(|d| d.writable() && !avoid.contains(&d.id));
         usable
             .map(|d| Candidate {
                 disk: d.id,
                 domain: d.id.0,
-                free_bytes: d.status.map_or(0, |s| s.free_bytes),
+                free_bytes: d.status.as_ref().map_or(0, |s| s.free_bytes),
+                open_units: 0,
             })
             .collect()
     }
@@ -280,7 +276,14 @@ impl Volumes {
 
     async fn create(&self, scheme: Scheme, candidates: &[Candidate]) -> Result<Arc<Volume>> {
         let id = self.ledger.take_ids(key::Counter::Volume, 1).await?;
-        let disks = choose::choose(candidates, scheme.total_shards(), rand::random())
+        let mut candidates = candidates.to_vec();
+        for volume in self.all() {
+            if volume.scheme == scheme && volume.state == VolumeState::Open && !self.is_full(&volume) {
+                let uses = candidates.iter_mut().filter(|c| volume.disks.contains(&c.disk));
+                uses.for_each(|c| c.open_units += 1);
+            }
+        }
+        let disks = choose::choose(&candidates, scheme.total_shards(), rand::random())
             .ok_or_else(|| Error::Internal("fewer domains than counted".into()))?;
         let row = VolumeRow {
             scheme: scheme.to_string(),
