@@ -54,6 +54,9 @@ impl Ledger {
         &self,
         keys: Vec<Bytes>,
     ) -> Result<Vec<Option<Typed<T>>>, LedgerError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
         let names = keys.clone();
         let values = self.store.get(keys).await?;
         values

@@ -85,18 +85,38 @@ impl Volume {
     }
 }
 
+/// The volumes that are known; those that take new blobs also in a list of their own, by id.
+#[derive(Default)]
+struct Cache {
+    by_id: HashMap<u64, Arc<Volume>>,
+    open: Vec<Arc<Volume>>,
+}
+
+impl Cache {
+    fn insert(&mut self, volume: Arc<Volume>) {
+        if let Some(before) = self.by_id.insert(volume.id, volume.clone()) {
+            volume.add_used(before.used_bytes.load(Ordering::Relaxed));
+        }
+        self.open.retain(|v| v.id != volume.id);
+        if volume.state == VolumeState::Open {
+            let at = self.open.partition_point(|v| v.id < volume.id);
+            self.open.insert(at, volume);
+        }
+    }
+}
+
 /// All volumes.
 pub struct Volumes {
     ledger: Ledger,
     disks: Arc<Disks>,
-    cache: RwLock<HashMap<u64, Arc<Volume>>>,
+    cache: RwLock<Cache>,
     creating: Mutex<()>,
 }
 
 impl Volumes {
     /// Reads the volumes from the ledger.
     pub async fn load(ledger: Ledger, disks: Arc<Disks>) -> Result<Volumes> {
-        let mut cache = HashMap::new();
+        let mut cache = Cache::default();
         let mut damaged = None;
         ledger
             .for_each(
@@ -106,7 +126,7 @@ impl Volumes {
                         return;
                     };
                     match Volume::from_row(id, &row) {
-                        Ok(volume) => drop(cache.insert(id, Arc::new(volume))),
+                        Ok(volume) => cache.insert(Arc::new(volume)),
                         Err(error) => damaged = Some(error),
                     }
                 },
@@ -125,12 +145,7 @@ impl Volumes {
 
     /// A volume by id, from the cache or the ledger.
     pub async fn get(&self, id: u64) -> Result<Arc<Volume>> {
-        let cached = self
-            .cache
-            .read()
-            .unwrap_or_else(|e| e.into_inner())
-            .get(&id)
-            .cloned();
+        let cached = self.read().by_id.get(&id).cloned();
         match cached {
             Some(volume) => Ok(volume),
             None => self.refresh(id).await,
@@ -142,27 +157,23 @@ impl Volumes {
         let row = self.ledger.get::<VolumeRow>(key::volume(id)).await?;
         let row = row.ok_or_else(|| Error::Internal(format!("the ledger has no volume {id}")))?;
         let volume = Arc::new(Volume::from_row(id, &row.row)?);
-        if let Some(before) = self.cache.read().unwrap_or_else(|e| e.into_inner()).get(&id) {
-            volume.add_used(before.used_bytes.load(Ordering::Relaxed));
-        }
-        self.cache
-            .write()
-            .unwrap_or_else(|e| e.into_inner())
-            .insert(id, volume.clone());
+        self.write().insert(volume.clone());
         Ok(volume)
     }
 
     /// All that are known.
     pub fn all(&self) -> Vec<Arc<Volume>> {
-        let mut all: Vec<_> = self
-            .cache
-            .read()
-            .unwrap_or_else(|e| e.into_inner())
-            .values()
-            .cloned()
-            .collect();
+        let mut all: Vec<_> = self.read().by_id.values().cloned().collect();
         all.sort_by_key(|v| v.id);
         all
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Cache> {
+        self.cache.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Cache> {
+        self.cache.write().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Takes in what each unit holds already, so that volumes are sealed in time after a restart.
@@ -221,11 +232,8 @@ impl Volumes {
 
     /// Volumes that are full but not sealed yet.
     pub fn full(&self) -> Vec<u64> {
-        let all = self.all();
-        all.iter()
-            .filter(|v| v.state == VolumeState::Open && self.is_full(v))
-            .map(|v| v.id)
-            .collect()
+        let open = self.read().open.clone();
+        open.iter().filter(|v| self.is_full(v)).map(|v| v.id).collect()
     }
 
     fn is_full(&self, volume: &Volume) -> bool {
@@ -234,16 +242,12 @@ impl Volumes {
         volume.used_bytes.load(Ordering::Relaxed) >= smallest / UNIT_SHARE
     }
 
+    /// The open volumes of a scheme that have room, on disks that can be written.
     fn open(&self, scheme: Scheme, writable: &HashSet<DiskId>) -> Vec<Arc<Volume>> {
-        let cache = self.cache.read().unwrap_or_else(|e| e.into_inner());
         let usable = |v: &&Arc<Volume>| {
-            v.scheme == scheme && v.state == VolumeState::Open && v.disks.iter().all(|d| writable.contains(d))
+            v.scheme == scheme && v.disks.iter().all(|d| writable.contains(d)) && !self.is_full(v)
         };
-        let mut open: Vec<Arc<Volume>> = cache.values().filter(usable).cloned().collect();
-        drop(cache);
-        open.retain(|v| !self.is_full(v));
-        open.sort_by_key(|v| v.id);
-        open
+        self.read().open.iter().filter(usable).cloned().collect()
     }
 
     fn candidates(&self, avoid: &HashSet<DiskId>) -> Vec<Candidate> {
@@ -277,8 +281,8 @@ impl Volumes {
     async fn create(&self, scheme: Scheme, candidates: &[Candidate]) -> Result<Arc<Volume>> {
         let id = self.ledger.take_ids(key::Counter::Volume, 1).await?;
         let mut candidates = candidates.to_vec();
-        for volume in self.all() {
-            if volume.scheme == scheme && volume.state == VolumeState::Open && !self.is_full(&volume) {
+        for volume in &self.read().open {
+            if volume.scheme == scheme && !self.is_full(volume) {
                 let uses = candidates.iter_mut().filter(|c| volume.disks.contains(&c.disk));
                 uses.for_each(|c| c.open_units += 1);
             }
@@ -304,10 +308,7 @@ impl Volumes {
             )
             .await?;
         let volume = Arc::new(Volume::from_row(id, &row)?);
-        self.cache
-            .write()
-            .unwrap_or_else(|e| e.into_inner())
-            .insert(id, volume.clone());
+        self.write().insert(volume.clone());
         tracing::info!(volume = id, %scheme, "volume created");
         Ok(volume)
     }
