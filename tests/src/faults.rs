@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use memchr::memmem;
 use rand::RngCore;
+use rustix::fs::SeekFrom;
 
 /// Disks are read and overwritten in pieces of this size.
 const PIECE_BYTES: usize = 1 << 20;
@@ -21,17 +22,15 @@ pub struct Place {
     pub offset: u64,
 }
 
-/// Overwrites everything that was ever written to the disk, and what lies around it, with random bytes.
+/// Overwrites everything that was ever written to the disk, and its first and last bytes, with random ones.
 pub fn scramble(disk: &Path) {
     let file = File::options().read(true).write(true).open(disk).unwrap();
     let bytes = file.metadata().unwrap().len();
-    for offset in (0..bytes).step_by(PIECE_BYTES) {
-        let mut piece = read(&file, offset, bytes);
-        let last = offset + PIECE_BYTES as u64 >= bytes;
-        if offset == 0 || last || piece.iter().any(|byte| *byte != 0) {
-            rand::rng().fill_bytes(&mut piece);
-            file.write_all_at(&piece, offset).unwrap();
-        }
+    let ends = [0, bytes.saturating_sub(PIECE_BYTES as u64)];
+    for offset in used_pieces(&file).into_iter().chain(ends) {
+        let mut piece = vec![0; PIECE_BYTES.min((bytes - offset) as usize)];
+        rand::rng().fill_bytes(&mut piece);
+        file.write_all_at(&piece, offset).unwrap();
     }
     file.sync_all().unwrap();
 }
@@ -43,12 +42,10 @@ pub fn find(disks: &[PathBuf], needle: &[u8]) -> Vec<Place> {
     let mut places = Vec::new();
     for disk in disks {
         let file = File::open(disk).unwrap();
-        let bytes = file.metadata().unwrap().len();
-        for offset in (0..bytes).step_by(PIECE_BYTES) {
+        for offset in used_pieces(&file) {
             // Read on past the piece, so that no needle is cut.
-            let mut piece = vec![0; PIECE_BYTES + needle.len() - 1];
-            let read = read_up_to(&file, offset, &mut piece);
-            let found = finder.find_iter(&piece[..read]);
+            let piece = read(&file, offset, PIECE_BYTES + needle.len() - 1);
+            let found = finder.find_iter(&piece).filter(|at| *at < PIECE_BYTES);
             places.extend(found.map(|at| Place {
                 disk: disk.clone(),
                 offset: offset + at as u64,
@@ -63,9 +60,8 @@ pub fn random_used_place(disks: &[PathBuf]) -> Place {
     let mut blocks = Vec::new();
     for disk in disks {
         let file = File::open(disk).unwrap();
-        let bytes = file.metadata().unwrap().len();
-        for offset in (0..bytes).step_by(PIECE_BYTES) {
-            let piece = read(&file, offset, bytes);
+        for offset in used_pieces(&file) {
+            let piece = read(&file, offset, PIECE_BYTES);
             let used = piece
                 .chunks(BLOCK_BYTES)
                 .enumerate()
@@ -80,25 +76,73 @@ pub fn random_used_place(disks: &[PathBuf]) -> Place {
     }
 }
 
-/// Flips one random bit of the byte.
-pub fn flip_bit(place: &Place) {
-    let file = File::options().read(true).write(true).open(&place.disk).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, place.offset).unwrap();
-    byte[0] ^= 1 << rand::random_range(0..8);
-    file.write_all_at(&byte, place.offset).unwrap();
-    file.sync_all().unwrap();
+/// A flipped bit, and how to take it back.
+#[derive(Debug)]
+pub struct Flip {
+    place: Place,
+    block: Vec<u8>,
+    mask: u8,
 }
 
-fn read(file: &File, offset: u64, bytes: u64) -> Vec<u8> {
-    let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(bytes - offset).unwrap())];
-    file.read_exact_at(&mut piece, offset).unwrap();
-    piece
+impl Flip {
+    /// Flips one random bit of the byte.
+    pub fn new(place: Place) -> Self {
+        let file = File::options().read(true).write(true).open(&place.disk).unwrap();
+        let mut block = read(&file, place.block(), BLOCK_BYTES);
+        let mask = 1 << rand::random_range(0..8);
+        block[place.in_block()] ^= mask;
+        file.write_all_at(&block[place.in_block()..][..1], place.offset)
+            .unwrap();
+        file.sync_all().unwrap();
+        Self { place, block, mask }
+    }
+
+    /// Flips the bit back, unless the block has been written anew since.
+    pub fn undo(self) {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&self.place.disk)
+            .unwrap();
+        if read(&file, self.place.block(), BLOCK_BYTES) == self.block {
+            let byte = [self.block[self.place.in_block()] ^ self.mask];
+            file.write_all_at(&byte, self.place.offset).unwrap();
+            file.sync_all().unwrap();
+        }
+    }
 }
 
-fn read_up_to(file: &File, offset: u64, piece: &mut [u8]) -> usize {
+impl Place {
+    fn block(&self) -> u64 {
+        self.offset - self.in_block() as u64
+    }
+
+    fn in_block(&self) -> usize {
+        (self.offset % BLOCK_BYTES as u64) as usize
+    }
+}
+
+/// Offsets of the pieces of a sparse file that hold something.
+fn used_pieces(file: &File) -> Vec<u64> {
+    let (mut pieces, mut from) = (Vec::new(), 0);
+    loop {
+        match rustix::fs::seek(file, SeekFrom::Data(from)) {
+            Ok(data) => {
+                let piece = data - data % PIECE_BYTES as u64;
+                pieces.push(piece);
+                from = piece + PIECE_BYTES as u64;
+            }
+            Err(rustix::io::Errno::NXIO) => return pieces,
+            Err(error) => panic!("looking for data: {error}"),
+        }
+    }
+}
+
+/// So many bytes, or those up to the end of the file.
+fn read(file: &File, offset: u64, bytes: usize) -> Vec<u8> {
+    let mut piece = vec![0; bytes];
     let mut filled = 0;
-    while filled < piece.len() {
+    while filled < bytes {
         match file
             .read_at(&mut piece[filled..], offset + filled as u64)
             .unwrap()
@@ -107,7 +151,8 @@ fn read_up_to(file: &File, offset: u64, piece: &mut [u8]) -> usize {
             read => filled += read,
         }
     }
-    filled
+    piece.truncate(filled);
+    piece
 }
 
 #[cfg(test)]
@@ -134,10 +179,12 @@ mod tests {
         let before = std::fs::read(&disk).unwrap();
         let place = random_used_place(&disks);
         assert!(place.offset / BLOCK_BYTES as u64 == offset / BLOCK_BYTES as u64 || place.offset >= offset);
-        flip_bit(&place);
+        let flip = Flip::new(place);
         let after = std::fs::read(&disk).unwrap();
         let flipped: u32 = before.iter().zip(&after).map(|(a, b)| (a ^ b).count_ones()).sum();
         assert_eq!(flipped, 1);
+        flip.undo();
+        assert_eq!(std::fs::read(&disk).unwrap(), before);
         scramble(&disk);
         assert_eq!(find(&disks, &needle), []);
     }

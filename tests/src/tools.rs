@@ -13,7 +13,8 @@ use crate::cluster::{Cluster, keys, workspace};
 pub fn run_client(cluster: &Cluster, script: &str, arguments: &[&str], time_max: Duration) {
     let venv = venv();
     let path = workspace().join("tests/clients").join(script);
-    let program = if script.ends_with(".py") {
+    // `timeout` ends the script and its children also when this test is ended from outside.
+    let program: PathBuf = if script.ends_with(".py") {
         venv.join("bin/python")
     } else {
         "bash".into()
@@ -24,8 +25,10 @@ pub fn run_client(cluster: &Cluster, script: &str, arguments: &[&str], time_max:
         venv.join("bin").display(),
         std::env::var("PATH").unwrap()
     );
-    let mut command = Command::new(program);
+    let mut command = Command::new("timeout");
     command
+        .args(["--kill-after=5", &time_max.as_secs().to_string()])
+        .arg(program)
         .arg(path)
         .args(arguments)
         .current_dir(cluster.scratch())
@@ -43,13 +46,23 @@ pub fn run_client(cluster: &Cluster, script: &str, arguments: &[&str], time_max:
     command
         .env("RCLONE_CONFIG", "/dev/null")
         .env("PYTHONDONTWRITEBYTECODE", "1");
+    for surroundings in [
+        "AWS_PROFILE",
+        "AWS_CA_BUNDLE",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
+        command.env_remove(surroundings);
+    }
     let child = command
         .process_group(0)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let output = wait_with_output(child, time_max);
+    let output = wait_with_output(child, time_max + Duration::from_secs(10));
     let (told, complained) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),

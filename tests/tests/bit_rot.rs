@@ -9,7 +9,7 @@ use std::time::Duration;
 use cairn_tests::client::Client;
 use cairn_tests::cluster::Cluster;
 use cairn_tests::content::Content;
-use cairn_tests::faults::{self, Place};
+use cairn_tests::faults::{self, Flip, Place};
 use cairn_tests::load::{self, SIZES};
 use cairn_tests::model::Model;
 use cairn_tests::{setting, status};
@@ -17,7 +17,7 @@ use rand::random_range;
 use rand::seq::IndexedRandom;
 
 const BUCKET: &str = "rot";
-/// Enough bytes to be found on the disks in one place only.
+/// Enough bytes to be on the disks only where the object is.
 const NEEDLE_BYTES: usize = 24;
 const REPAIR_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -39,9 +39,15 @@ fn flips_that_reads_meet_are_counted_and_repaired() {
             status::corrupt_shards(&cluster),
             status::repaired_shards(&cluster),
         );
-        let (place, needle) = place_in_use(&cluster, &content);
-        faults::flip_bit(&place);
-        let what = format!("flip {number} of {key} at {place:?}");
+        let (places, needle) = places_of_a_piece(&cluster, &content);
+        let what = format!("flip {number} of {key} at {places:?}");
+        let at = random_range(0..NEEDLE_BYTES as u64);
+        places.into_iter().for_each(|place| {
+            drop(Flip::new(Place {
+                offset: place.offset + at,
+                ..place
+            }))
+        });
         read(&client, key, &content, &what);
         let now = status::corrupt_shards(&cluster);
         assert!(now > counted, "{what}: read around, but not counted");
@@ -62,16 +68,14 @@ fn flips_that_reads_meet_are_counted_and_repaired() {
             counted,
             "{what}: met again after its repair"
         );
-        assert_eq!(
-            faults::find(&cluster.disks(), &needle).len(),
-            1,
-            "{what}: the right bytes are on a disk again"
-        );
+        let found = faults::find(&cluster.disks(), &needle);
+        assert!(!found.is_empty(), "{what}: the right bytes are on no disk again");
     }
     cluster.allow("");
 }
 
-/// Headers, parity, tables, free space between: wherever it hits, reads are right, also after a restart.
+/// Headers, parity, tables, free space between: wherever it hits, reads are right, also after a restart. What no read
+/// meets is not repaired (that is for the scrub), so each bit is flipped back before the next: one at a time.
 #[test]
 fn flips_anywhere_never_show() {
     let mut cluster = Cluster::start();
@@ -83,38 +87,36 @@ fn flips_anywhere_never_show() {
         .chain((0..60).map(|_| random_range(1..40_000)))
         .collect();
     let mut model = load::store(&client, BUCKET, "", &sizes);
-    let flips = setting::scaled(50, 500);
-    for number in 0..flips {
+    for number in 0..setting::scaled(50, 500) {
         let place = faults::random_used_place(&cluster.disks());
-        faults::flip_bit(&place);
-        check(&client, &mut model, &format!("flip {number} at {place:?}"));
-        if number % (flips / 5) == flips / 5 - 1 {
-            status::wait_until_settled(&cluster, REPAIR_TIME_MAX);
-            cluster.terminate();
+        let what = format!("flip {number} at {place:?}");
+        let flip = Flip::new(place);
+        check(&client, &mut model, &what);
+        if number % 5 == 0 {
+            cluster.kill();
             cluster.restart();
-            check(&client, &mut model, &format!("restarted after flip {number}"));
-            status::wait_until_settled(&cluster, REPAIR_TIME_MAX);
+            check(&client, &mut model, &format!("restarted after {what}"));
         }
+        status::wait_until_settled(&cluster, REPAIR_TIME_MAX);
+        flip.undo();
     }
     cluster.allow("");
 }
 
-/// Where a random piece of the content is, and the piece.
-fn place_in_use(cluster: &Cluster, content: &Content) -> (Place, Vec<u8>) {
+/// Where a random piece of the content is, and the piece. It may be in several places: what a repair replaced stays
+/// on the disk until its space is needed.
+fn places_of_a_piece(cluster: &Cluster, content: &Content) -> (Vec<Place>, Vec<u8>) {
     let body = content.make();
     for _ in 0..20 {
         let at = random_range(0..body.len() - NEEDLE_BYTES);
         let needle = &body[at..at + NEEDLE_BYTES];
+        let places = faults::find(&cluster.disks(), needle);
         // None if the piece is cut by the border of two shards.
-        if let [place] = &faults::find(&cluster.disks(), needle)[..] {
-            let place = Place {
-                offset: place.offset + random_range(0..NEEDLE_BYTES as u64),
-                ..place.clone()
-            };
-            return (place, needle.to_vec());
+        if !places.is_empty() {
+            return (places, needle.to_vec());
         }
     }
-    panic!("no piece of the object is on the disks, once and as it is");
+    panic!("no piece of the object is on the disks as it is");
 }
 
 fn read(client: &Client, key: &str, content: &Content, what: &str) {
