@@ -49,6 +49,14 @@ pub enum Error {
     /// The request as a whole makes no sense.
     #[error("{0}")]
     InvalidRequest(String),
+    /// More user metadata than fits.
+    #[error("the user metadata has {bytes} bytes, and at most {most} are allowed")]
+    MetadataTooLarge {
+        /// Names and values.
+        bytes: usize,
+        /// The limit.
+        most: usize,
+    },
     /// Content-MD5 is not 16 bytes in base64.
     #[error("the Content-MD5 is not valid")]
     InvalidDigest,

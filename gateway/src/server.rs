@@ -19,10 +19,8 @@ use crate::maintenance::worker::Running;
 use crate::metrics::Metrics;
 use crate::object::Objects;
 use crate::placement::volumes::Volumes;
-use crate::s3::{S3Gateway, StaticKeys, bound_chunks};
+use crate::s3::{S3Gateway, StaticKeys, answer};
 use ec_core::Scheme;
-use futures::future::BoxFuture;
-use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -251,8 +249,8 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
         .max_buf_size(256 * 1024);
     while let Some((stream, place)) = accept(&listener, &places, &mut stop).await {
         let service = service.clone();
-        let answer = hyper::service::service_fn(move |request| answer_s3(service.clone(), request));
-        let connection = http.serve_connection(TokioIo::new(stream), answer);
+        let s3 = hyper::service::service_fn(move |request| answer(service.clone(), request));
+        let connection = http.serve_connection(TokioIo::new(stream), s3);
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -268,17 +266,6 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
     {
         tracing::warn!("requests still in progress after {DRAIN_MAX:?}: cut");
     }
-}
-
-type S3Answer = std::result::Result<s3s::HttpResponse, s3s::HttpError>;
-
-/// Answers one S3 request.
-fn answer_s3(service: S3Service, request: http::Request<Incoming>) -> BoxFuture<'static, S3Answer> {
-    Box::pin(async move {
-        let (head, body) = request.into_parts();
-        let body = bound_chunks(&head.headers, body);
-        service.call(http::Request::from_parts(head, body)).await
-    })
 }
 
 /// Answers until the caller ends it, which is after the S3 side has drained.

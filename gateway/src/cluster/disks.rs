@@ -153,6 +153,9 @@ impl Disks {
         self.update(|disk| {
             if disk.id == id {
                 disk.rest_until = rest.or(disk.rest_until);
+                if let (NodeError::NoSpace, Some(status)) = (error, &mut disk.status) {
+                    status.free_bytes = 0; // Until the next poll: it knows better than what it last said.
+                }
                 if disk.health == Health::Online {
                     set_health(disk, Health::Suspect(error.to_string()));
                 }

@@ -14,8 +14,9 @@ use bytes::Bytes;
 pub const KEY_BYTES_MAX: usize = 4 * 1024;
 /// The longest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// The most keys of one `get`, and the most preconditions or mutations of one `commit`.
-pub const BATCH_MAX: usize = 100_000;
+/// The most keys of one `get`, and the most preconditions or mutations of one `commit`. An object of 5 TiB in 10,000
+/// parts has up to 100,000 blobs, each of which a delete moves from one table to another.
+pub const BATCH_MAX: usize = 250_000;
 /// The most rows one `scan` answers, whatever its limit says.
 pub const SCAN_LIMIT_MAX: usize = 10_000;
 

@@ -106,6 +106,7 @@ impl Worker for Orphans {
     async fn step(&self) -> Result<Step> {
         let ledger = &self.objects.ledger;
         let ranges = ledger.scan::<IdRangeRow>(key::table(b'r'), 1_000).await?;
+        let mut failed = None;
         for (row_key, mut range) in ranges {
             let Some((lease, start)) = key::id_range_parts(&row_key) else {
                 continue;
@@ -122,8 +123,11 @@ impl Worker for Orphans {
                 }
                 match (&disk.client, &disk.health) {
                     (Some(client), Health::Online) => {
-                        self.sweep_disk(disk, client, &(start..range.row.end)).await?;
-                        range.row.swept.push(id);
+                        match self.sweep_disk(disk, client, &(start..range.row.end)).await {
+                            Ok(()) => range.row.swept.push(id),
+                            // One disk that fails does not keep the others waiting.
+                            Err(error) => (waiting, failed) = (true, Some(error)),
+                        }
                     }
                     _ => waiting = true,
                 }
@@ -136,6 +140,6 @@ impl Worker for Orphans {
             };
             ledger.commit(self.objects.lease.fence(commit).build()).await?;
         }
-        Ok(Step::Idle)
+        failed.map_or(Ok(Step::Idle), Err)
     }
 }

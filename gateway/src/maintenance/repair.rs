@@ -1,7 +1,7 @@
 //! Rewrites shards that a read found missing or wrong.
 //!
-//! Sources are verified before use, the result is checked against the BLAKE3 digest that every record of the stripe
-//! carries, and the shard counts as repaired only after it was read back from its disk and verified. A shard on a
+//! Sources are verified before use, the result is checked against the BLAKE3 digests that every record of the stripe
+//! carries (where records disagree, those that k agree on and that the stripe really has), and the shard counts as repaired only after it was read back from its disk and verified. A shard on a
 //! disk that is down waits: what a lost disk held is rebuilt elsewhere, not repaired in place.
 
 use super::worker::{Step, Worker};
@@ -14,9 +14,10 @@ use crate::object::shard_reader::{StripeSource, reconstruct};
 use crate::object::{encode, off_reactor};
 use bytes::Bytes;
 use ec_core::{Codec, seal};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use storage_node::protocol::{BlockRange, Seal, SealedShard, ShardBlocks, seal_seed};
+use storage_node::protocol::{BlockRange, NodeError, Seal, SealedShard, seal_seed};
 
 const BATCH: usize = 64;
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,6 +27,9 @@ pub struct Repair {
     objects: Arc<Objects>,
     cursor: Mutex<Option<Bytes>>,
 }
+
+/// The digests of all shards of a stripe, as each record of it carries them.
+type Digests = Vec<[u8; 32]>;
 
 /// How a repair ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,7 +103,8 @@ impl Repair {
         }
     }
 
-    /// The shard computed from k verified others, sealed; or why that is not possible now.
+    /// The shard computed from k verified others that agree on the stripe's digests, sealed; or why that is not
+    /// possible now. Sources that lie about their stripe are queued for repair themselves.
     async fn rebuild(
         &self,
         codec: &Arc<Codec>,
@@ -107,58 +112,71 @@ impl Repair {
         index: u8,
     ) -> Result<std::result::Result<SealedShard, String>> {
         let needed = codec.scheme().data_shards();
-        let mut found: Vec<(usize, ShardBlocks)> = Vec::new();
+        let mut readable = Vec::new();
+        let mut groups: BTreeMap<Digests, Vec<(usize, Bytes)>> = BTreeMap::new();
         for other in (0..codec.scheme().total_shards() as u8).filter(|i| *i != index) {
-            if found.len() == needed {
-                break;
+            let Ok(shard) = self.objects.read_shard(source, other, BlockRange::ALL).await else {
+                continue;
+            };
+            readable.push(other);
+            let group = groups.entry(shard.digests.clone()).or_default();
+            group.push((other as usize, shard.payload));
+            if group.len() < needed {
+                continue;
             }
-            if let Ok(shard) = self.objects.read_shard(source, other, BlockRange::ALL).await {
-                found.push((other as usize, shard));
+            let (codec, of, sources) = (codec.clone(), source.clone(), group.clone());
+            let computed =
+                off_reactor(move || compute(&codec, &of, index, shard.digests, &sources)).await??;
+            let Some(shard) = computed else { continue };
+            let honest = groups.remove(&shard.seal.digests).unwrap_or_default();
+            for liar in readable
+                .into_iter()
+                .filter(|i| honest.iter().all(|(h, _)| h != &(*i as usize)))
+            {
+                let what = "its digests are not those of its stripe".into();
+                self.objects
+                    .suspect(source, liar, &NodeError::Corrupt { what })
+                    .await;
             }
+            return Ok(Ok(shard));
         }
-        if found.len() < needed {
-            return Ok(Err(format!(
-                "{} of the {needed} shards it takes are readable",
-                found.len()
-            )));
-        }
-        let (codec, source) = (codec.clone(), source.clone());
-        off_reactor(move || compute(&codec, &source, index, found)).await?
+        let (readable, agree) = (readable.len(), groups.values().map(Vec::len).max().unwrap_or(0));
+        Ok(Err(format!(
+            "{readable} of the {needed} shards it takes are readable, {agree} agree"
+        )))
     }
 }
 
-/// Computes, checks and seals a shard from verified sources.
+/// Computes and seals a shard from verified sources. None if the digests, which the sources agree on, are not those of
+/// the stripe that they make.
 fn compute(
     codec: &Codec,
     source: &StripeSource,
     index: u8,
-    found: Vec<(usize, ShardBlocks)>,
-) -> Result<std::result::Result<SealedShard, String>> {
-    let digests = found[0].1.digests.clone();
-    let agree = found.iter().all(|(i, shard)| {
-        shard.digests == digests
-            && digests
-                .get(*i)
-                .is_some_and(|d| *d == seal::digest(&shard.payload))
-    });
-    if !agree || digests.len() != codec.scheme().total_shards() {
-        return Ok(Err("the sources disagree on the stripe's digests".into()));
+    digests: Digests,
+    sources: &[(usize, Bytes)],
+) -> Result<Option<SealedShard>> {
+    if digests.len() != codec.scheme().total_shards() {
+        return Ok(None);
     }
-    let sources: Vec<(usize, Bytes)> = found.into_iter().map(|(i, shard)| (i, shard.payload)).collect();
-    let payload = reconstruct(codec, &sources, index)?;
-    if seal::digest(&payload) != digests[index as usize] {
-        return Err(Error::Internal(
-            "a rebuilt shard does not match its digest".into(),
-        ));
+    let mut payload = Bytes::new();
+    for (other, digest) in digests.iter().enumerate() {
+        let shard = match sources.iter().find(|(i, _)| *i == other) {
+            Some((_, shard)) => shard.clone(),
+            None => reconstruct(codec, sources, other as u8)?,
+        };
+        if seal::digest(&shard) != *digest {
+            return Ok(None);
+        }
+        if other == index as usize {
+            payload = shard;
+        }
     }
     let seed = seal_seed(source.volume.unit(index), source.key, payload.len() as u32);
-    let seal = Seal {
-        block_crcs: seal::block_crcs(seed, &payload),
-        digests,
-    };
-    Ok(Ok(SealedShard {
+    let block_crcs = seal::block_crcs(seed, &payload);
+    Ok(Some(SealedShard {
         key: source.key,
-        seal,
+        seal: Seal { block_crcs, digests },
         payload,
     }))
 }

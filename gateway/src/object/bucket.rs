@@ -56,6 +56,18 @@ impl Objects {
 
     /// Deletes a bucket if it holds no objects; uploads in progress are aborted.
     pub async fn delete_bucket(self: &Arc<Self>, name: &str) -> Result<()> {
+        // A task of its own: a client that leaves in the middle must not leave the bucket marked.
+        let (objects, inside, name) = (self.clone(), self.gate.enter_within(), name.to_string());
+        let task = async move {
+            let _inside = inside;
+            objects.mark_and_remove(&name).await
+        };
+        tokio::spawn(task)
+            .await
+            .map_err(|e| Error::Internal(format!("a bucket's deletion stopped: {e}")))?
+    }
+
+    async fn mark_and_remove(self: &Arc<Self>, name: &str) -> Result<()> {
         let row_key = key::bucket(name);
         let bucket = self
             .ledger
@@ -160,7 +172,10 @@ impl Objects {
             }
             for (row_key, _) in uploads {
                 if let Some((name, upload)) = key::upload_name(&row_key) {
-                    self.abort_upload_of(bucket, &name, upload).await?;
+                    match self.abort_upload_of(bucket, &name, upload).await {
+                        Ok(()) | Err(Error::NoSuchUpload) => {} // Its client was faster.
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }

@@ -123,7 +123,6 @@ impl Objects {
             return Ok(page);
         }
         let mut at = range(from);
-        let exact_after = resume.is_some();
         if let Some(resume) = resume {
             at.start = range(b"").start.max(resume);
         }
@@ -139,10 +138,7 @@ impl Objects {
                 let (name, item) = read(&row_key, row.row).ok_or_else(damaged)?;
                 let common = common_prefix(&name, &query.prefix, &query.delimiter);
                 if let Some(common) = &common
-                    && query
-                        .after
-                        .as_ref()
-                        .is_some_and(|after| !exact_after && after >= common)
+                    && query.after.as_ref().is_some_and(|after| after >= common)
                 {
                     seek = Some(common.clone()); // Listed on an earlier page.
                     break;

@@ -217,13 +217,15 @@ impl Objects {
                 let (bucket, upload) = objects.upload(&target).await?;
                 let row_key = key::part(target.upload, number);
                 let before = objects.ledger.get::<PartRow>(row_key.clone()).await?;
-                let commit = CommitBuilder::new()
-                    .expect(
-                        &key::upload(bucket, &target.name, target.upload),
-                        Some(upload.version),
-                    )
+                let upload_key = key::upload(bucket, &target.name, target.upload);
+                let mut commit = CommitBuilder::new()
+                    .expect(&upload_key, Some(upload.version))
                     .expect(&row_key, before.as_ref().map(|b| b.version))
                     .put(row_key, &row);
+                if before.is_none() {
+                    // Whoever ends the upload and has seen its parts without this one must look again.
+                    commit = commit.put(upload_key, &upload.row);
+                }
                 let lost = before.map(|b| b.row.blobs).unwrap_or_default();
                 let owner = format!("{}/{}?part={number}", target.bucket, target.name);
                 let change = BlobChange {

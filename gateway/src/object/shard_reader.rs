@@ -247,7 +247,7 @@ impl Objects {
     }
 
     /// Queues a shard for repair.
-    async fn suspect(&self, source: &StripeSource, index: u8, error: &NodeError) {
+    pub async fn suspect(&self, source: &StripeSource, index: u8, error: &NodeError) {
         let key = key::suspect(source.volume.id, source.key.blob, source.key.stripe, index);
         let row = SuspectRow {
             reason: error.to_string(),

@@ -191,7 +191,7 @@ impl Volumes {
         let candidates = self.candidates(avoid);
         let healthy = choose::domains(&candidates);
         let Some(scheme) = wanted.narrowed(healthy) else {
-            return Err(self.cannot_write(wanted, healthy, avoid));
+            return Err(self.cannot_write(wanted, healthy));
         };
         let writable: HashSet<DiskId> = candidates.iter().map(|c| c.disk).collect();
         let open = self.open(scheme, &writable);
@@ -263,14 +263,9 @@ impl Volumes {
             .collect()
     }
 
-    fn cannot_write(&self, wanted: Scheme, healthy: usize, avoid: &HashSet<DiskId>) -> Error {
+    fn cannot_write(&self, wanted: Scheme, healthy: usize) -> Error {
         let needed = wanted.parity_shards() + 1;
-        let full = self
-            .disks
-            .all()
-            .iter()
-            .filter(|d| d.full() && !avoid.contains(&d.id))
-            .count();
+        let full = self.disks.all().iter().filter(|d| d.full()).count();
         if healthy + full >= needed {
             Error::StorageFull
         } else {

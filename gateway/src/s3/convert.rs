@@ -255,9 +255,10 @@ pub fn headers(
         .map(|(name, value)| name.len() + value.len())
         .sum();
     if bytes > METADATA_BYTES_MAX {
-        return Err(Error::InvalidRequest(format!(
-            "the user metadata has {bytes} bytes, and at most {METADATA_BYTES_MAX} are allowed (MetadataTooLarge)"
-        )));
+        return Err(Error::MetadataTooLarge {
+            bytes,
+            most: METADATA_BYTES_MAX,
+        });
     }
     Ok(Headers {
         content_type,

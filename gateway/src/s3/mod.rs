@@ -3,6 +3,7 @@
 //! Invariant: s3s's types stop here. `service` is the only `impl S3`, one line an operation; the conversions are in
 //! the files by subject, errors are mapped in `error` and nowhere else.
 
+mod answer;
 mod auth;
 mod body;
 mod convert;
@@ -13,6 +14,6 @@ mod object;
 mod rechunk;
 mod service;
 
+pub use answer::answer;
 pub use auth::StaticKeys;
-pub use rechunk::bound_chunks;
 pub use service::S3Gateway;
