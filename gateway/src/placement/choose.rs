@@ -60,7 +60,6 @@ mod tests {
             domain: i as u128,
             free_bytes,
             open_units: 0,
-            open_units: 0,
         };
         weights.iter().enumerate().map(make).collect()
     }
