@@ -1,0 +1,19 @@
+//! The object path against a ledger and disks in memory: what is stored, read, lost, repaired, collected and raced for.
+//!
+//! Nothing here knows S3's protocol or a socket. Every test ends in a census where it can: what the ledger names is on
+//! the disks, whole and verified, and nothing else is.
+
+#![allow(clippy::unwrap_used)]
+
+mod budget;
+mod garbage;
+mod ledger_failure;
+mod listing;
+mod multipart;
+mod orphans;
+mod races;
+mod reads;
+mod repair;
+mod round_trips;
+mod support;
+mod writes;

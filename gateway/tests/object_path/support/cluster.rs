@@ -1,0 +1,257 @@
+//! A ledger, a node and, as often as wanted, a gateway on them.
+
+use super::content::drain;
+use super::memory_node::{Faults, MemoryNode};
+use super::store::GatedStore;
+use bytes::Bytes;
+use ec_core::Scheme;
+use gateway::budget::Budget;
+use gateway::clock::SystemClock;
+use gateway::cluster::disks::Disks;
+use gateway::cluster::lease::Lease;
+use gateway::cluster::setup::{Wanted as WantedCluster, mark_formatted, open_or_plan};
+use gateway::error::Result;
+use gateway::ledger::model::Headers;
+use gateway::ledger::{Ledger, key};
+use gateway::maintenance::garbage::Garbage;
+use gateway::maintenance::orphans::Orphans;
+use gateway::maintenance::repair::Repair;
+use gateway::maintenance::worker::{Step, Worker};
+use gateway::metrics::Metrics;
+use gateway::object::condition::{ReadConditions, WriteConditions};
+use gateway::object::copy::Source;
+use gateway::object::get::Wanted;
+use gateway::object::put::{Expected, Stored};
+use gateway::object::{Body, Objects};
+use gateway::placement::volumes::Volumes;
+use std::sync::Arc;
+use std::time::Duration;
+use storage_node::client::StorageClient;
+use storage_node::protocol::DiskId;
+
+pub const BUCKET: &str = "cairn";
+/// More than any test needs, unless it is about memory.
+const MEMORY_BYTES: u64 = 1 << 30;
+
+/// What outlives a gateway.
+#[derive(Clone)]
+pub struct Cluster {
+    pub store: Arc<GatedStore>,
+    pub node: Arc<MemoryNode>,
+    pub disks: Vec<DiskId>,
+    pub scheme: Scheme,
+}
+
+/// A cluster with a gateway whose workers run when the test says so.
+pub struct World {
+    pub cluster: Cluster,
+    pub objects: Arc<Objects>,
+    garbage: Garbage,
+    repair: Repair,
+}
+
+impl Cluster {
+    /// Plans and formats a cluster.
+    pub async fn new(scheme: &str, disks: u32) -> Cluster {
+        let scheme: Scheme = scheme.parse().unwrap();
+        let store = Arc::new(GatedStore::default());
+        let ledger = Ledger::new(store.clone());
+        let wanted = WantedCluster {
+            scheme: Some(scheme),
+            disks: Some(disks),
+            scheme_default: scheme,
+            disks_default: disks,
+            disk_size: 1 << 40,
+        };
+        let mut planned = open_or_plan(&ledger, &wanted).await.unwrap();
+        mark_formatted(&ledger, &mut planned.disks).await.unwrap();
+        let disks: Vec<DiskId> = planned.disks.iter().map(|d| d.id).collect();
+        Cluster {
+            store,
+            node: Arc::new(MemoryNode::new(disks.clone())),
+            disks,
+            scheme,
+        }
+    }
+
+    pub fn ledger(&self) -> Ledger {
+        Ledger::new(self.store.clone())
+    }
+
+    pub fn nodes(&self) -> Vec<Arc<dyn StorageClient>> {
+        vec![self.node.clone()]
+    }
+
+    /// A gateway on it: whoever was the gateway before is dead.
+    pub async fn gateway(&self, memory_bytes: u64) -> Result<Arc<Objects>> {
+        let ledger = self.ledger();
+        let lease = Lease::take_over(ledger.clone(), "test").await?;
+        let disks = Arc::new(Disks::load(&ledger, self.nodes()).await?);
+        disks.poll().await;
+        let volumes = Arc::new(Volumes::load(ledger.clone(), disks.clone()).await?);
+        let objects = Arc::new(Objects {
+            ledger,
+            lease,
+            disks,
+            volumes,
+            budget: Budget::new(memory_bytes),
+            readers: Default::default(),
+            abandoned: Default::default(),
+            metrics: Arc::new(Metrics::new().unwrap()),
+            clock: Arc::new(SystemClock),
+            scheme: self.scheme,
+            hedges: Default::default(),
+            gate: Default::default(),
+            codecs: Default::default(),
+        });
+        objects.finish_bucket_deletions().await?;
+        Ok(objects)
+    }
+}
+
+impl World {
+    /// A new cluster with one bucket.
+    pub async fn new(scheme: &str, disks: u32) -> World {
+        World::with_memory(scheme, disks, MEMORY_BYTES).await
+    }
+
+    pub async fn with_memory(scheme: &str, disks: u32, memory_bytes: u64) -> World {
+        let world = World::on(Cluster::new(scheme, disks).await, memory_bytes).await;
+        world.objects.create_bucket(BUCKET).await.unwrap();
+        world
+    }
+
+    /// A gateway on a cluster that exists.
+    pub async fn on(cluster: Cluster, memory_bytes: u64) -> World {
+        let objects = cluster.gateway(memory_bytes).await.unwrap();
+        World {
+            cluster,
+            garbage: Garbage::new(objects.clone()),
+            repair: Repair::new(objects.clone()),
+            objects,
+        }
+    }
+
+    /// The gateway is gone without a word, and another one starts.
+    pub async fn crash(self) -> World {
+        World::on(self.cluster, MEMORY_BYTES).await
+    }
+
+    pub fn disk(&self, n: usize) -> DiskId {
+        self.cluster.disks[n]
+    }
+
+    /// Sets what is wrong with a disk; the gateway learns of it by itself, or by `poll`.
+    pub fn fault(&self, n: usize, faults: Faults) {
+        self.cluster.node.fault(self.disk(n), faults);
+    }
+
+    pub async fn poll(&self) {
+        self.objects.disks.poll().await;
+    }
+
+    /// Takes disks away, and has the gateway know.
+    pub async fn lose(&self, disks: &[usize]) {
+        for &n in disks {
+            self.fault(
+                n,
+                Faults {
+                    missing: true,
+                    ..Default::default()
+                },
+            );
+        }
+        self.poll().await;
+    }
+
+    /// All disks are well again.
+    pub async fn heal(&self) {
+        self.cluster.node.each(|_, disk| disk.faults = Faults::default());
+        self.poll().await;
+    }
+
+    pub async fn put(&self, name: &str, bytes: &Bytes) -> Result<Stored> {
+        self.put_body(name, super::content::body(bytes)).await
+    }
+
+    pub async fn put_body(&self, name: &str, body: Body) -> Result<Stored> {
+        self.put_if(name, body, WriteConditions::default()).await
+    }
+
+    pub async fn put_if(&self, name: &str, body: Body, conditions: WriteConditions) -> Result<Stored> {
+        self.objects
+            .put(
+                BUCKET,
+                name,
+                body,
+                Expected::default(),
+                Headers::default(),
+                conditions,
+            )
+            .await
+    }
+
+    pub async fn get(&self, name: &str) -> Result<Vec<u8>> {
+        self.get_range(name, Wanted::All).await
+    }
+
+    pub async fn get_range(&self, name: &str, wanted: Wanted) -> Result<Vec<u8>> {
+        let (found, bytes) = self
+            .objects
+            .get(BUCKET, name, wanted, &ReadConditions::default())
+            .await?;
+        let bytes = drain(bytes).await?;
+        assert_eq!(
+            bytes.len() as u64,
+            found.range.end - found.range.start,
+            "{name}: a download of another length"
+        );
+        Ok(bytes)
+    }
+
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        self.objects
+            .delete(BUCKET, name, WriteConditions::default())
+            .await
+    }
+
+    pub async fn copy(&self, from: &str, to: &str) -> Result<Stored> {
+        let headers = (from == to).then(Headers::default);
+        self.objects.copy(source(from), BUCKET, to, headers).await
+    }
+
+    /// Runs the garbage worker until it finds nothing to do. A download ends a moment after its last byte was taken,
+    /// so what is left then is looked at again for a while.
+    pub async fn collect(&self) {
+        for _ in 0..20 {
+            while self.garbage.step().await.unwrap() == Step::Worked {}
+            if self.objects.ledger.count(key::table(b'g'), 1).await.unwrap() == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Runs one step of the repair worker.
+    pub async fn repair(&self) -> Step {
+        self.repair.step().await.unwrap()
+    }
+
+    /// Runs one step of the orphans worker.
+    pub async fn sweep(&self) -> Result<Step> {
+        Orphans {
+            objects: self.objects.clone(),
+        }
+        .step()
+        .await
+    }
+}
+
+/// An object of the bucket as the source of a copy.
+pub fn source(name: &str) -> Source {
+    Source {
+        bucket: BUCKET.into(),
+        name: name.into(),
+        conditions: ReadConditions::default(),
+    }
+}

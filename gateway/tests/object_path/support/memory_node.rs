@@ -1,0 +1,401 @@
+//! A storage node in memory, with every fault a gateway must answer to, switched per disk.
+//!
+//! It keeps the promises of `storage_node::protocol`: a put is checked against its seal, an old epoch or incarnation
+//! is refused, a deleted blob stays deleted, deadlines hold. A future that is dropped before its delay is over has
+//! done nothing.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use storage_node::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX, StorageClient};
+use storage_node::protocol::{
+    BLOCK_BYTES, BlockRange, DiskId, DiskState, DiskStatus, InventoryEntry, NodeError, NodeStatus,
+    SHARD_BYTES_MAX, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
+    block_crc, seal_seed,
+};
+
+/// Bytes of a disk that never fills up.
+const CAPACITY: u64 = 1 << 40;
+
+/// What is wrong with a disk.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Its node does not know it.
+    pub missing: bool,
+    /// It reports itself fenced, and refuses everything.
+    pub fenced: bool,
+    /// What every put answers, once `puts_before` more have been done.
+    pub put: Option<NodeError>,
+    /// Puts that still succeed before `put` counts.
+    pub puts_before: u64,
+    /// What every get answers.
+    pub get: Option<NodeError>,
+    /// What every delete answers.
+    pub delete: Option<NodeError>,
+    /// How long a put takes.
+    pub put_delay: Duration,
+    /// How long a get takes.
+    pub get_delay: Duration,
+}
+
+/// One unit of a disk.
+#[derive(Clone, Debug, Default)]
+pub struct Unit {
+    pub epoch: u32,
+    pub shards: BTreeMap<ShardKey, SealedShard>,
+    pub deleted: HashSet<u64>,
+}
+
+/// A disk.
+pub struct MemoryDisk {
+    pub incarnation: u64,
+    pub capacity: u64,
+    /// What its status says is free, if that is not the truth.
+    pub reported_free: Option<u64>,
+    pub faults: Faults,
+    pub units: BTreeMap<UnitId, Unit>,
+    pub puts: u64,
+    pub gets: u64,
+    pub deletes: u64,
+}
+
+impl MemoryDisk {
+    fn new() -> MemoryDisk {
+        MemoryDisk {
+            incarnation: 1,
+            capacity: CAPACITY,
+            reported_free: None,
+            faults: Faults::default(),
+            units: BTreeMap::new(),
+            puts: 0,
+            gets: 0,
+            deletes: 0,
+        }
+    }
+
+    /// Every shard it holds.
+    pub fn shards(&self) -> impl Iterator<Item = (UnitId, &SealedShard)> {
+        self.units
+            .iter()
+            .flat_map(|(id, unit)| unit.shards.values().map(|s| (*id, s)))
+    }
+
+    /// Every shard it holds, to be damaged.
+    pub fn shards_mut(&mut self) -> impl Iterator<Item = (UnitId, &mut SealedShard)> {
+        self.units
+            .iter_mut()
+            .flat_map(|(id, unit)| unit.shards.values_mut().map(|s| (*id, s)))
+    }
+
+    fn live_bytes(&self) -> u64 {
+        self.shards().map(|(_, s)| s.payload.len() as u64).sum()
+    }
+
+    fn admit(&self, address: &UnitAddress) -> Result<(), NodeError> {
+        if self.faults.missing || self.incarnation != address.incarnation {
+            return Err(NodeError::WrongDisk);
+        }
+        if self.faults.fenced {
+            return Err(NodeError::Fenced {
+                reason: "a test".into(),
+            });
+        }
+        match self.units.get(&address.unit) {
+            Some(unit) if unit.epoch > address.epoch => Err(NodeError::StaleEpoch { current: unit.epoch }),
+            _ => Ok(()),
+        }
+    }
+
+    fn put(&mut self, to: &UnitAddress, shard: SealedShard) -> Result<(), NodeError> {
+        self.admit(to)?;
+        if self.faults.puts_before == 0 {
+            if let Some(error) = &self.faults.put {
+                return Err(error.clone());
+            }
+        } else {
+            self.faults.puts_before -= 1;
+        }
+        verify(to.unit, &shard).map_err(|what| NodeError::SealMismatch { what })?;
+        // Counted only where it can matter: it takes a walk over all shards.
+        if self.capacity < CAPACITY && self.live_bytes() + shard.payload.len() as u64 > self.capacity {
+            return Err(NodeError::NoSpace);
+        }
+        let unit = self.units.entry(to.unit).or_default();
+        if unit.deleted.contains(&shard.key.blob) {
+            return Err(NodeError::Deleted);
+        }
+        unit.epoch = to.epoch;
+        unit.shards.insert(shard.key, shard);
+        self.puts += 1;
+        Ok(())
+    }
+
+    fn get(
+        &mut self,
+        from: &UnitAddress,
+        key: ShardKey,
+        blocks: BlockRange,
+    ) -> Result<ShardBlocks, NodeError> {
+        self.admit(from)?;
+        self.gets += 1;
+        if let Some(error) = &self.faults.get {
+            return Err(error.clone());
+        }
+        let unit = self.units.get(&from.unit).ok_or(NodeError::NotFound)?;
+        if unit.deleted.contains(&key.blob) {
+            return Err(NodeError::Deleted);
+        }
+        let shard = unit.shards.get(&key).ok_or(NodeError::NotFound)?;
+        let (len, block) = (shard.payload.len(), BLOCK_BYTES as usize);
+        let start = (blocks.first as usize * block).min(len);
+        let end = ((blocks.first as usize + blocks.count as usize) * block).min(len);
+        let crcs = shard
+            .seal
+            .block_crcs
+            .iter()
+            .skip(blocks.first as usize)
+            .take((end - start).div_ceil(block));
+        Ok(ShardBlocks {
+            shard_len: len as u32,
+            first_block: blocks.first,
+            block_crcs: crcs.copied().collect(),
+            digests: shard.seal.digests.clone(),
+            payload: shard.payload.slice(start..end),
+        })
+    }
+
+    fn delete(&mut self, from: &UnitAddress, blobs: &[u64]) -> Result<(), NodeError> {
+        self.admit(from)?;
+        if blobs.len() > DELETE_BLOBS_MAX {
+            return Err(NodeError::BadRequest {
+                what: "too many blobs".into(),
+            });
+        }
+        if let Some(error) = &self.faults.delete {
+            return Err(error.clone());
+        }
+        self.deletes += blobs.len() as u64;
+        let unit = self.units.entry(from.unit).or_default();
+        unit.epoch = from.epoch;
+        unit.deleted.extend(blobs);
+        unit.shards.retain(|key, _| !blobs.contains(&key.blob));
+        Ok(())
+    }
+
+    fn status(&self, disk: DiskId) -> DiskStatus {
+        let live_bytes = self.live_bytes();
+        let state = match self.faults.fenced {
+            true => DiskState::Fenced {
+                reason: "a test".into(),
+            },
+            false => DiskState::Online,
+        };
+        DiskStatus {
+            disk,
+            incarnation: self.incarnation,
+            path: "memory".into(),
+            state,
+            backend: "memory".into(),
+            capacity_bytes: self.capacity,
+            free_bytes: self
+                .reported_free
+                .unwrap_or(self.capacity.saturating_sub(live_bytes)),
+            live_bytes,
+            shards: self.shards().count() as u64,
+            corrupt_shards: 0,
+        }
+    }
+}
+
+/// Whether a shard matches its seal, as a node checks it on arrival; and its own place in the digest table.
+pub fn verify(unit: UnitId, shard: &SealedShard) -> Result<(), String> {
+    let len = shard.payload.len() as u32;
+    if len == 0 || len > SHARD_BYTES_MAX {
+        return Err(format!("{len} bytes"));
+    }
+    if shard.seal.block_crcs.len() as u32 != block_count(len) {
+        return Err(format!("{} CRCs for {len} bytes", shard.seal.block_crcs.len()));
+    }
+    let seed = seal_seed(unit, shard.key, len);
+    for (block, (bytes, crc)) in shard
+        .payload
+        .chunks(BLOCK_BYTES as usize)
+        .zip(&shard.seal.block_crcs)
+        .enumerate()
+    {
+        if block_crc(seed, block as u32, bytes) != *crc {
+            return Err(format!("block {block}"));
+        }
+    }
+    match shard.seal.digests.get(unit.index as usize) {
+        Some(digest) if digest == blake3::hash(&shard.payload).as_bytes() => Ok(()),
+        _ => Err("the digest table".into()),
+    }
+}
+
+/// A node with several disks.
+pub struct MemoryNode {
+    disks: Mutex<BTreeMap<DiskId, MemoryDisk>>,
+}
+
+impl MemoryNode {
+    pub fn new(disks: impl IntoIterator<Item = DiskId>) -> MemoryNode {
+        MemoryNode {
+            disks: Mutex::new(disks.into_iter().map(|id| (id, MemoryDisk::new())).collect()),
+        }
+    }
+
+    /// Looks at, or changes, one disk.
+    pub fn with<T>(&self, disk: DiskId, act: impl FnOnce(&mut MemoryDisk) -> T) -> T {
+        act(self.lock().get_mut(&disk).expect("a disk of this node"))
+    }
+
+    /// Looks at, or changes, every disk.
+    pub fn each(&self, mut act: impl FnMut(DiskId, &mut MemoryDisk)) {
+        self.lock().iter_mut().for_each(|(id, disk)| act(*id, disk));
+    }
+
+    /// Sets what is wrong with a disk.
+    pub fn fault(&self, disk: DiskId, faults: Faults) {
+        self.with(disk, |d| d.faults = faults);
+    }
+
+    /// All shards of all disks.
+    pub fn shard_count(&self) -> usize {
+        self.lock().values().map(|d| d.shards().count()).sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DiskId, MemoryDisk>> {
+        self.disks.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn on<T>(
+        &self,
+        disk: DiskId,
+        act: impl FnOnce(&mut MemoryDisk) -> Result<T, NodeError>,
+    ) -> Result<T, NodeError> {
+        self.lock().get_mut(&disk).map_or(Err(NodeError::WrongDisk), act)
+    }
+
+    async fn delay(
+        &self,
+        disk: DiskId,
+        deadline: Duration,
+        of: impl FnOnce(&Faults) -> Duration,
+    ) -> Result<(), NodeError> {
+        let delay = self.lock().get(&disk).map_or(Duration::ZERO, |d| of(&d.faults));
+        if delay > deadline {
+            tokio::time::sleep(deadline).await;
+            return Err(NodeError::Timeout);
+        }
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        Ok(())
+    }
+}
+
+/// Flips one bit of a shard's payload.
+pub fn flip_bit(shard: &mut SealedShard, at: usize) {
+    let mut bytes = shard.payload.to_vec();
+    let at = at % bytes.len();
+    bytes[at] ^= 0x10;
+    shard.payload = Bytes::from(bytes);
+}
+
+#[async_trait]
+impl StorageClient for MemoryNode {
+    async fn put(&self, to: &UnitAddress, shard: SealedShard, deadline: Duration) -> Result<(), NodeError> {
+        self.delay(to.disk, deadline, |f| f.put_delay).await?;
+        tokio::task::yield_now().await;
+        self.on(to.disk, |d| d.put(to, shard))
+    }
+
+    async fn get(
+        &self,
+        from: &UnitAddress,
+        key: ShardKey,
+        blocks: BlockRange,
+        deadline: Duration,
+    ) -> Result<ShardBlocks, NodeError> {
+        self.delay(from.disk, deadline, |f| f.get_delay).await?;
+        tokio::task::yield_now().await;
+        self.on(from.disk, |d| d.get(from, key, blocks))
+    }
+
+    async fn delete(&self, from: &UnitAddress, blobs: &[u64], _deadline: Duration) -> Result<(), NodeError> {
+        tokio::task::yield_now().await;
+        self.on(from.disk, |d| d.delete(from, blobs))
+    }
+
+    async fn inventory(
+        &self,
+        from: &UnitAddress,
+        after: Option<ShardKey>,
+        limit: usize,
+        _deadline: Duration,
+    ) -> Result<Vec<InventoryEntry>, NodeError> {
+        self.on(from.disk, |d| {
+            d.admit(from)?;
+            let Some(unit) = d.units.get(&from.unit) else {
+                return Ok(Vec::new());
+            };
+            let entries = unit
+                .shards
+                .iter()
+                .filter(|(key, _)| after.is_none_or(|after| **key > after));
+            let entry = |(key, s): (&ShardKey, &SealedShard)| InventoryEntry {
+                key: *key,
+                len: s.payload.len() as u32,
+            };
+            Ok(entries.take(limit.min(INVENTORY_LIMIT_MAX)).map(entry).collect())
+        })
+    }
+
+    async fn units(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        _deadline: Duration,
+    ) -> Result<Vec<UnitInfo>, NodeError> {
+        self.on(disk, |d| {
+            d.admit(&UnitAddress {
+                disk,
+                incarnation,
+                unit: UnitId {
+                    volume: u64::MAX,
+                    index: 0,
+                },
+                epoch: 0,
+            })?;
+            let info = |(unit, held): (&UnitId, &Unit)| UnitInfo {
+                unit: *unit,
+                epoch: held.epoch,
+                shards: held.shards.len() as u64,
+                live_bytes: held.shards.values().map(|s| s.payload.len() as u64).sum(),
+            };
+            Ok(d.units.iter().map(info).collect())
+        })
+    }
+
+    async fn drop_unit(&self, unit: &UnitAddress, _deadline: Duration) -> Result<(), NodeError> {
+        self.on(unit.disk, |d| {
+            d.admit(unit)?;
+            d.units.remove(&unit.unit);
+            Ok(())
+        })
+    }
+
+    async fn status(&self, _deadline: Duration) -> Result<NodeStatus, NodeError> {
+        let disks = self.lock();
+        Ok(NodeStatus {
+            disks: disks
+                .iter()
+                .filter(|(_, d)| !d.faults.missing)
+                .map(|(id, d)| d.status(*id))
+                .collect(),
+        })
+    }
+}

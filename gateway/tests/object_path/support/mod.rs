@@ -1,0 +1,7 @@
+//! A cluster in memory: disks that fail on request, a ledger that can be stopped, and a census of what is where.
+
+pub mod census;
+pub mod cluster;
+pub mod content;
+pub mod memory_node;
+pub mod store;
