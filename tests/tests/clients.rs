@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use cairn_tests::cluster::{Cluster, Options};
+use cairn_tests::setting;
 use cairn_tests::tools::run_client;
 
 fn run(script: &str) {
@@ -19,7 +20,12 @@ fn run(script: &str) {
         disk_size: disk_size.into(),
         ..Options::default()
     });
-    run_client(&cluster, script, &[], Duration::from_secs(600));
+    run_client(
+        &cluster,
+        script,
+        &[],
+        Duration::from_secs(if setting::long() { 1800 } else { 300 }),
+    );
 }
 
 #[test]
