@@ -5,6 +5,7 @@
 //! waits only for bytes of the decode pool, and whoever holds those waits for nothing, so waiting cannot form a ring.
 
 use crate::error::{Error, Result};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -22,6 +23,23 @@ pub struct Reserved {
     _permit: OwnedSemaphorePermit,
 }
 
+/// Bytes that keep their memory reserved for as long as anybody holds them.
+pub fn accounted(bytes: Bytes, reserved: Reserved) -> Bytes {
+    struct Accounted {
+        bytes: Bytes,
+        _reserved: Reserved,
+    }
+    impl AsRef<[u8]> for Accounted {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    Bytes::from_owner(Accounted {
+        bytes,
+        _reserved: reserved,
+    })
+}
+
 /// A bounded number of bytes.
 #[derive(Debug)]
 pub struct Pool {
@@ -29,7 +47,6 @@ pub struct Pool {
     total: u32,
     patience: Duration,
     waiting: AtomicUsize,
-    refused: AtomicUsize,
 }
 
 impl Pool {
@@ -42,7 +59,6 @@ impl Pool {
             total,
             patience,
             waiting: AtomicUsize::new(0),
-            refused: AtomicUsize::new(0),
         }
     }
 
@@ -59,12 +75,12 @@ impl Pool {
         }
         let waiting = Waiting::enter(&self.waiting);
         if waiting.position >= WAITERS_MAX {
-            return Err(self.refuse());
+            return Err(Error::SlowDown);
         }
         let acquire = self.grains.clone().acquire_many_owned(self.grains_of(bytes));
         match tokio::time::timeout(self.patience, acquire).await {
             Ok(Ok(permit)) => Ok(Reserved { _permit: permit }),
-            _ => Err(self.refuse()),
+            _ => Err(Error::SlowDown),
         }
     }
 
@@ -88,19 +104,18 @@ impl Pool {
         Some(Reserved { _permit: permit })
     }
 
+    /// As `try_reserve`, for what is not needed yet: only while less than half of the pool is in use.
+    pub fn try_reserve_ahead(&self, bytes: u64) -> Option<Reserved> {
+        let free = self.grains.available_permits() as u64;
+        if free < u64::from(self.total) / 2 {
+            return None;
+        }
+        self.try_reserve(bytes)
+    }
+
     /// Bytes set aside now.
     pub fn used_bytes(&self) -> u64 {
         (self.total as u64).saturating_sub(self.grains.available_permits() as u64) * GRAIN
-    }
-
-    /// Requests refused so far.
-    pub fn refused(&self) -> usize {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    fn refuse(&self) -> Error {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        Error::SlowDown
     }
 }
 
@@ -156,7 +171,6 @@ mod tests {
         let held = pool.reserve(8 * GRAIN).await.expect("free");
         assert_eq!(pool.used_bytes(), 8 * GRAIN);
         assert!(matches!(pool.reserve(4 * GRAIN).await, Err(Error::SlowDown)));
-        assert_eq!(pool.refused(), 1);
         drop(held);
         assert!(pool.reserve(4 * GRAIN).await.is_ok());
         assert_eq!(pool.used_bytes(), 0);

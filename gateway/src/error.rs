@@ -49,6 +49,9 @@ pub enum Error {
     /// The request as a whole makes no sense.
     #[error("{0}")]
     InvalidRequest(String),
+    /// A key of more than 1,024 bytes.
+    #[error("the key is too long: at most 1,024 bytes of UTF-8")]
+    KeyTooLong,
     /// More user metadata than fits.
     #[error("the user metadata has {bytes} bytes, and at most {most} are allowed")]
     MetadataTooLarge {

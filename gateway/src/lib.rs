@@ -14,6 +14,7 @@ pub mod clock;
 pub mod cluster;
 pub mod error;
 pub mod gate;
+pub mod idle;
 pub mod ledger;
 pub mod maintenance;
 pub mod metrics;

@@ -1,6 +1,6 @@
 //! The gateway as a whole: the only place that wires its parts, serves its two addresses, and ends it in order.
 //!
-//! Order of the end: no new connections; requests in progress get ten seconds; then what is left is cut; commits in
+//! Order of the end: no new connections; requests in progress get six seconds; then what is left is cut; commits in
 //! progress finish; abandoned blobs are queued; the lease is given back. Then the caller stops nodes and ledger.
 
 use crate::admin;
@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::cluster::disks::{Disks, POLL_PERIOD};
 use crate::cluster::lease::Lease;
 use crate::error::{Error, Result};
+use crate::idle::IdleLimit;
 use crate::ledger::Ledger;
 use crate::maintenance::garbage::Garbage;
 use crate::maintenance::orphans::Orphans;
@@ -25,24 +26,22 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio_io_timeout::TimeoutStream;
 
 /// Connections at once; more wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 4_096;
 /// A client has this long to send a request's head.
 const HEAD_MAX: Duration = Duration::from_secs(30);
 /// A connection on which nothing moves for this long is cut: idle, stalled in sending, or not reading.
-const SILENCE_MAX: Duration = Duration::from_secs(75);
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Requests in progress get this long at shutdown.
-pub const DRAIN_MAX: Duration = Duration::from_secs(8);
+pub const DRAIN_MAX: Duration = Duration::from_secs(6);
 /// What comes after (commits, the lease) gets this long.
-const SETTLE_MAX: Duration = Duration::from_secs(1);
+const SETTLE_MAX: Duration = Duration::from_millis(1_500);
 
 /// What a gateway is made of.
 pub struct GatewayConfig {
@@ -52,8 +51,6 @@ pub struct GatewayConfig {
     pub scheme: Scheme,
     /// Bytes that may be in flight.
     pub memory_bytes: u64,
-    /// The key that may sign requests.
-    pub keys: StaticKeys,
 }
 
 /// A running gateway.
@@ -89,6 +86,7 @@ impl Gateway {
             clock,
             scheme: config.scheme,
             hedges: Default::default(),
+            suspects: Default::default(),
             gate: Default::default(),
             codecs: Default::default(),
         });
@@ -153,24 +151,22 @@ impl Gateway {
 
     async fn end(&self) -> Result<()> {
         let _ = self.stop.send(true); // Workers that ended already need no word.
-        if tokio::time::timeout(SETTLE_MAX, self.objects.gate.empty())
-            .await
-            .is_err()
-        {
-            tracing::warn!("commits still in progress; the next start will sweep what they leave");
-            return Ok(());
-        }
         let workers = std::mem::take(&mut *self.lock_workers());
-        for worker in workers {
-            if tokio::time::timeout(SETTLE_MAX, worker.ended()).await.is_err() {
+        let settle = async {
+            self.objects.gate.empty().await;
+            futures::future::join_all(workers.into_iter().map(Running::ended)).await;
+            while Garbage::queue_abandoned(&self.objects).await? > 0 {}
+            self.objects.lease.give_back().await
+        };
+        match tokio::time::timeout(SETTLE_MAX, settle).await {
+            Ok(settled) => settled,
+            Err(_) => {
                 tracing::warn!(
-                    "a background worker did not end in time; the next start will take up its work"
+                    "commits or background work did not end in time; the next start takes them up"
                 );
-                return Ok(());
+                Ok(())
             }
         }
-        while Garbage::queue_abandoned(&self.objects).await? > 0 {}
-        self.objects.lease.give_back().await
     }
 
     fn lock_workers(&self) -> std::sync::MutexGuard<'_, Vec<Running>> {
@@ -206,7 +202,7 @@ async fn take_in_usage(objects: &Objects) {
     objects.volumes.set_used(&used);
 }
 
-type Stream = Pin<Box<TimeoutStream<tokio::net::TcpStream>>>;
+type Stream = IdleLimit<tokio::net::TcpStream>;
 
 /// Accepts connections until told to stop; each comes with a place among [`CONNECTIONS_MAX`].
 async fn accept(
@@ -226,10 +222,7 @@ async fn accept(
         match accepted {
             Ok((stream, _)) => {
                 let _ = stream.set_nodelay(true); // Only speed depends on it.
-                let mut stream = TimeoutStream::new(stream);
-                stream.set_read_timeout(Some(SILENCE_MAX));
-                stream.set_write_timeout(Some(SILENCE_MAX));
-                return Some((Box::pin(stream), place));
+                return Some((IdleLimit::new(stream, SILENCE_MAX), place));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
@@ -242,6 +235,8 @@ async fn accept(
 async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
+    // Dropping the sender cuts every connection that is left.
+    let (cut, uncut) = watch::channel(());
     let mut http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
     http.http1()
         .timer(TokioTimer::new())
@@ -252,9 +247,15 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
         let s3 = hyper::service::service_fn(move |request| answer(service.clone(), request));
         let connection = http.serve_connection(TokioIo::new(stream), s3);
         let connection = graceful.watch(connection.into_owned());
+        let mut uncut = uncut.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                }
+                _ = uncut.changed() => {}
             }
             drop(place);
         });
@@ -266,6 +267,7 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
     {
         tracing::warn!("requests still in progress after {DRAIN_MAX:?}: cut");
     }
+    drop(cut);
 }
 
 /// Answers until the caller ends it, which is after the S3 side has drained.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Rows of a queue are counted up to this.
-const COUNT_MAX: usize = 100_000;
+const COUNT_MAX: usize = 10_000;
 
 /// Everything `cairn status` shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -16,8 +16,16 @@ use tracing::{info, warn};
 /// How often nodes are asked.
 pub const POLL_PERIOD: Duration = Duration::from_millis(500);
 const POLL_DEADLINE: Duration = Duration::from_secs(2);
-/// A disk that timed out is left alone this long, even if its node says it is fine.
-const TIMEOUT_REST: Duration = Duration::from_secs(5);
+/// A disk that timed out is left alone this long the first time, even if its node says it is fine.
+const REST_MIN: Duration = Duration::from_secs(5);
+/// And this long at most.
+const REST_MAX: Duration = Duration::from_secs(300);
+/// After this long without another time-out the next rest is a first one again.
+const REST_FORGOTTEN: Duration = Duration::from_secs(60);
+/// A disk that lost a race against a decode is not waited for this long.
+const SLOW_FOR: Duration = Duration::from_secs(5);
+/// Polls that a node may miss before its disks count as down.
+const MISSES_MAX: u32 = 2;
 /// Room kept free on every disk: a put is not sent to a disk with less.
 const FREE_BYTES_MIN: u64 = 8 << 20;
 
@@ -47,7 +55,27 @@ pub struct Disk {
     pub health: Health,
     /// What its node last said.
     pub status: Option<DiskStatus>,
-    rest_until: Option<Instant>,
+    rest: Rest,
+}
+
+/// How long a disk that timed out is left alone: twice as long each time, until it has behaved for a while.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rest {
+    until: Option<Instant>,
+    length: Duration,
+    misses: u32,
+}
+
+impl Rest {
+    fn begin(&mut self, now: Instant) {
+        let again = self.until.is_some_and(|until| now < until + REST_FORGOTTEN);
+        self.length = if again {
+            (self.length * 2).min(REST_MAX)
+        } else {
+            REST_MIN
+        };
+        self.until = Some(now + self.length);
+    }
 }
 
 impl Disk {
@@ -87,6 +115,7 @@ impl Snapshot {
 pub struct Disks {
     nodes: Vec<Arc<dyn StorageClient>>,
     now: RwLock<Snapshot>,
+    slow: RwLock<HashMap<DiskId, Instant>>,
 }
 
 impl Disks {
@@ -103,13 +132,14 @@ impl Disks {
                     client: None,
                     health: Health::Down("not seen yet".into()),
                     status: None,
-                    rest_until: None,
+                    rest: Rest::default(),
                 });
             })
             .await?;
         Ok(Disks {
             nodes,
             now: RwLock::new(Snapshot::new(disks.into_iter())),
+            slow: RwLock::default(),
         })
     }
 
@@ -131,8 +161,18 @@ impl Disks {
         let now = Instant::now();
         self.update(|disk| {
             let health = match seen.remove(&disk.id) {
-                None => Health::Down(unreachable.clone().unwrap_or_else(|| "no node has it".into())),
+                None => {
+                    disk.rest.misses += 1;
+                    let why = unreachable.clone().unwrap_or_else(|| "no node has it".into());
+                    // One answer that is late is no reason to refuse what can be read.
+                    if disk.rest.misses < MISSES_MAX && disk.health == Health::Online {
+                        Health::Suspect(why)
+                    } else {
+                        Health::Down(why)
+                    }
+                }
                 Some((client, status)) => {
+                    disk.rest.misses = 0;
                     let health = health_of(disk, &status, now);
                     disk.client = Some(client);
                     disk.status = Some(status);
@@ -145,22 +185,46 @@ impl Disks {
 
     /// Takes in that a request failed on a disk.
     pub fn report(&self, id: DiskId, error: &NodeError) {
-        let rest = match error {
-            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace => None,
-            NodeError::Timeout | NodeError::Unreachable { .. } => Some(Instant::now() + TIMEOUT_REST),
+        let rests = match error {
+            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace => false,
+            NodeError::Timeout | NodeError::Unreachable { .. } => true,
             _ => return,
         };
+        if self.get(id).is_none_or(|disk| disk.health != Health::Online) {
+            return; // Known already.
+        }
         self.update(|disk| {
-            if disk.id == id {
-                disk.rest_until = rest.or(disk.rest_until);
+            if disk.id == id && disk.health == Health::Online {
                 if let (NodeError::NoSpace, Some(status)) = (error, &mut disk.status) {
                     status.free_bytes = 0; // Until the next poll: it knows better than what it last said.
                 }
-                if disk.health == Health::Online {
-                    set_health(disk, Health::Suspect(error.to_string()));
+                if rests {
+                    disk.rest.begin(Instant::now());
                 }
+                set_health(disk, Health::Suspect(error.to_string()));
             }
         });
+    }
+
+    /// Takes in that a decode was faster than the disk.
+    pub fn report_slow(&self, id: DiskId) {
+        let until = Instant::now() + SLOW_FOR;
+        self.slow
+            .write()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(id, until);
+    }
+
+    /// Whether a read should ask the disk first: it is online and has not just been slow.
+    pub fn prompt(&self, id: DiskId) -> bool {
+        let slow = self
+            .slow
+            .read()
+            .unwrap_or_else(|e| e.into_inner())
+            .get(&id)
+            .copied();
+        slow.is_none_or(|until| until < Instant::now())
+            && self.get(id).is_some_and(|disk| disk.health == Health::Online)
     }
 
     /// One disk.
@@ -208,7 +272,7 @@ fn health_of(disk: &Disk, status: &DiskStatus, now: Instant) -> Health {
     }
     match &status.state {
         DiskState::Fenced { reason } => Health::Down(reason.clone()),
-        DiskState::Online => match (&disk.health, disk.rest_until) {
+        DiskState::Online => match (&disk.health, disk.rest.until) {
             (Health::Suspect(why), Some(until)) if now < until => Health::Suspect(why.clone()),
             _ => Health::Online,
         },

@@ -150,7 +150,7 @@ impl Garbage {
         let Some(disk) = self.objects.disks.get(disk_id) else {
             return Ok(true);
         };
-        let (Some(client), false) = (disk.client.clone(), matches!(disk.health, Health::Down(_))) else {
+        let (Some(client), Health::Online) = (disk.client.clone(), &disk.health) else {
             return Ok(false);
         };
         match client
@@ -214,10 +214,10 @@ impl Worker for Garbage {
             self.objects.metrics.collected_blobs.inc_by(collected);
         }
         let more = self.cursor.lock().unwrap_or_else(|e| e.into_inner()).is_some();
-        Ok(if queued > 0 || collected > 0 || more {
-            Step::Worked
-        } else {
-            Step::Idle
+        Ok(match more {
+            _ if queued > 0 || collected > 0 => Step::Worked,
+            true => Step::Skipped,
+            false => Step::Idle,
         })
     }
 }

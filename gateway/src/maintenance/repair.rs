@@ -207,7 +207,12 @@ impl Worker for Repair {
             let Some((volume, blob, stripe, index)) = key::suspect_parts(&row_key) else {
                 continue;
             };
-            match self.repair(volume, blob, stripe, index).await? {
+            let outcome = match self.repair(volume, blob, stripe, index).await {
+                Err(error @ Error::Ledger(_)) => return Err(error),
+                Err(error) => Outcome::Later(error.to_string()), // One bad row does not hold up the others.
+                Ok(outcome) => outcome,
+            };
+            match outcome {
                 Outcome::Later(why) => {
                     tracing::debug!(volume, blob, stripe, index, why, "repair put off");
                     self.objects.metrics.failed_repairs.inc();
@@ -227,6 +232,7 @@ impl Worker for Repair {
                 }
                 Outcome::Gone => {}
             }
+            self.objects.suspects.forget(&row_key);
             let commit = CommitBuilder::new()
                 .expect(&row_key, Some(row.version))
                 .delete(row_key);
@@ -241,10 +247,10 @@ impl Worker for Repair {
                 Err(error) => return Err(error),
             }
         }
-        Ok(if more || repaired > 0 {
-            Step::Worked
-        } else {
-            Step::Idle
+        Ok(match more {
+            _ if repaired > 0 => Step::Worked,
+            true => Step::Skipped,
+            false => Step::Idle,
         })
     }
 }

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 pub enum Step {
     /// Something; there may be more right now.
     Worked,
+    /// Nothing could be done with these, but there are others to look at.
+    Skipped,
     /// Nothing, or nothing that could be done now.
     Idle,
 }
@@ -54,6 +56,8 @@ pub struct Running {
 
 /// How long a worker rests after a step that failed.
 const REST_AFTER_ERROR: Duration = Duration::from_secs(1);
+/// How long it rests before it looks at the next batch when there was nothing to be done with one.
+const REST_AFTER_SKIP: Duration = Duration::from_millis(100);
 
 impl Running {
     /// Starts a worker; it ends after the step in progress when `stop` turns true.
@@ -66,10 +70,13 @@ impl Running {
         let task = tokio::spawn(async move {
             while !*stop.borrow() {
                 let stepped = worker.step().await;
-                let rest = note(&seen, worker.name(), &stepped).unwrap_or(worker.rest());
-                if matches!(stepped, Ok(Step::Worked)) {
-                    continue;
-                }
+                note(&seen, worker.name(), &stepped);
+                let rest = match stepped {
+                    Ok(Step::Worked) => continue,
+                    Ok(Step::Skipped) => REST_AFTER_SKIP,
+                    Ok(Step::Idle) => worker.rest(),
+                    Err(_) => REST_AFTER_ERROR,
+                };
                 tokio::select! {
                     _ = tokio::time::sleep(rest) => {}
                     _ = worker.woken() => {}
@@ -93,15 +100,14 @@ impl Running {
     }
 }
 
-/// Records a step; answers how long to rest if it failed.
-fn note(status: &Mutex<WorkerStatus>, name: &str, stepped: &Result<Step>) -> Option<Duration> {
+/// Records a step.
+fn note(status: &Mutex<WorkerStatus>, name: &str, stepped: &Result<Step>) {
     let mut status = status.lock().unwrap_or_else(|e| e.into_inner());
     match stepped {
         Ok(step) => {
-            status.idle = *step == Step::Idle;
+            status.idle = *step != Step::Worked;
             status.steps += u64::from(*step == Step::Worked);
             status.error = None;
-            None
         }
         Err(error) => {
             let text = error.to_string();
@@ -109,7 +115,6 @@ fn note(status: &Mutex<WorkerStatus>, name: &str, stepped: &Result<Step>) -> Opt
                 tracing::warn!(worker = name, %error, "background work failed; it will be tried again");
             }
             status.error = Some(text);
-            Some(REST_AFTER_ERROR)
         }
     }
 }

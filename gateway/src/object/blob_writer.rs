@@ -38,9 +38,9 @@ pub struct BlobWriter<'a> {
     failed_disks: HashSet<DiskId>,
 }
 
-/// Bytes of a full stripe.
+/// Bytes of a full stripe. A scheme of more than 64 data shards gets shorter shards: a blob has at least one stripe.
 pub fn stripe_bytes(scheme: Scheme) -> usize {
-    scheme.data_shards() * SHARD_BYTES_MAX as usize
+    (scheme.data_shards() * SHARD_BYTES_MAX as usize).min(BLOB_BYTES_MAX as usize)
 }
 
 impl<'a> BlobWriter<'a> {
@@ -64,9 +64,15 @@ impl<'a> BlobWriter<'a> {
 
     /// Writes a chunk; when this returns, all its shards are durable. `last` says that no more comes.
     pub async fn write(&mut self, mut chunk: Bytes, last: bool) -> Result<()> {
+        let mut failed: Option<Error> = None;
         let mut failures = 0;
         while !chunk.is_empty() {
-            let capacity = self.prepare().await?;
+            // When no place is left after a failure, the failure says more than the lack of places.
+            let capacity = match (self.prepare().await, failed.take()) {
+                (Ok(capacity), _) => capacity,
+                (Err(Error::TooFewDomains { .. }), Some(failure)) => return Err(failure),
+                (Err(error), _) => return Err(error),
+            };
             let stripe = chunk.slice(..chunk.len().min(capacity));
             match self.write_stripe(&stripe).await {
                 Ok(()) => chunk.advance(stripe.len()),
@@ -75,6 +81,7 @@ impl<'a> BlobWriter<'a> {
                     failures += 1;
                     self.objects.metrics.rewritten_stripes.inc();
                     self.close();
+                    failed = Some(error);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -177,21 +184,31 @@ impl<'a> BlobWriter<'a> {
         });
         let mut failure: Option<NodeError> = None;
         for (index, outcome) in join_all(sent).await.into_iter().enumerate() {
-            if let Err(error) = outcome {
-                let disk = volume.disks[index];
-                self.objects.disks.report(disk, &error);
+            let Err(error) = outcome else { continue };
+            let disk = volume.disks[index];
+            self.objects.disks.report(disk, &error);
+            // Busy is not broken: the same disk will do a moment later. Any other failure weighs more.
+            if error != NodeError::Overloaded {
                 self.failed_disks.insert(disk);
+                failure = Some(error);
+            } else if failure.is_none() {
                 failure = Some(error);
             }
         }
         match failure {
             None => Ok(()),
             Some(NodeError::Overloaded) => {
-                self.failed_disks.clear(); // Busy is not broken: the same disks will do a moment later.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 Err(Error::SlowDown)
             }
             Some(NodeError::NoSpace) => Err(Error::StorageFull),
+            Some(NodeError::StaleEpoch { .. }) => {
+                self.objects.volumes.refresh(volume.id).await?;
+                Err(Error::WriteFailed(format!(
+                    "volume {} changed its disks",
+                    volume.id
+                )))
+            }
             Some(error) => Err(Error::WriteFailed(error.to_string())),
         }
     }

@@ -54,26 +54,28 @@ impl Objects {
         }
     }
 
-    /// Deletes a bucket if it holds no objects; uploads in progress are aborted.
+    /// Deletes a bucket if it holds no objects; uploads in progress are aborted. Runs to its end even if the caller
+    /// leaves: a bucket is never left half deleted.
     pub async fn delete_bucket(self: &Arc<Self>, name: &str) -> Result<()> {
-        // A task of its own: a client that leaves in the middle must not leave the bucket marked.
-        let (objects, inside, name) = (self.clone(), self.gate.enter_within(), name.to_string());
-        let task = async move {
+        let (objects, name, inside) = (self.clone(), name.to_string(), self.gate.enter_within());
+        let task = tokio::spawn(async move {
             let _inside = inside;
-            objects.mark_and_remove(&name).await
-        };
-        tokio::spawn(task)
-            .await
+            objects.mark_and_delete(&name).await
+        });
+        task.await
             .map_err(|e| Error::Internal(format!("a bucket's deletion stopped: {e}")))?
     }
 
-    async fn mark_and_remove(self: &Arc<Self>, name: &str) -> Result<()> {
+    async fn mark_and_delete(self: &Arc<Self>, name: &str) -> Result<()> {
         let row_key = key::bucket(name);
         let bucket = self
             .ledger
             .get::<BucketRow>(row_key.clone())
             .await?
             .ok_or(Error::NoSuchBucket)?;
+        if bucket.row.deleting {
+            return Err(Error::Conflict); // Somebody else is at it.
+        }
         if self.has_objects(bucket.row.id).await? {
             return Err(Error::BucketNotEmpty);
         }
@@ -86,19 +88,18 @@ impl Objects {
             .put(row_key.clone(), &marked);
         let version = self.ledger.commit(self.lease.fence(commit).build()).await?;
         // From here no put can commit, so what is seen now is all there is.
-        if self.has_objects(bucket.row.id).await? {
-            let commit = CommitBuilder::new()
-                .expect(&row_key, Some(version))
-                .put(row_key, &bucket.row);
-            self.ledger.commit(self.lease.fence(commit).build()).await?;
-            return Err(Error::BucketNotEmpty);
-        }
-        self.abort_all_uploads(bucket.row.id).await?;
-        let commit = CommitBuilder::new()
-            .expect(&row_key, Some(version))
-            .delete(row_key);
+        let emptied = match self.has_objects(bucket.row.id).await {
+            Ok(true) => Err(Error::BucketNotEmpty),
+            Ok(false) => self.abort_all_uploads(bucket.row.id).await,
+            Err(error) => Err(error),
+        };
+        let commit = CommitBuilder::new().expect(&row_key, Some(version));
+        let commit = match &emptied {
+            Ok(()) => commit.delete(row_key),
+            Err(_) => commit.put(row_key, &bucket.row),
+        };
         self.ledger.commit(self.lease.fence(commit).build()).await?;
-        Ok(())
+        emptied
     }
 
     /// Finishes deletions of buckets that a crash cut short: an empty one goes, any other comes back.

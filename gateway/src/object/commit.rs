@@ -100,6 +100,7 @@ impl Objects {
         let (objects, inside) = (self.clone(), self.gate.enter_within());
         let task = async move {
             let _inside = inside;
+            let pending = pending; // Handed over, if it comes to that, before the gate sees this leave.
             for attempt in 0..CONFLICT_RETRIES {
                 if attempt > 0 {
                     back_off(attempt).await;
@@ -108,11 +109,17 @@ impl Objects {
                     Err(Error::Conflict) => continue,
                     decided => decided?,
                 };
-                match objects.ledger.commit(objects.lease.fence(commit).build()).await {
+                let commit = objects.lease.fence(commit).build();
+                let fence = commit.preconditions.len() - 1;
+                match objects.ledger.commit(commit).await {
                     Ok(_) => {
                         pending.into_iter().for_each(PendingBlobs::keep);
                         objects.abandoned.wake();
                         return Ok(answer);
+                    }
+                    Err(LedgerError::Conflict { index }) if index == fence => {
+                        let what = "the lease of this gateway was revoked".to_string();
+                        return Err(LedgerError::Unavailable { what }.into());
                     }
                     Err(LedgerError::Conflict { .. }) => {}
                     Err(error @ LedgerError::OutOfBounds { .. }) => return Err(error.into()),

@@ -29,6 +29,7 @@ impl Objects {
         bucket: &str,
         name: &str,
         headers: Option<Headers>,
+        conditions: WriteConditions,
     ) -> Result<Stored> {
         if headers.is_none() && source.bucket == bucket && source.name == name {
             return Err(Error::InvalidRequest(
@@ -39,7 +40,7 @@ impl Objects {
         let target = Target {
             bucket: bucket.into(),
             name: name.into(),
-            conditions: WriteConditions::default(),
+            conditions,
         };
         self.decide_and_commit(None, move |objects| {
             let (source, target, headers) = (source.clone(), target.clone(), headers.clone());
@@ -51,7 +52,7 @@ impl Objects {
                 row.upload = Default::default();
                 let shared = row.blobs.clone();
                 objects
-                    .replace(CommitBuilder::new(), &target, row, Vec::new(), shared)
+                    .replace(CommitBuilder::new(), &target, row, Vec::new(), shared, Vec::new())
                     .await
             }
         })

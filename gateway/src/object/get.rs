@@ -7,7 +7,7 @@ use super::condition::ReadConditions;
 use super::readers::Pins;
 use super::shard_reader::StripeSource;
 use super::{Objects, encode};
-use crate::budget::Reserved;
+use crate::budget::accounted;
 use crate::cluster::disks::Health;
 use crate::error::{Error, Result};
 use crate::ledger::key;
@@ -17,7 +17,7 @@ use ec_core::stripe::Piece;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use storage_node::protocol::DiskId;
+use storage_node::protocol::{BLOCK_BYTES, DiskId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -80,6 +80,15 @@ pub fn resolve(wanted: Wanted, row: &ObjectRow) -> Result<Range<u64>> {
 struct Fetch {
     source: StripeSource,
     piece: Piece,
+}
+
+impl Fetch {
+    /// Bytes that the piece keeps in memory: whole blocks are read and checked.
+    fn held_bytes(&self) -> u64 {
+        let first = self.piece.offset / BLOCK_BYTES;
+        let end = (self.piece.offset + self.piece.len).div_ceil(BLOCK_BYTES);
+        u64::from(((end - first) * BLOCK_BYTES).min(self.source.shard_len))
+    }
 }
 
 impl Objects {
@@ -169,7 +178,7 @@ impl Objects {
         let Some(fetch) = plan.next().await? else {
             return Ok(receive);
         };
-        let reserved = self.budget.reads.reserve(fetch.piece.len as u64).await?;
+        let reserved = self.budget.reads.reserve(fetch.held_bytes()).await?;
         let first = accounted(self.read_piece(&fetch.source, &fetch.piece).await?, reserved);
         // The producer gets its own turn only after this; a client that leaves ends it through the channel.
         tokio::spawn(async move {
@@ -261,10 +270,15 @@ impl Plan {
         let Some(fetch) = self.next().await? else {
             return Ok(Started::End);
         };
-        let len = fetch.piece.len as u64;
-        let reserved = match self.objects.budget.reads.try_reserve(len) {
+        let len = fetch.held_bytes();
+        let reads = &self.objects.budget.reads;
+        let free = match patient {
+            true => reads.try_reserve(len),
+            false => reads.try_reserve_ahead(len),
+        };
+        let reserved = match free {
             Some(reserved) => reserved,
-            None if patient => self.objects.budget.reads.reserve_patiently(len).await?,
+            None if patient => reads.reserve_patiently(len).await?,
             None => {
                 self.pieces.push_front(fetch);
                 return Ok(Started::NoMemory);
@@ -277,23 +291,6 @@ impl Plan {
         });
         Ok(Started::Reading(Reading { task }))
     }
-}
-
-/// Bytes that keep their memory reserved for as long as anybody holds them.
-fn accounted(bytes: Bytes, reserved: Reserved) -> Bytes {
-    struct Accounted {
-        bytes: Bytes,
-        _reserved: Reserved,
-    }
-    impl AsRef<[u8]> for Accounted {
-        fn as_ref(&self) -> &[u8] {
-            &self.bytes
-        }
-    }
-    Bytes::from_owner(Accounted {
-        bytes,
-        _reserved: reserved,
-    })
 }
 
 /// The blobs that hold a range of an object, each with its own range.

@@ -7,7 +7,7 @@ use super::abandoned::PendingBlobs;
 use super::blob_writer::{BlobWriter, stripe_bytes};
 use super::digest::{Algorithm, ContentDigests, ContentHasher};
 use super::{Body, Objects, PUT_BYTES_MAX, SMALL_BYTES_MAX, off_reactor};
-use crate::budget::Reserved;
+use crate::budget::{Reserved, accounted};
 use crate::error::{Error, Result};
 use crate::ledger::model::BlobRef;
 use bytes::{Buf, Bytes, BytesMut};
@@ -48,7 +48,7 @@ pub async fn ingest(
         received: 0,
         announced,
     };
-    let first = source.fill(first_len.max(1)).await?;
+    let first = source.fill(first_len.max(1), reserved).await?;
     let small = first.len() <= SMALL_BYTES_MAX && source.at_end().await?;
     let scheme = if small {
         objects.scheme.small()
@@ -56,8 +56,7 @@ pub async fn ingest(
         objects.scheme
     };
     let writer = BlobWriter::new(objects, scheme);
-    let hasher = ContentHasher::new(algorithm);
-    pump(objects, source, first, writer, hasher, reserved).await
+    pump(objects, source, first, writer, ContentHasher::new(algorithm)).await
 }
 
 /// Moves chunk after chunk from the source to the writer.
@@ -67,16 +66,14 @@ async fn pump(
     first: Bytes,
     mut writer: BlobWriter<'_>,
     mut hasher: ContentHasher,
-    _reserved: Reserved,
 ) -> Result<Ingested> {
     let mut chunk = first;
     let mut ended = source.at_end().await?;
     while !chunk.is_empty() {
         let next_len = source.next_len(writer.chunk_bytes());
-        let ahead = if ended {
-            None
-        } else {
-            objects.budget.writes.try_reserve(with_parity(objects, next_len))
+        let ahead = match ended {
+            true => None,
+            false => objects.budget.writes.try_reserve(with_parity(objects, next_len)),
         };
         let bytes = chunk.clone();
         let hash = off_reactor(move || {
@@ -85,7 +82,7 @@ async fn pump(
         });
         let (hashed, written, filled) = tokio::join!(hash, writer.write(chunk, ended), async {
             match ahead {
-                Some(_) => source.fill(next_len).await.map(Some),
+                Some(reserved) => source.fill(next_len, reserved).await.map(Some),
                 None => Ok(None),
             }
         });
@@ -93,7 +90,15 @@ async fn pump(
         chunk = match filled? {
             Some(filled) => filled,
             None if ended => Bytes::new(),
-            None => source.fill(source.next_len(writer.chunk_bytes())).await?,
+            None => {
+                let next_len = source.next_len(writer.chunk_bytes());
+                let reserved = objects
+                    .budget
+                    .writes
+                    .reserve_patiently(with_parity(objects, next_len))
+                    .await?;
+                source.fill(next_len, reserved).await?
+            }
         };
         ended = source.at_end().await?;
     }
@@ -136,8 +141,9 @@ impl Source {
         left.clamp(1, chunk as u64) as usize
     }
 
-    /// Up to `len` bytes; fewer only at the end.
-    async fn fill(&mut self, len: usize) -> Result<Bytes> {
+    /// Up to `len` bytes; fewer only at the end. They keep their memory reserved for as long as anybody holds a part
+    /// of them, be it a disk's queue.
+    async fn fill(&mut self, len: usize, reserved: Reserved) -> Result<Bytes> {
         let mut chunk = BytesMut::with_capacity(len);
         while chunk.len() < len && self.more().await? {
             let take = self.rest.len().min(len - chunk.len());
@@ -148,7 +154,7 @@ impl Source {
         if self.received > PUT_BYTES_MAX {
             return Err(Error::EntityTooLarge);
         }
-        Ok(chunk.freeze())
+        Ok(accounted(chunk.freeze(), reserved))
     }
 
     /// Whether the body has been read to its end, which must be where the client said it would be.

@@ -11,6 +11,9 @@ use prost::Message;
 /// The most entries of one page.
 pub const PAGE_MAX: usize = 1_000;
 
+/// Rows read at a time: the row of a large object is long, and a page holds only what it shows.
+const ROWS_AT_ONCE: usize = 256;
+
 /// What is listed.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
@@ -52,6 +55,19 @@ pub struct Page<T> {
     pub truncated: bool,
 }
 
+/// An object as listed: its row without what a listing does not show, which can be long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObjectEntry {
+    /// Bytes.
+    pub size: u64,
+    /// Without quotes.
+    pub etag: String,
+    /// Milliseconds since 1970.
+    pub modified_ms: u64,
+    /// The algorithm of its checksum, if it has one.
+    pub checksum_algorithm: Option<String>,
+}
+
 /// An upload as listed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UploadEntry {
@@ -63,7 +79,7 @@ pub struct UploadEntry {
 
 impl Objects {
     /// A page of a bucket's objects.
-    pub async fn list(&self, bucket: &str, query: &Query) -> Result<Page<ObjectRow>> {
+    pub async fn list(&self, bucket: &str, query: &Query) -> Result<Page<ObjectEntry>> {
         let bucket = self.bucket(bucket).await?.row.id;
         let range = |from: &[u8]| key::objects(bucket, &query.prefix, from);
         let from = query
@@ -72,7 +88,13 @@ impl Objects {
             .map(|after| [after.as_bytes(), b"\0"].concat())
             .unwrap_or_default();
         self.page(query, range, &from, None, |row_key, row: ObjectRow| {
-            Some((key::object_name(row_key)?, row))
+            let entry = ObjectEntry {
+                size: row.size,
+                etag: row.etag,
+                modified_ms: row.modified_ms,
+                checksum_algorithm: row.checksum.map(|c| c.algorithm),
+            };
+            Some((key::object_name(row_key)?, entry))
         })
         .await
     }
@@ -127,7 +149,12 @@ impl Objects {
             at.start = range(b"").start.max(resume);
         }
         // With a delimiter most rows may be skipped by a seek, so begin with a small scan.
-        let mut batch = if query.delimiter.is_empty() { limit + 1 } else { 32 };
+        let most = (limit + 1).min(ROWS_AT_ONCE);
+        let mut batch = if query.delimiter.is_empty() {
+            most
+        } else {
+            most.min(32)
+        };
         loop {
             let rows: Vec<(Bytes, Typed<R>)> = self.ledger.scan(at.clone(), batch).await?;
             let (count, asked) = (rows.len(), batch);
@@ -163,7 +190,7 @@ impl Objects {
                     None => return Ok(page),
                 },
                 None if count < asked => return Ok(page),
-                None => batch = (batch * 4).min(limit + 1),
+                None => batch = (batch * 4).min(most),
             }
         }
     }

@@ -74,6 +74,8 @@ pub struct Objects {
     pub scheme: Scheme,
     /// Hedges that may still be made; refilled by reads.
     pub hedges: shard_reader::HedgeBudget,
+    /// Shards queued for repair.
+    pub suspects: shard_reader::Suspects,
     /// Counts requests and commits in progress; closed at shutdown.
     pub gate: Gate,
     /// A codec per scheme in use.

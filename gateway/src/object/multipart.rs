@@ -21,6 +21,12 @@ pub const PARTS_MAX: u16 = 10_000;
 /// The least bytes of a part that is not the last: 5 MiB.
 pub const PART_BYTES_MIN: u64 = 5 << 20;
 
+/// The most blobs of one object: 2.5 TiB of full ones. Deleting or replacing it must fit one ledger commit.
+pub const BLOBS_MAX: usize = 40_000;
+
+/// Blobs dropped in one commit when an upload is aborted.
+const ABORT_BLOBS: usize = 10_000;
+
 /// Which upload.
 #[derive(Clone, Debug)]
 pub struct UploadTarget {
@@ -281,12 +287,21 @@ impl Objects {
                 row.size
             )));
         }
-        if let (Some(announced), Some(found)) = (&completion.checksum, &row.checksum)
-            && *announced != found.digest
-        {
-            return Err(Error::BadDigest {
-                algorithm: "checksum",
-            });
+        match (&completion.checksum, &row.checksum) {
+            (Some(announced), Some(found)) if *announced != found.digest => {
+                return Err(Error::BadDigest {
+                    algorithm: "checksum",
+                });
+            }
+            (Some(_), None) => {
+                return Err(Error::InvalidRequest(
+                    "the upload was created without a checksum".into(),
+                ));
+            }
+            _ => {}
+        }
+        if row.blobs.len() + unused_blobs(listed, &parts) > BLOBS_MAX {
+            return Err(Error::EntityTooLarge);
         }
         let upload_key = key::upload(bucket, &target.name, target.upload);
         let mut commit = CommitBuilder::new()
@@ -296,7 +311,10 @@ impl Objects {
         for (number, part) in &parts {
             let part_key = key::part(target.upload, *number);
             commit = commit.expect(&part_key, Some(part.version)).delete(part_key);
-            if !listed.iter().any(|l| l.number == u32::from(*number)) {
+            if listed
+                .binary_search_by_key(&u32::from(*number), |l| l.number)
+                .is_err()
+            {
                 unused.extend(part.row.blobs.iter().copied());
             }
         }
@@ -305,44 +323,8 @@ impl Objects {
             name: target.name.clone(),
             conditions: completion.conditions.clone(),
         };
-        self.replace_and_drop(commit, &object, row, unused).await
-    }
-
-    /// As `replace`, with blobs of unused parts dropped in the same commit.
-    async fn replace_and_drop(
-        &self,
-        commit: CommitBuilder,
-        target: &Target,
-        mut row: ObjectRow,
-        mut lost: Vec<BlobRef>,
-    ) -> Result<(CommitBuilder, Stored)> {
-        let (bucket, current) = self.current(target).await?;
-        target.conditions.check(current.as_ref().map(|c| &c.row))?;
-        row.modified_ms = self.clock.now_ms();
-        let object_key = key::object(bucket.row.id, &target.name);
-        let commit = commit
-            .expect(&key::bucket(&target.bucket), Some(bucket.version))
-            .expect(&object_key, current.as_ref().map(|c| c.version))
-            .put(object_key, &row);
-        lost.extend(current.map(|c| c.row.blobs).unwrap_or_default());
-        let commit = self
-            .change_blobs(
-                commit,
-                &BlobChange {
-                    lost,
-                    ..Default::default()
-                },
-            )
-            .await?;
-        Ok((
-            commit,
-            Stored {
-                etag: row.etag,
-                modified_ms: row.modified_ms,
-                checksum: row.checksum,
-                size: row.size,
-            },
-        ))
+        self.replace(commit, &object, row, Vec::new(), Vec::new(), unused)
+            .await
     }
 
     /// The answer to completing an upload that is gone: fine if the object came from it, else there is no such upload.
@@ -375,29 +357,46 @@ impl Objects {
     /// Ends an upload of a bucket that may be on its way out.
     pub async fn abort_upload_of(self: &Arc<Self>, bucket: u64, name: &str, upload: u128) -> Result<()> {
         let upload_key = key::upload(bucket, name, upload);
-        self.decide_and_commit(None, move |objects| {
+        // In batches, so that an upload of any size can be ended. Every batch moves the upload's version: whoever
+        // completes it at the same time must look again.
+        loop {
             let upload_key = upload_key.clone();
-            async move {
-                let Some(row) = objects.ledger.get::<UploadRow>(upload_key.clone()).await? else {
-                    return Err(Error::NoSuchUpload);
-                };
-                let mut commit = CommitBuilder::new()
-                    .expect(&upload_key, Some(row.version))
-                    .delete(upload_key);
-                let mut lost = Vec::new();
-                for (number, part) in objects.all_parts(upload).await? {
-                    let part_key = key::part(upload, number);
-                    commit = commit.expect(&part_key, Some(part.version)).delete(part_key);
-                    lost.extend(part.row.blobs);
-                }
-                let change = BlobChange {
-                    lost,
-                    ..Default::default()
-                };
-                Ok((objects.change_blobs(commit, &change).await?, ()))
+            let ended = self.decide_and_commit(None, move |objects| {
+                let upload_key = upload_key.clone();
+                async move { objects.decide_abort(upload_key, upload).await }
+            });
+            if ended.await? {
+                return Ok(());
             }
-        })
-        .await
+        }
+    }
+
+    /// Drops some of an upload's parts, and the upload with the last. Answers whether it is gone.
+    async fn decide_abort(&self, upload_key: Bytes, upload: u128) -> Result<(CommitBuilder, bool)> {
+        let Some(row) = self.ledger.get::<UploadRow>(upload_key.clone()).await? else {
+            return Err(Error::NoSuchUpload);
+        };
+        let mut commit = CommitBuilder::new().expect(&upload_key, Some(row.version));
+        let (mut lost, mut ended) = (Vec::new(), true);
+        for (number, part) in self.all_parts(upload).await? {
+            if lost.len() >= ABORT_BLOBS {
+                ended = false;
+                break;
+            }
+            let part_key = key::part(upload, number);
+            commit = commit.expect(&part_key, Some(part.version)).delete(part_key);
+            lost.extend(part.row.blobs);
+        }
+        let commit = if ended {
+            commit.delete(upload_key)
+        } else {
+            commit.put(upload_key, &row.row)
+        };
+        let change = BlobChange {
+            lost,
+            ..Default::default()
+        };
+        Ok((self.change_blobs(commit, &change).await?, ended))
     }
 
     /// A page of an upload's parts, those after number `after`.
@@ -405,7 +404,7 @@ impl Objects {
         let (_, upload) = self.upload(target).await?;
         let range = key::parts(target.upload, after.saturating_add(1));
         let rows = self.ledger.scan::<PartRow>(range, limit + 1).await?;
-        let truncated = rows.len() > limit;
+        let truncated = limit > 0 && rows.len() > limit;
         let numbered = |(row_key, row): (Bytes, Typed<PartRow>)| Some((key::part_number(&row_key)?, row.row));
         let parts = rows.into_iter().take(limit).filter_map(numbered).collect();
         Ok(PartsPage {
@@ -511,6 +510,16 @@ fn assemble_checksum(parts: &[(u32, &PartRow)], upload: &UploadRow) -> Result<Op
         digest: whole.into(),
         composite_parts: 0,
     }))
+}
+
+/// Blobs of the parts that the client does not list.
+fn unused_blobs(listed: &[ListedPart], parts: &[(u16, Typed<PartRow>)]) -> usize {
+    let unused = |n: &u16| listed.binary_search_by_key(&u32::from(*n), |l| l.number).is_err();
+    parts
+        .iter()
+        .filter(|(n, _)| unused(n))
+        .map(|(_, part)| part.row.blobs.len())
+        .sum()
 }
 
 /// 16 bytes from 32 hex digits.

@@ -99,7 +99,7 @@ impl Objects {
             let (target, row, fresh) = (target.clone(), row.clone(), fresh.clone());
             async move {
                 objects
-                    .replace(CommitBuilder::new(), &target, row, fresh, Vec::new())
+                    .replace(CommitBuilder::new(), &target, row, fresh, Vec::new(), Vec::new())
                     .await
             }
         })
@@ -120,7 +120,7 @@ impl Objects {
     }
 
     /// Adds to a commit that `row` becomes the object. `fresh` are blobs just written and `gained` existing ones that
-    /// the row shares; what the object had before loses a reference.
+    /// the row shares; `lost` ones, and what the object had before, lose a reference.
     pub async fn replace(
         &self,
         commit: CommitBuilder,
@@ -128,6 +128,7 @@ impl Objects {
         mut row: ObjectRow,
         fresh: Vec<BlobRef>,
         gained: Vec<BlobRef>,
+        mut lost: Vec<BlobRef>,
     ) -> Result<(CommitBuilder, Stored)> {
         let (bucket, current) = self.current(target).await?;
         target.conditions.check(current.as_ref().map(|c| &c.row))?;
@@ -139,7 +140,7 @@ impl Objects {
             .expect(&key::bucket(&target.bucket), Some(bucket.version))
             .expect(&object_key, current.as_ref().map(|c| c.version))
             .put(object_key, &row);
-        let lost = current.map(|c| c.row.blobs).unwrap_or_default();
+        lost.extend(current.map(|c| c.row.blobs).unwrap_or_default());
         let change = BlobChange {
             fresh,
             gained,

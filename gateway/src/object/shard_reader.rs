@@ -15,8 +15,9 @@ use ec_core::stripe::Piece;
 use ec_core::{Codec, seal};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use storage_node::protocol::{BLOCK_BYTES, BlockRange, NodeError, ShardBlocks, ShardKey, seal_seed};
 
@@ -98,6 +99,17 @@ impl Objects {
             first,
             count: (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first,
         };
+        let disk = source.volume.disks[piece.shard as usize];
+        if !self.disks.prompt(disk) {
+            // Not worth waiting for; asked all the same if the others do not suffice.
+            return match self.decode(source, piece.shard, blocks).await {
+                Ok(bytes) => Ok(trim(bytes, piece, blocks)),
+                Err(error) => match self.read_shard(source, piece.shard, blocks).await {
+                    Ok(read) => Ok(trim(read.payload, piece, blocks)),
+                    Err(_) => Err(error),
+                },
+            };
+        }
         let direct = self.read_shard(source, piece.shard, blocks);
         tokio::pin!(direct);
         let found = match tokio::time::timeout(HEDGE_AFTER, &mut direct).await {
@@ -134,7 +146,10 @@ impl Objects {
                 Err(_) => Ok(trim(decode.await?, piece, blocks)),
             },
             decoded = &mut decode => match decoded {
-                Ok(bytes) => Ok(trim(bytes, piece, blocks)),
+                Ok(bytes) => {
+                    self.disks.report_slow(source.volume.disks[piece.shard as usize]);
+                    Ok(trim(bytes, piece, blocks))
+                }
                 Err(error) => match direct.await {
                     Ok(read) => Ok(trim(read.payload, piece, blocks)),
                     Err(_) => Err(error),
@@ -151,26 +166,22 @@ impl Objects {
         let bytes = blocks.count as u64 * BLOCK_BYTES as u64 * (needed as u64 + 1);
         let _reserved: Reserved = self.budget.decode.reserve_patiently(bytes).await?;
         let others = self.read_any(source, wanted, blocks, needed).await?;
+        let others: Vec<(usize, Bytes)> = others.into_iter().map(|(i, shard)| (i, shard.payload)).collect();
         off_reactor(move || reconstruct(&codec, &others, wanted)).await?
     }
 
     /// Any `needed` shards other than `except`, verified: starts with as many as are needed on disks that serve and
     /// replaces each that fails.
-    async fn read_any(
+    pub async fn read_any(
         &self,
         source: &StripeSource,
         except: u8,
         blocks: BlockRange,
         needed: usize,
-    ) -> Result<Vec<(usize, Bytes)>> {
+    ) -> Result<Vec<(usize, ShardBlocks)>> {
         let total = source.volume.scheme.total_shards() as u8;
         let mut candidates: Vec<u8> = (0..total).filter(|i| *i != except).collect();
-        candidates.sort_by_key(|i| {
-            !self
-                .disks
-                .get(source.volume.disks[*i as usize])
-                .is_some_and(|d| d.writable())
-        });
+        candidates.sort_by_key(|i| !self.disks.prompt(source.volume.disks[*i as usize]));
         let mut candidates = candidates.into_iter();
         let read = |index: u8| async move { (index, self.read_shard(source, index, blocks).await) };
         let mut running: FuturesUnordered<_> = candidates.by_ref().take(needed).map(read).collect();
@@ -179,7 +190,7 @@ impl Objects {
         while found.len() < needed {
             tokio::select! {
                 finished = running.next() => match finished {
-                    Some((index, Ok(shard))) => found.push((index as usize, shard.payload)),
+                    Some((index, Ok(shard))) => found.push((index as usize, shard)),
                     Some((_, Err(_))) => running.extend(candidates.next().map(read)),
                     None => break,
                 },
@@ -212,6 +223,11 @@ impl Objects {
             Ok(shard) => check(source, index, blocks, shard).await,
             Err(error) => Err(error),
         };
+        if let Err(NodeError::StaleEpoch { .. }) = &checked
+            && let Err(error) = self.volumes.refresh(source.volume.id).await
+        {
+            tracing::warn!(volume = source.volume.id, %error, "a volume's row could not be read again");
+        }
         if let Err(error) = &checked {
             self.disks.report(source.volume.disks[index as usize], error);
             if let Some(kind) = suspect_kind(error) {
@@ -246,19 +262,50 @@ impl Objects {
             .await
     }
 
-    /// Queues a shard for repair.
+    /// Queues a shard for repair, once.
     pub async fn suspect(&self, source: &StripeSource, index: u8, error: &NodeError) {
         let key = key::suspect(source.volume.id, source.key.blob, source.key.stripe, index);
+        if !self.suspects.remember(&key) {
+            return;
+        }
+        tracing::warn!(volume = source.volume.id, blob = source.key.blob, stripe = source.key.stripe, index, %error,
+            "shard queued for repair");
         let row = SuspectRow {
             reason: error.to_string(),
         };
-        tracing::warn!(volume = source.volume.id, blob = source.key.blob, stripe = source.key.stripe, index, %error,
-            "shard queued for repair");
-        let commit = self.lease.fence(CommitBuilder::new().put(key, &row)).build();
+        let commit = self
+            .lease
+            .fence(CommitBuilder::new().put(key.clone(), &row))
+            .build();
         if let Err(error) = self.ledger.commit(commit).await {
+            self.suspects.forget(&key);
             tracing::warn!(%error, "the shard could not be queued; the next read of it will try again");
         }
-        self.metrics.suspect_shards.inc();
+    }
+}
+
+/// Shards that are queued for repair already, so that every further read of them costs no commit.
+#[derive(Default)]
+pub struct Suspects {
+    queued: Mutex<HashSet<Bytes>>,
+}
+
+impl Suspects {
+    /// Past this many it forgets them all: a commit too many does no harm.
+    const MOST: usize = 65_536;
+
+    /// Whether this one was not queued yet.
+    fn remember(&self, key: &Bytes) -> bool {
+        let mut queued = self.queued.lock().unwrap_or_else(|e| e.into_inner());
+        if queued.len() >= Suspects::MOST {
+            queued.clear();
+        }
+        queued.insert(key.clone())
+    }
+
+    /// Repair is done with it.
+    pub fn forget(&self, key: &Bytes) {
+        self.queued.lock().unwrap_or_else(|e| e.into_inner()).remove(key);
     }
 }
 

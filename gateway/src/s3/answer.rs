@@ -5,7 +5,7 @@
 
 use super::rechunk::bound_chunks;
 use futures::future::BoxFuture;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
 use s3s::service::S3Service;
 use s3s::{Body, HttpError, HttpResponse};
@@ -17,7 +17,8 @@ pub fn answer(
     request: http::Request<Incoming>,
 ) -> BoxFuture<'static, Result<HttpResponse, HttpError>> {
     Box::pin(async move {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        drop_bad_range(&mut head.headers);
         let (body, method) = (bound_chunks(&head.headers, body), head.method.clone());
         let mut response = service.call(http::Request::from_parts(head, body)).await?;
         if method == Method::HEAD
@@ -32,6 +33,27 @@ pub fn answer(
         response.headers_mut().insert("x-amz-request-id", request_id());
         Ok(response)
     })
+}
+
+/// A Range that makes no sense is to be ignored (RFC 9110 §14.2), and several ranges are answered with the whole
+/// object, as S3 does; s3s refuses both. One that was signed must stay, or the signature would not match.
+fn drop_bad_range(headers: &mut HeaderMap) {
+    let parses = |v: &HeaderValue| v.to_str().is_ok_and(|text| s3s::dto::Range::parse(text).is_ok());
+    let signed = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|authorization| {
+            let names = authorization.split("SignedHeaders=").nth(1).unwrap_or_default();
+            names
+                .split([',', ' '])
+                .next()
+                .unwrap_or_default()
+                .split(';')
+                .any(|name| name == "range")
+        });
+    if headers.get(header::RANGE).is_some_and(|v| !parses(v)) && !signed {
+        headers.remove(header::RANGE);
+    }
 }
 
 /// A number for each request of this process, so that a client's report and a trace can be brought together.
@@ -95,6 +117,23 @@ mod tests {
         assert_eq!(with_message(&text), None);
         assert_eq!(with_message("<Error><Code>Whatever</Code></Error>"), None);
         assert_eq!(with_message("no xml"), None);
+    }
+
+    #[test]
+    fn only_ranges_that_can_be_answered_are_kept() {
+        let kept = |range: &'static str, authorization: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RANGE, HeaderValue::from_static(range));
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(authorization));
+            drop_bad_range(&mut headers);
+            headers.contains_key(header::RANGE)
+        };
+        assert!(kept("bytes=0-4", "") && kept("bytes=-5", "") && kept("bytes=7-", ""));
+        assert!(!kept("bytes=abc", "") && !kept("bytes=5-2", "") && !kept("bytes=0-1,4-5", ""));
+        assert!(kept(
+            "bytes=abc",
+            "AWS4-HMAC-SHA256 Credential=a, SignedHeaders=host;range, Signature=1"
+        ));
     }
 
     #[test]

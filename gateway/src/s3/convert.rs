@@ -38,6 +38,17 @@ fn etag_is(condition: ETagCondition) -> ETagIs {
     }
 }
 
+/// An ETag condition in a header.
+pub fn etag_condition(headers: &http::HeaderMap, name: http::HeaderName) -> Result<Option<ETagCondition>> {
+    let Some(value) = headers.get(&name) else {
+        return Ok(None);
+    };
+    let condition = ETagCondition::parse_http_header(value.as_bytes());
+    condition
+        .map(Some)
+        .map_err(|_| Error::InvalidArgument(format!("the header {name} is not an ETag or *")))
+}
+
 /// Conditions of a read.
 pub fn read_conditions(
     matches: Option<ETagCondition>,

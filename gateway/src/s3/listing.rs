@@ -3,9 +3,8 @@
 use super::convert::{etag, timestamp};
 use super::service::S3Gateway;
 use crate::error::{Error, Result};
-use crate::ledger::model::ObjectRow;
 use crate::object::digest::hex;
-use crate::object::list::{Entry, PAGE_MAX, Page, Query, UploadEntry};
+use crate::object::list::{Entry, ObjectEntry, PAGE_MAX, Page, Query, UploadEntry};
 use crate::object::multipart::{parse_upload_id, upload_id};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response};
@@ -79,11 +78,10 @@ fn split<T, O>(page: Page<T>, names: &Names, item: impl Fn(String, T) -> O) -> (
     (items, prefixes)
 }
 
-fn object(key: String, row: ObjectRow) -> Object {
+fn object(key: String, row: ObjectEntry) -> Object {
     let algorithm = row
-        .checksum
-        .as_ref()
-        .map(|c| vec![ChecksumAlgorithm::from(c.algorithm.clone())]);
+        .checksum_algorithm
+        .map(|name| vec![ChecksumAlgorithm::from(name)]);
     Object {
         key: Some(key),
         e_tag: Some(etag(&row.etag)),

@@ -8,6 +8,7 @@ use crate::ledger::model::{Headers, ObjectRow};
 use crate::object::condition::{ETagIs, WriteConditions};
 use crate::object::copy::Source;
 use crate::object::get::{Found, Wanted};
+use futures::StreamExt;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response};
 
@@ -15,6 +16,10 @@ type Answer<T> = Result<S3Response<T>>;
 
 /// The most keys of one DeleteObjects.
 const DELETE_KEYS_MAX: usize = 1_000;
+/// Of these, how many are deleted at a time.
+const DELETES_AT_ONCE: usize = 32;
+/// The longest key, in bytes. s3s checks those in paths, not those in documents.
+const KEY_BYTES_MAX: usize = 1_024;
 
 fn refuse_unsupported(sse: bool, lock: bool, tagging: bool) -> Result<()> {
     let what = match (sse, lock, tagging) {
@@ -61,6 +66,11 @@ impl S3Gateway {
             .map(str::to_string);
         let trailers = req.trailing_headers;
         let i = req.input;
+        if i.write_offset_bytes.is_some() {
+            return Err(Error::InvalidRequest(
+                "appending to an object is not supported by this server".into(),
+            ));
+        }
         refuse_unsupported(
             i.server_side_encryption.is_some() || i.sse_customer_algorithm.is_some(),
             i.object_lock_mode.is_some() || i.object_lock_legal_hold_status.is_some(),
@@ -109,9 +119,20 @@ impl S3Gateway {
     }
 
     pub(super) async fn get(&self, req: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
+        let if_range = req.headers.get(http::header::IF_RANGE).cloned();
         let i = req.input;
         no_versions(i.version_id.as_deref())?;
-        let wanted = convert::wanted(i.range, i.part_number)?;
+        let mut wanted = convert::wanted(i.range, i.part_number)?;
+        if let Some(if_range) = if_range.filter(|_| wanted != Wanted::All) {
+            // The rest of a download is only asked for if the object is still the same.
+            let now = self
+                .objects
+                .head(&i.bucket, &i.key, Wanted::All, &Default::default())
+                .await?;
+            if if_range.as_bytes() != format!("\"{}\"", now.row.etag).as_bytes() {
+                wanted = Wanted::All;
+            }
+        }
         let conditions = convert::read_conditions(
             i.if_match,
             i.if_none_match,
@@ -227,24 +248,33 @@ impl S3Gateway {
         self.objects.bucket(&i.bucket).await?;
         let quiet = i.delete.quiet.unwrap_or(false);
         let (mut deleted, mut errors) = (Vec::new(), Vec::new());
-        for object in i.delete.objects {
-            match self.delete_one(&i.bucket, &object).await {
+        let bucket = &i.bucket;
+        let each =
+            |object: ObjectIdentifier| async move { (self.delete_one(bucket, &object).await, object.key) };
+        // Several at once, so that they share the ledger's flushes.
+        let mut outcomes = futures::stream::iter(i.delete.objects)
+            .map(each)
+            .buffered(DELETES_AT_ONCE)
+            .boxed();
+        while let Some((outcome, key)) = outcomes.next().await {
+            match outcome {
                 Ok(()) if quiet => {}
                 Ok(()) => deleted.push(DeletedObject {
-                    key: Some(object.key),
+                    key: Some(key),
                     ..Default::default()
                 }),
                 Err(error) => {
                     let error = super::error::s3_error(error);
                     errors.push(s3s::dto::Error {
                         code: Some(error.code().as_str().to_string()),
-                        key: Some(object.key),
+                        key: Some(key),
                         message: error.message().map(str::to_string),
                         version_id: None,
                     });
                 }
             }
         }
+        drop(outcomes);
         Ok(S3Response::new(DeleteObjectsOutput {
             deleted: Some(deleted),
             errors: Some(errors),
@@ -254,6 +284,9 @@ impl S3Gateway {
 
     async fn delete_one(&self, bucket: &str, object: &ObjectIdentifier) -> Result<()> {
         no_versions(object.version_id.as_deref())?;
+        if object.key.len() > KEY_BYTES_MAX {
+            return Err(Error::KeyTooLong);
+        }
         let matches = object.e_tag.clone().map(|tag| ETagIs::Tag(tag.into_value()));
         self.objects
             .delete(
@@ -268,6 +301,11 @@ impl S3Gateway {
     }
 
     pub(super) async fn copy(&self, req: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
+        // s3s does not know the conditions on the copy's target yet.
+        let on_target = convert::write_conditions(
+            convert::etag_condition(&req.headers, http::header::IF_MATCH)?,
+            convert::etag_condition(&req.headers, http::header::IF_NONE_MATCH)?,
+        );
         let i = req.input;
         refuse_unsupported(
             i.server_side_encryption.is_some() || i.sse_customer_algorithm.is_some(),
@@ -301,7 +339,10 @@ impl S3Gateway {
             conditions,
         };
         let headers: Option<Headers> = replace.then_some(headers);
-        let stored = self.objects.copy(source, &i.bucket, &i.key, headers).await?;
+        let stored = self
+            .objects
+            .copy(source, &i.bucket, &i.key, headers, on_target)
+            .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
         Ok(S3Response::new(CopyObjectOutput {
             copy_object_result: Some(CopyObjectResult {

@@ -27,6 +27,9 @@ use tokio::net::TcpListener;
 /// The ledger's page cache gets at most this much.
 const LEDGER_CACHE_MAX: u64 = 256 << 20;
 
+/// The disks get this long to stop; all they acknowledged is durable already.
+const NODE_STOP_MAX: Duration = Duration::from_millis(1_500);
+
 #[derive(Args)]
 pub struct DevArgs {
     /// Where the ledger and the disks are
@@ -82,7 +85,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
     let cluster = open_cluster(&ledger, &args).await?;
     let (nodes, local) = open_nodes(&args, &cluster).await?;
 
-    let keys = || StaticKeys {
+    let keys = StaticKeys {
         access_key: args.access_key.clone(),
         secret_key: args.secret_key.clone(),
     };
@@ -90,14 +93,16 @@ pub async fn run(args: DevArgs) -> CommandResult {
         name: "dev".into(),
         scheme: cluster.scheme,
         memory_bytes: memory,
-        keys: keys(),
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
     print_welcome(&args, &cluster, s3.local_addr()?, admin.local_addr()?, memory);
-    let served = gateway.serve(keys(), s3, admin, stop).await;
+    let served = gateway.serve(keys, s3, admin, stop).await;
 
     if let Some(node) = local {
-        tokio::task::spawn_blocking(move || node.shutdown()).await?;
+        let ended = tokio::task::spawn_blocking(move || node.shutdown());
+        if tokio::time::timeout(NODE_STOP_MAX, ended).await.is_err() {
+            tracing::warn!("a disk hangs and was left behind; nothing that was acknowledged depends on it");
+        }
     }
     store.shutdown().await;
     served?;
