@@ -8,7 +8,8 @@
 //!   operation that crashes may itself have happened in part.
 //! - **Read, write, flush error**: one operation fails; a failed write may have written any of its sectors; a failed
 //!   flush makes nothing durable and forgets which sectors were dirty, as kernels do (they may be lost at a crash).
-//! - **Out of space**: [`Device::allocate`] fails; nothing was written.
+//! - **Out of space**: [`Device::allocate`] fails, once, or for all that was not allocated before
+//!   ([`SimulatedDisk::fill_filesystem`]); nothing was written.
 //! - **Lost write**: acknowledged, never done. **Lying flush**: acknowledged, nothing made durable.
 //! - **Misdirected write or read**: whole, at another block. **Stale read**: the bytes before the last write.
 //! - **Bit flip**: [`SimulatedDisk::flip_bit`], any bit. **Slow I/O**: answered late. **Hang**: never answered.
@@ -21,7 +22,7 @@ use super::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +90,9 @@ struct Media {
     /// Completers of hung operations: kept so that they are never answered.
     hung: Vec<Box<dyn Send>>,
     gone: Option<String>,
+    /// Ranges that were allocated, by where they start.
+    allocated: BTreeSet<u64>,
+    filesystem_full: bool,
 }
 
 /// The disk itself: outlives crashes and reboots, and is where tests arm faults.
@@ -108,6 +112,8 @@ impl SimulatedDisk {
             crash_at: None,
             hung: Vec::new(),
             gone: None,
+            allocated: BTreeSet::new(),
+            filesystem_full: false,
         })))
     }
 
@@ -178,9 +184,19 @@ impl SimulatedDisk {
         self.lock().current[offset as usize..][..len].to_vec()
     }
 
+    /// Forgets the faults that are armed.
+    pub fn disarm(&self) {
+        self.lock().armed.clear();
+    }
+
+    /// Fills the filesystem under the disk: from now on only what was allocated once can be allocated again.
+    pub fn fill_filesystem(&self) {
+        self.lock().filesystem_full = true;
+    }
+
     /// Makes presence checks fail, as when a disk file was removed.
     pub fn remove(&self) {
-        self.lock().gone = Some("file was removed".into());
+        self.lock().gone = Some("the file was removed".into());
     }
 }
 
@@ -346,14 +362,18 @@ impl Device for SimulatedDevice {
         completion
     }
 
-    fn allocate(&self, _offset: u64, _len: u64) -> Result<(), DeviceError> {
-        match self.disk.lock().begin(Kind::Allocate)? {
-            Some(Fault::NoSpace) => Err(DeviceError::new(
+    fn allocate(&self, offset: u64, _len: u64) -> Result<(), DeviceError> {
+        let mut media = self.disk.lock();
+        let fault = media.begin(Kind::Allocate)?;
+        let full = media.filesystem_full && !media.allocated.contains(&offset);
+        if full || fault == Some(Fault::NoSpace) {
+            return Err(DeviceError::new(
                 DeviceErrorKind::NoSpace,
                 "injected: no space left",
-            )),
-            _ => Ok(()),
+            ));
         }
+        media.allocated.insert(offset);
+        Ok(())
     }
 
     fn check(&self) -> Result<(), DeviceError> {

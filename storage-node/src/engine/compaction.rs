@@ -325,7 +325,7 @@ fn is_current(index: &Index, owner: UnitId, item: &Item) -> bool {
 
 fn follow(index: &mut Index, owner: UnitId, item: Item, copy: &RecordHead) {
     match item {
-        Item::Shard(key, entry) => index.relocate(owner, key, entry.place, Entry::of(copy), copy.epoch),
+        Item::Shard(key, entry) => index.relocate(owner, key, entry.place, Entry::of(copy)),
         Item::Tombstone(unit, blob, _) => index.delete_blob(unit, blob, Mark::of(copy)),
         Item::Drop(unit, _) => index.drop_unit(unit, Mark::of(copy)),
         Item::Cut(mark, _) => index.relocate_cut(mark.place, Mark::of(copy)),

@@ -216,16 +216,22 @@ impl Index {
         }
     }
 
-    /// A copy of a record became durable: the index follows it if it still points at `from`.
-    pub fn relocate(&mut self, unit_id: UnitId, key: ShardKey, from: RecordPlace, copy: Entry, epoch: u32) {
-        if self.find(unit_id, key).is_some_and(|entry| entry.place == from) {
-            return self.insert(unit_id, key, copy, epoch);
-        }
+    /// A copy of a record became durable: the index follows it if it still points at `from`. No rank decides here: the
+    /// copy may be in an extent that was opened before the one it leaves.
+    pub fn relocate(&mut self, unit_id: UnitId, key: ShardKey, from: RecordPlace, copy: Entry) {
         let extent = self.extent(copy.place.extent);
         extent.oldest = extent.oldest.min(copy.sequence);
         extent.live += 1;
         extent.live_bytes += copy.footprint();
-        self.bury(unit_id, key.blob, &copy);
+        let entry = self
+            .units
+            .get_mut(&unit_id)
+            .and_then(|unit| unit.entries.get_mut(&key));
+        let dead = match entry {
+            Some(entry) if entry.place == from => std::mem::replace(entry, copy),
+            _ => copy,
+        };
+        self.bury(unit_id, key.blob, &dead);
     }
 
     /// A record that counted as live is dead, and stays on the disk until its extent is freed.

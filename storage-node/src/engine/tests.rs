@@ -9,6 +9,7 @@ mod space;
 
 use super::*;
 use crate::device::simulated::SimulatedDisk;
+use crate::device::{AlignedBytes, Completion, DeviceErrorKind, DeviceInfo};
 use crate::protocol::{BLOCK_BYTES, ClusterId, DiskId, Seal, block_crc, seal_seed};
 use bytes::Bytes;
 
@@ -96,6 +97,67 @@ pub fn get(engine: &Engine, from: &UnitAddress, key: ShardKey) -> Result<ShardBl
 
 pub fn delete(engine: &Engine, from: &UnitAddress, blobs: &[u64]) -> Result<(), NodeError> {
     block_on(engine.delete(from, blobs, DEADLINE))
+}
+
+type OnRead = Box<dyn Fn(u64, &mut [u8]) -> Result<(), DeviceError> + Send + Sync>;
+
+/// A device between the engine and the disk: changes or fails what is read, or panics in a write.
+pub struct Tampered {
+    inner: Arc<dyn Device>,
+    on_read: OnRead,
+    pub panics: std::sync::atomic::AtomicBool,
+}
+
+impl Tampered {
+    pub fn over(
+        disk: &SimulatedDisk,
+        on_read: impl Fn(u64, &mut [u8]) -> Result<(), DeviceError> + Send + Sync + 'static,
+    ) -> Arc<Tampered> {
+        Arc::new(Tampered {
+            inner: disk.device(),
+            on_read: Box::new(on_read),
+            panics: Default::default(),
+        })
+    }
+}
+
+impl Device for Tampered {
+    fn info(&self) -> &DeviceInfo {
+        self.inner.info()
+    }
+    fn read(&self, offset: u64, buf: AlignedBuf) -> Completion<AlignedBuf> {
+        let read = self.inner.read(offset, buf).wait();
+        Completion::ready(read.and_then(|mut buf| (self.on_read)(offset, &mut buf).map(|()| buf)))
+    }
+    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
+        assert!(!self.panics.load(Ordering::Relaxed), "a test wants this panic");
+        self.inner.write(offset, bytes)
+    }
+    fn flush(&self) -> Completion<()> {
+        self.inner.flush()
+    }
+    fn allocate(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.inner.allocate(offset, len)
+    }
+    fn check(&self) -> Result<(), DeviceError> {
+        self.inner.check()
+    }
+}
+
+/// Waits until something is so, for a few seconds.
+pub fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(10), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Where a shard's record is on the device.
+pub fn offset_of(engine: &Engine, unit: UnitId, key: ShardKey) -> (u64, index::Entry) {
+    let entry = *engine.shared.index().find(unit, key).unwrap();
+    let extent = engine.shared.layout.extent_offset(entry.place.extent);
+    (extent + u64::from(entry.place.offset), entry)
 }
 
 /// The seeds to run: the one in `CAIRN_TEST_SEED`, or as many as asked for.

@@ -269,3 +269,31 @@ fn a_put_to_a_removed_or_overwritten_disk_is_refused_within_a_second() {
         assert!(matches!(late, Err(NodeError::Fenced { .. })), "{late:?}");
     }
 }
+
+/// A copy may land in an extent that was opened before the one it leaves.
+#[test]
+fn the_index_follows_a_copy_into_an_older_extent() {
+    let mut index = Index::default();
+    for _ in 0..2 {
+        index
+            .extents
+            .push(index::Extent::new(ExtentUse::Owned(unit(1).unit), 4, 4096));
+    }
+    let entry = |extent, generation| index::Entry {
+        place: crate::format::record::RecordPlace {
+            extent,
+            generation,
+            offset: 4096,
+        },
+        payload_at: 384,
+        len: 10,
+        digests: 6,
+        sequence: 9,
+    };
+    let (from, copy) = (entry(0, 5), entry(1, 4));
+    index.insert(unit(1).unit, key(1, 0), from, 1);
+    index.relocate(unit(1).unit, key(1, 0), from.place, copy);
+    assert_eq!(index.find(unit(1).unit, key(1, 0)), Some(&copy));
+    assert_eq!((index.extents[0].live, index.extents[1].live), (0, 1));
+    assert_eq!(index.units[&unit(1).unit].live_bytes, 10);
+}
