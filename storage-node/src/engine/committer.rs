@@ -77,8 +77,9 @@ struct Admitted {
 #[derive(Default)]
 struct Pending {
     admitted: Vec<Admitted>,
+    /// Tombstones in the batch of deletes that ran out of space half-way: on the disk all the same, so in the index.
+    unanswered: Vec<RecordHead>,
     tombstones: HashSet<(UnitId, u64)>,
-    dropped: HashSet<UnitId>,
 }
 
 impl Committer {
@@ -215,9 +216,8 @@ impl Committer {
             Change::Delete(blobs) => self.admit_delete(batch, pending, address, blobs),
             Change::DropUnit => {
                 let draft = self.mark_draft(RecordKind::UnitDropped, address.unit, 0, address.epoch);
-                let head = self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?;
-                pending.dropped.insert(address.unit);
-                Ok(vec![head])
+                self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)
+                    .map(|head| vec![head])
             }
         }
     }
@@ -262,7 +262,13 @@ impl Committer {
                 continue;
             }
             let draft = self.mark_draft(RecordKind::Tombstone, address.unit, blob, address.epoch);
-            heads.push(self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?);
+            match self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete) {
+                Ok(head) => heads.push(head),
+                Err(error) => {
+                    pending.unanswered.append(&mut heads);
+                    return Err(error);
+                }
+            }
             pending.tombstones.insert(deleted);
         }
         Ok(heads)
@@ -295,7 +301,8 @@ impl Committer {
         let result = self.write_batch(batch);
         if result.is_ok() {
             let mut index = self.shared.index_mut();
-            for head in pending.admitted.iter().flat_map(|a| &a.records) {
+            let admitted = pending.admitted.iter().flat_map(|a| &a.records);
+            for head in admitted.chain(&pending.unanswered) {
                 let mark = Mark::of(head);
                 match head.kind {
                     RecordKind::Shard => index.insert(head.unit, head.key, Entry::of(head), head.epoch),

@@ -1,6 +1,7 @@
 //! A full disk: refuses puts in time, always deletes, and comes back.
 
 use super::*;
+use crate::device::simulated::Fault;
 
 const LEN: usize = 20_000;
 
@@ -85,4 +86,55 @@ fn tombstones_are_forgotten_when_nothing_needs_them() {
     assert!(remembered < 2000, "{remembered} tombstones");
     drop(engine);
     assert_eq!(Engine::open(disk.device()).unwrap().status().shards, 0);
+}
+
+/// A delete that runs out of space half-way has deleted half: memory must know what the disk knows, or a later put
+/// of such a blob is acknowledged and gone after a restart.
+#[test]
+fn a_delete_cut_short_by_a_full_disk_is_not_half_forgotten() {
+    let disk = SimulatedDisk::new(4 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    let to = unit(1);
+    // Dead records beside one that lives: their tombstones are needed, so the extent they are in cannot be freed.
+    let few = |blob| {
+        engine.put(
+            &to,
+            sealed(&to, key(blob, 0), payload(&to, key(blob, 0), 0, 10)),
+            DEADLINE,
+        )
+    };
+    let stored = block_on(futures::future::join_all((2000..2130).map(few)));
+    assert!(stored.iter().all(Result::is_ok));
+    delete(&engine, &to, &(2001..2130).collect::<Vec<_>>()).unwrap();
+    for first in [1000, 1100] {
+        delete(&engine, &to, &(first..first + 100).collect::<Vec<_>>()).unwrap();
+    }
+    let doomed: Vec<u64> = (0..100).collect();
+    // As often as it is tried.
+    for _ in 0..200 {
+        disk.arm(Fault::NoSpace);
+    }
+    let outcome = delete(&engine, &to, &doomed);
+    assert!(matches!(outcome, Ok(()) | Err(NodeError::NoSpace)), "{outcome:?}");
+    disk.disarm();
+    let stored: Vec<u64> = doomed
+        .iter()
+        .copied()
+        .filter(
+            |&blob| match put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, 10)) {
+                Ok(()) => true,
+                Err(NodeError::Deleted) => false,
+                Err(error) => panic!("{error}"),
+            },
+        )
+        .collect();
+    drop(engine);
+    let engine = Engine::open(disk.device()).unwrap();
+    for blob in stored {
+        assert!(
+            get(&engine, &to, key(blob, 0)).is_ok(),
+            "blob {blob} was acknowledged"
+        );
+    }
 }
