@@ -115,9 +115,20 @@ impl Shared {
                 what: "this unit id is reserved".into(),
             });
         }
-        let known = self.index().units.get(&address.unit).map(|unit| unit.epoch);
+        let (known, dropped) = {
+            let index = self.index();
+            (
+                index.units.get(&address.unit).map(|unit| unit.epoch),
+                index.drops.get(&address.unit).map(|drop| drop.epoch),
+            )
+        };
+        // A unit that was dropped is not made again by a request of before.
+        if let Some(current) = known.max(dropped)
+            && address.epoch < current
+        {
+            return Err(NodeError::StaleEpoch { current });
+        }
         match known {
-            Some(current) if address.epoch < current => Err(NodeError::StaleEpoch { current }),
             Some(current) if address.epoch > current => {
                 self.index_mut().unit(address.unit, address.epoch);
                 Ok(())

@@ -297,3 +297,16 @@ fn the_index_follows_a_copy_into_an_older_extent() {
     assert_eq!((index.extents[0].live, index.extents[1].live), (0, 1));
     assert_eq!(index.units[&unit(1).unit].live_bytes, 10);
 }
+
+#[test]
+fn a_dropped_unit_remembers_its_epoch() {
+    let (disk, engine) = disk();
+    let (to, key) = (unit(1), key(1, 0));
+    put(&engine, &to, key, payload(&to, key, 0, 10)).unwrap();
+    block_on(engine.drop_unit(&UnitAddress { epoch: 5, ..to }, DEADLINE)).unwrap();
+    let stale = Err(NodeError::StaleEpoch { current: 5 });
+    assert_eq!(put(&engine, &to, key, payload(&to, key, 0, 10)), stale);
+    drop(engine);
+    let engine = Engine::open(disk.device()).unwrap();
+    assert_eq!(put(&engine, &to, key, payload(&to, key, 0, 10)), stale);
+}
