@@ -75,9 +75,14 @@ impl Shared {
 
     /// Takes the disk out of service; the first reason stays.
     fn fence_with(&self, error: &DeviceError) -> NodeError {
+        self.fence_because(&error.to_string())
+    }
+
+    /// Takes the disk out of service for a reason that operators read; the first one stays.
+    fn fence_because(&self, reason: &str) -> NodeError {
         let reason = self.fence.get_or_init(|| {
-            tracing::error!(disk = %self.identity.disk, %error, "disk fenced");
-            error.to_string()
+            tracing::error!(disk = %self.identity.disk, %reason, "disk fenced");
+            reason.to_string()
         });
         NodeError::Fenced {
             reason: reason.clone(),
@@ -346,9 +351,7 @@ impl Engine {
         match tokio::time::timeout(deadline, answer).await {
             Err(_) => Err(NodeError::Timeout),
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(NodeError::Fenced {
-                reason: "the committer stopped".into(),
-            }),
+            Ok(Err(_)) => Err(self.shared.fence_because("the committer stopped")),
         }
     }
 

@@ -82,9 +82,29 @@ struct Pending {
     tombstones: HashSet<(UnitId, u64)>,
 }
 
+/// A committer that panics takes its disk out of service: nobody may wait for it.
+struct FenceOnPanic(Arc<Shared>);
+
+impl Drop for FenceOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fence_because("the committer panicked");
+            self.0.queue.close();
+            // Those who wait are answered by the loss of their reply.
+            while self
+                .0
+                .queue
+                .take(BATCH_REQUESTS_MAX, BATCH_BYTES_MAX, None)
+                .is_some()
+            {}
+        }
+    }
+}
+
 impl Committer {
     /// Works until the queue is closed and empty, then flushes.
     pub fn run(mut self) {
+        let _guard = FenceOnPanic(self.shared.clone());
         let mut background = true;
         loop {
             let patience = match (background, self.is_draining()) {

@@ -310,3 +310,19 @@ fn a_dropped_unit_remembers_its_epoch() {
     let engine = Engine::open(disk.device()).unwrap();
     assert_eq!(put(&engine, &to, key, payload(&to, key, 0, 10)), stale);
 }
+
+#[test]
+fn a_panic_of_the_committer_fences_the_disk() {
+    let disk = SimulatedDisk::new(64 << 20, 1);
+    format_simulated(&disk, 4 << 20);
+    let device = Tampered::over(&disk, |_, _| Ok(()));
+    let engine = Engine::open(device.clone()).unwrap();
+    let to = unit(1);
+    put(&engine, &to, key(1, 0), payload(&to, key(1, 0), 0, 10)).unwrap();
+    device.panics.store(true, Ordering::Relaxed);
+    for blob in 2..4 {
+        let failed = put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, 10));
+        assert!(matches!(&failed, Err(NodeError::Fenced { .. })), "{failed:?}");
+    }
+    assert!(matches!(engine.status().state, DiskState::Fenced { .. }));
+}
