@@ -44,9 +44,22 @@ pub enum DeviceErrorKind {
     Gone,
 }
 
-/// A device failure, with the system's words.
+impl std::fmt::Display for DeviceErrorKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DeviceErrorKind::Read => "a read failed: ",
+            DeviceErrorKind::Write => "a write failed: ",
+            DeviceErrorKind::Flush => "a flush failed: ",
+            DeviceErrorKind::NoSpace => "no space could be reserved: ",
+            // Its words are a sentence already.
+            DeviceErrorKind::Gone => "",
+        })
+    }
+}
+
+/// A device failure, with the system's words. Operators read it as the reason of a fence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{kind:?}: {what}")]
+#[error("{kind}{what}")]
 pub struct DeviceError {
     /// What kind of operation failed.
     pub kind: DeviceErrorKind,

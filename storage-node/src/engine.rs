@@ -279,7 +279,10 @@ impl Engine {
             headers: found.headers,
             checked: Instant::now(),
         };
-        committer.settle(&found.new_cuts).map_err(|e| e.to_string())?;
+        committer.settle(&found.new_cuts).map_err(|error| match error {
+            NodeError::Fenced { reason } => reason,
+            error => error.to_string(),
+        })?;
         let spawned = std::thread::Builder::new()
             .name("committer".into())
             .spawn(move || committer.run());

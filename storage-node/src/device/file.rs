@@ -110,11 +110,11 @@ impl DiskFile {
             return Ok(());
         }
         if metadata.nlink() == 0 {
-            return Err(DeviceError::new(DeviceErrorKind::Gone, "file was removed"));
+            return Err(DeviceError::new(DeviceErrorKind::Gone, "the file was removed"));
         }
         if metadata.len() < self.size {
             let what = format!(
-                "file was truncated from {} to {} bytes",
+                "the file was truncated from {} to {} bytes",
                 self.size,
                 metadata.len()
             );

@@ -176,9 +176,7 @@ impl Committer {
         if let Err(error) = device.check() {
             self.shared.fence_with(&error);
         } else if superblocks::is_overwritten(&superblocks::read(device), &self.superblock) {
-            let reason = "no valid superblock any more: the disk was overwritten";
-            self.shared
-                .fence_with(&DeviceError::new(DeviceErrorKind::Gone, reason));
+            self.shared.fence_because(superblocks::OVERWRITTEN);
         }
     }
 

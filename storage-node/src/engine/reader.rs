@@ -192,8 +192,7 @@ impl Shared {
         );
         tracing::warn!(disk = %self.identity.disk, %what, "corrupt record");
         if !self.has_superblock().await {
-            let reason = "no valid superblock any more: the disk was overwritten";
-            return self.fence_with(&DeviceError::new(DeviceErrorKind::Gone, reason));
+            return self.fence_because(super::superblocks::OVERWRITTEN);
         }
         NodeError::Corrupt { what }
     }

@@ -12,7 +12,7 @@ pub type Copies = [Result<Superblock, FormatError>; SUPERBLOCK_COPIES];
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChoiceError {
     /// No copy is valid.
-    #[error("no valid superblock ({0})")]
+    #[error("no valid superblock is on it: {0}")]
     NoneValid(FormatError),
     /// The disk is not as large as when it was formatted.
     #[error("the disk was {expected} bytes when it was formatted and is {found} bytes now")]
@@ -69,6 +69,9 @@ pub fn is_overwritten(copies: &Copies, ours: &Superblock) -> bool {
         Err(reason) => *reason != UNREADABLE,
     })
 }
+
+/// What operators read about such a disk.
+pub const OVERWRITTEN: &str = "the disk was overwritten: no valid superblock is left";
 
 const UNREADABLE: FormatError = FormatError::Content("unreadable");
 

@@ -326,3 +326,27 @@ fn a_panic_of_the_committer_fences_the_disk() {
     }
     assert!(matches!(engine.status().state, DiskState::Fenced { .. }));
 }
+
+#[test]
+fn reasons_of_fences_are_sentences() {
+    let (disk, engine) = disk();
+    let to = unit(1);
+    disk.arm(Fault::WriteError);
+    put(&engine, &to, key(1, 0), payload(&to, key(1, 0), 0, 10)).unwrap_err();
+    let reason = |engine: &Engine| match engine.status().state {
+        DiskState::Fenced { reason } => reason,
+        DiskState::Online => "online".into(),
+    };
+    assert_eq!(reason(&engine), "a write failed: injected write error");
+    let (disk, engine) = self::disk();
+    disk.remove();
+    assert_eq!(reason(&engine), "the file was removed");
+    let (disk, engine) = self::disk();
+    put(&engine, &to, key(1, 0), payload(&to, key(1, 0), 0, 10)).unwrap();
+    disk.overwrite(0, &vec![0x5a; 64 << 20]);
+    get(&engine, &to, key(1, 0)).unwrap_err();
+    assert_eq!(
+        reason(&engine),
+        "the disk was overwritten: no valid superblock is left"
+    );
+}
