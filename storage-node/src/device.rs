@@ -25,6 +25,8 @@ pub use latched::Latched;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// The alignment of offsets, lengths and memory, in bytes.
 pub const BLOCK: usize = 4096;
@@ -134,6 +136,24 @@ pub fn open_file(path: &Path, backend: Backend) -> Result<Arc<dyn Device>, Devic
             file,
             format!("pread (io_uring: {why}{buffered})"),
         )?)),
+    }
+}
+
+/// How long dropping a device waits for its threads. One that hangs keeps them, and they keep what the kernel uses.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Waits for a device's threads, but not for ever.
+fn join_patiently(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    let started = Instant::now();
+    for thread in threads {
+        while !thread.is_finished() && started.elapsed() < STOP_PATIENCE {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if !thread.is_finished() {
+            tracing::error!("a device hangs: its thread is left to itself");
+        } else if thread.join().is_err() {
+            tracing::error!("a device's thread panicked");
+        }
     }
 }
 

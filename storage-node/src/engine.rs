@@ -43,7 +43,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 
-/// Reads in progress on one disk; more are refused.
+/// Reads in progress on one disk, those that a hung device never answers included; more are refused.
 const READS_MAX: usize = 1024;
 /// How long a shutdown waits for a disk.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
@@ -230,7 +230,7 @@ pub struct EngineStatus {
 pub struct Engine {
     shared: Arc<Shared>,
     superblock: Superblock,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -287,7 +287,7 @@ impl Engine {
             .name("committer".into())
             .spawn(move || committer.run());
         let thread = spawned.map_err(|e| e.to_string())?;
-        let reads = Semaphore::new(READS_MAX);
+        let reads = Arc::new(Semaphore::new(READS_MAX));
         Ok(Engine {
             shared,
             superblock,
@@ -368,10 +368,10 @@ impl Engine {
     ) -> Result<ShardBlocks, NodeError> {
         self.shared.check_serving()?;
         self.shared.check_epoch(from)?;
-        let Ok(_permit) = self.reads.try_acquire() else {
+        let Ok(permit) = self.reads.clone().try_acquire_owned() else {
             return Err(NodeError::Overloaded);
         };
-        let read = self.shared.get(from, key, blocks);
+        let read = self.shared.get(from, key, blocks, Arc::new(permit));
         let blocks = tokio::time::timeout(deadline, read)
             .await
             .map_err(|_| NodeError::Timeout)??;

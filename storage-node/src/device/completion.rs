@@ -1,7 +1,7 @@
 //! The answer to an operation that a device is doing: awaited, or waited for on a plain thread.
 //!
 //! Invariants: a completion is answered exactly once, also when the device is dropped first (then with `Gone`).
-//! Dropping it abandons the answer only. A failure hook runs whether or not anybody still waits.
+//! Dropping it abandons the answer only. A failure hook runs, and what is held is let go, whether or not anybody waits.
 
 use super::{DeviceError, DeviceErrorKind};
 use std::future::Future;
@@ -15,6 +15,7 @@ struct Slot<T> {
     result: Option<Result<T, DeviceError>>,
     waker: Option<Waker>,
     on_failure: Option<FailureHook>,
+    held: Option<Box<dyn Send>>,
 }
 
 struct Shared<T> {
@@ -34,7 +35,9 @@ impl<T> Shared<T> {
         }
         slot.result = Some(result);
         let waker = slot.waker.take();
+        let held = slot.held.take();
         drop(slot);
+        drop(held);
         self.done.notify_all();
         if let Some(waker) = waker {
             waker.wake();
@@ -54,6 +57,7 @@ pub fn completion<T>() -> (Completer<T>, Completion<T>) {
         result: None,
         waker: None,
         on_failure: None,
+        held: None,
     });
     let shared = Arc::new(Shared {
         slot,
@@ -96,6 +100,17 @@ impl<T> Completion<T> {
             }
             slot = self.0.done.wait(slot).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Keeps `thing` until the device answers, even if the completion is dropped by then: what bounds the memory that
+    /// devices hold must last as long as they hold it.
+    pub fn holding(self, thing: impl Send + 'static) -> Self {
+        let mut slot = self.0.lock();
+        if slot.result.is_none() {
+            slot.held = Some(Box::new(thing));
+        }
+        drop(slot);
+        self
     }
 
     /// Calls `hook` when the operation fails, even if the completion is dropped by then.

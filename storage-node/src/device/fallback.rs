@@ -1,7 +1,7 @@
 //! pread/pwrite on a small pool of threads: for kernels and containers that block io_uring.
 //!
 //! Invariant: an operation that was accepted is answered, also at shutdown: dropping the device lets the threads
-//! finish what is queued, then joins them.
+//! finish what is queued, then joins those that do not hang.
 
 use super::{
     AlignedBuf, AlignedBytes, Completer, Completion, Device, DeviceError, DeviceErrorKind, DeviceInfo,
@@ -151,10 +151,6 @@ impl Drop for Fallback {
             .unwrap_or_else(PoisonError::into_inner)
             .stopping = true;
         self.shared.arrived.notify_all();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a disk I/O thread panicked");
-            }
-        }
+        super::join_patiently(self.threads.drain(..));
     }
 }

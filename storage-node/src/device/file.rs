@@ -53,6 +53,17 @@ impl DiskFile {
         })
     }
 
+    /// Something that is no disk: tests read from what never answers.
+    #[cfg(test)]
+    pub fn of(file: File, size: u64) -> Self {
+        DiskFile {
+            file,
+            size,
+            block_device: false,
+            direct: false,
+        }
+    }
+
     /// Its size in bytes, in whole blocks.
     pub fn size(&self) -> u64 {
         self.size

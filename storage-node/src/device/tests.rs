@@ -177,3 +177,21 @@ fn a_missing_file_or_a_folder_is_an_error_with_its_path() {
     let device = open_file(&folder.path().join("short"), Backend::Auto).unwrap();
     assert_eq!(device.info().size, 0);
 }
+
+/// A read of an empty pipe is never answered: dropping the device must not wait for it, nor free its buffer.
+#[test]
+fn dropping_a_device_that_hangs_ends() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let pipe = std::fs::File::from(std::os::fd::OwnedFd::from(reader));
+    let Ok(device) = uring::Uring::start(Arc::new(DiskFile::of(pipe, SIZE)), "hung".into()) else {
+        println!("no io_uring here: nothing to test");
+        return;
+    };
+    let read = device.read(0, AlignedBuf::zeroed(BLOCK));
+    let started = Instant::now();
+    drop(device);
+    assert!(started.elapsed() < 3 * STOP_PATIENCE, "{:?}", started.elapsed());
+    // The thread that was left behind still owns the buffer.
+    writer.write_all(&[7; BLOCK]).unwrap();
+    assert_eq!(read.wait().unwrap()[BLOCK - 1], 7);
+}

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - The ring thread owns every buffer from submission to the kernel's last word about it, so nothing that a caller
-//!   drops can free memory the kernel uses. It leaves only when nothing is in flight.
+//!   drops can free memory the kernel uses. It leaves only when nothing is in flight; should it panic, it leaks them.
 //! - Short reads and writes are continued, EINTR and EAGAIN are resubmitted; callers never see them.
 //! - The kernel does not order a flush after earlier writes: callers wait for the writes first.
 #![allow(unsafe_code)]
@@ -18,9 +18,12 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Operations in flight at once; more wait in the channel.
 const IN_FLIGHT_MAX: usize = 128;
+/// Between two attempts of a submission that the kernel refuses.
+const SUBMIT_PAUSE: Duration = Duration::from_millis(20);
 const WAKE_TOKEN: u64 = u64::MAX;
 
 enum Operation {
@@ -119,6 +122,22 @@ struct RingThread {
     closed: bool,
 }
 
+impl Drop for RingThread {
+    /// After a panic the kernel may still write to these buffers: they are leaked, and their callers told.
+    fn drop(&mut self) {
+        for in_flight in self.in_flight.drain(..).flatten() {
+            match in_flight.operation {
+                Operation::Read(_, buf, _) => std::mem::forget(buf),
+                Operation::Write(_, bytes, _) => std::mem::forget(bytes),
+                Operation::Flush(_) => {}
+            }
+        }
+        if std::thread::panicking() {
+            Box::leak(std::mem::replace(&mut self.wake_count, Box::new([0; 8])));
+        }
+    }
+}
+
 impl RingThread {
     fn run(mut self) {
         self.watch_wake();
@@ -134,7 +153,10 @@ impl RingThread {
                         error.raw_os_error(),
                         Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
                     ) => {}
-                Err(error) => tracing::error!(%error, "io_uring submit failed"),
+                Err(error) => {
+                    tracing::error!(%error, "io_uring submit failed");
+                    std::thread::sleep(SUBMIT_PAUSE);
+                }
             }
             self.reap();
         }
@@ -314,10 +336,6 @@ impl Drop for Uring {
     fn drop(&mut self) {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the ring thread panicked");
-        }
+        super::join_patiently(self.thread.take());
     }
 }

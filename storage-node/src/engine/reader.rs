@@ -14,11 +14,15 @@ use crate::protocol::{
 };
 use bytes::Bytes;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Head and blocks are read in one go when at most this many bytes between them are not wanted.
 const GAP_MAX: u32 = 64 * 1024;
 /// How often a reader follows a record that moves before it calls it corrupt.
 const ATTEMPTS: usize = 4;
+
+/// One of a bounded number of reads.
+pub type Permit = Arc<OwnedSemaphorePermit>;
 
 /// A read of bytes that need not be aligned.
 pub struct Span {
@@ -51,9 +55,10 @@ impl Span {
         Ok(Self::cut(self.completion.wait()?, self.skip, self.len))
     }
 
-    /// Reads it.
-    pub async fn read(self) -> Result<SpanBytes, DeviceError> {
-        Ok(Self::cut(self.completion.await?, self.skip, self.len))
+    /// Reads it. The device holds the permit until it answers, also when the caller has left.
+    pub async fn read(self, permit: &Permit) -> Result<SpanBytes, DeviceError> {
+        let completion = self.completion.holding(permit.clone());
+        Ok(Self::cut(completion.await?, self.skip, self.len))
     }
 }
 
@@ -94,6 +99,7 @@ impl Shared {
         from: &UnitAddress,
         key: ShardKey,
         blocks: BlockRange,
+        permit: Permit,
     ) -> Result<ShardBlocks, NodeError> {
         let mut failed: Option<(Entry, FormatError)> = None;
         for _ in 0..ATTEMPTS {
@@ -105,7 +111,7 @@ impl Shared {
             {
                 return Err(self.report_corrupt(from.unit, key, error).await);
             }
-            let result = self.read_blocks(from.unit, key, &entry, blocks).await;
+            let result = self.read_blocks(from.unit, key, &entry, blocks, &permit).await;
             drop(pin);
             match result {
                 Ok(Ok(blocks)) => return Ok(blocks),
@@ -129,6 +135,7 @@ impl Shared {
         key: ShardKey,
         entry: &Entry,
         blocks: BlockRange,
+        permit: &Permit,
     ) -> Result<Result<ShardBlocks, FormatError>, DeviceError> {
         let total = block_count(entry.len);
         let first = blocks.first.min(total);
@@ -138,12 +145,15 @@ impl Shared {
         let head_bytes = head_len(total, u32::from(entry.digests));
         let (head, payload) = if start == end {
             (
-                read_span(self, entry.place, 0, head_bytes).read().await?.bytes(),
+                read_span(self, entry.place, 0, head_bytes)
+                    .read(permit)
+                    .await?
+                    .bytes(),
                 Bytes::new(),
             )
         } else if start <= GAP_MAX {
             let all = read_span(self, entry.place, 0, entry.payload_at + end)
-                .read()
+                .read(permit)
                 .await?
                 .bytes();
             let payload = all.slice((entry.payload_at + start) as usize..);
@@ -151,7 +161,7 @@ impl Shared {
         } else {
             let head = read_span(self, entry.place, 0, head_bytes);
             let payload = read_span(self, entry.place, entry.payload_at + start, end - start);
-            let (head, payload) = futures::join!(head.read(), payload.read());
+            let (head, payload) = futures::join!(head.read(permit), payload.read(permit));
             (head?.bytes(), payload?.bytes())
         };
         Ok(

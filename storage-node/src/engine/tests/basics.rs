@@ -350,3 +350,20 @@ fn reasons_of_fences_are_sentences() {
         "the disk was overwritten: no valid superblock is left"
     );
 }
+
+#[test]
+fn a_hung_read_keeps_its_place_in_the_bound() {
+    let (disk, engine) = disk();
+    let (to, key) = (unit(1), key(1, 0));
+    put(&engine, &to, key, payload(&to, key, 0, 10)).unwrap();
+    for _ in 0..3 {
+        disk.arm(Fault::Hang);
+        let read = block_on(engine.get(&to, key, BlockRange::ALL, Duration::from_millis(5)));
+        assert_eq!(read, Err(NodeError::Timeout));
+    }
+    // The device still holds three buffers: they count, or a hung disk would eat the memory.
+    assert_eq!(engine.reads.available_permits(), READS_MAX - 3);
+    assert!(get(&engine, &to, key).is_ok());
+    disk.reboot();
+    assert_eq!(engine.reads.available_permits(), READS_MAX);
+}
