@@ -193,6 +193,7 @@ pub fn format(device: &dyn Device, format: &Format) -> Result<Superblock, String
         device_size,
         extent_size: format.extent_size,
         generation_limit: 1,
+        flushed: 0,
     };
     superblocks::write(device, &superblock).map_err(|e| e.to_string())?;
     Ok(superblock)

@@ -30,6 +30,9 @@ const GENERATIONS_AT_ONCE: u64 = 1024;
 /// How long to sleep while readers keep a freed extent busy.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(5);
 
+/// How long a disk is idle before its last batch is marked as flushed.
+const MARK_AFTER: Duration = Duration::from_millis(500);
+
 /// Numbers that only grow; recovery says where they stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
@@ -107,10 +110,12 @@ impl Committer {
         let _guard = FenceOnPanic(self.shared.clone());
         let mut background = true;
         loop {
-            let patience = match (background, self.is_draining()) {
-                (true, _) => Some(Duration::ZERO),
-                (false, true) => Some(DRAIN_PATIENCE),
-                (false, false) => None,
+            let serving = self.shared.fence.get().is_none();
+            let patience = match background {
+                true => Some(Duration::ZERO),
+                false if serving && self.is_draining() => Some(DRAIN_PATIENCE),
+                false if serving && self.is_unmarked() => Some(MARK_AFTER),
+                false => None,
             };
             let Some(requests) = self
                 .shared
@@ -121,6 +126,8 @@ impl Committer {
             };
             if !requests.is_empty() {
                 self.serve(requests);
+            } else if patience == Some(MARK_AFTER) {
+                self.mark_flushed();
             }
             background = self.shared.fence.get().is_none() && self.background_step();
         }
@@ -129,6 +136,31 @@ impl Committer {
         {
             self.shared.fence_with(&error);
         }
+        self.mark_flushed();
+    }
+
+    fn is_unmarked(&self) -> bool {
+        self.superblock.flushed < self.counters.flushed
+    }
+
+    /// Says in the superblock that the last batch was flushed. Until then only the next batch would say it, and rot in
+    /// the last batch of an idle disk would look like a torn write.
+    fn mark_flushed(&mut self) {
+        if self.shared.fence.get().is_some() || !self.is_unmarked() {
+            return;
+        }
+        self.look_at_disk();
+        if self.shared.fence.get().is_none()
+            && let Err(error) = self.write_superblock()
+        {
+            self.shared.fence_with(&error);
+        }
+    }
+
+    fn write_superblock(&mut self) -> Result<(), DeviceError> {
+        self.superblock.sequence += 1;
+        self.superblock.flushed = self.counters.flushed;
+        superblocks::write(&*self.shared.device, &self.superblock)
     }
 
     /// Makes recovery's decisions durable; and whatever recovery read, which may still be in the drive's cache.
@@ -168,9 +200,13 @@ impl Committer {
     /// Notices, at most once a second, a disk that was removed, truncated or overwritten: what is acknowledged must be
     /// there after a restart.
     fn check_disk(&mut self) {
-        if self.checked.elapsed() < CHECK_INTERVAL {
-            return;
+        if self.checked.elapsed() >= CHECK_INTERVAL {
+            self.look_at_disk();
         }
+    }
+
+    /// Before a superblock is written too: a valid one must not hide that the rest was overwritten.
+    fn look_at_disk(&mut self) {
         self.checked = Instant::now();
         let device = &*self.shared.device;
         if let Err(error) = device.check() {
@@ -406,9 +442,8 @@ impl Committer {
 
     fn next_generation(&mut self) -> Result<u64, DeviceError> {
         if self.counters.generation >= self.superblock.generation_limit {
-            self.superblock.sequence += 1;
             self.superblock.generation_limit = self.counters.generation + GENERATIONS_AT_ONCE;
-            superblocks::write(&*self.shared.device, &self.superblock)?;
+            self.write_superblock()?;
         }
         self.counters.generation += 1;
         Ok(self.counters.generation - 1)

@@ -1,7 +1,7 @@
 //! From a disk's bytes to its index, by reading every extent; and making what was decided durable before serving.
 //!
 //! How torn writes are told from rot: every record names its batch and the newest batch that was flushed when it was
-//! written. Batches up to the greatest such number were acknowledged, so damage there is rot: it is counted, and the
+//! written; when a disk falls idle or stops, the superblock names its last one. Batches up to the greatest such number were acknowledged, so damage there is rot: it is counted, and the
 //! rest of the extent keeps serving. Records of later batches may be torn: their payloads are checked, the bad ones are
 //! cut, and so are gaps that start in them. A cut is recorded in a system extent, and itself claims no more flushed than was
 //! known before, so a crash during recovery changes nothing. Behind the last valid record there is nothing to decide:
@@ -107,11 +107,11 @@ pub fn recover(
         }
         index.extents.push(extent);
     }
-    let verdict = judge(device, layout, &scans);
+    let verdict = judge(device, layout, &scans, superblock.flushed);
     let rotten = verdict.rotten;
     let (sequence, batch) = numbers(&scans);
     counters.sequence = sequence + 1;
-    counters.batch = batch + 1;
+    counters.batch = batch.max(superblock.flushed) + 1;
     counters.flushed = verdict.flushed;
     replay(&mut index, layout, scans, &verdict);
     Ok(Recovered {
@@ -149,10 +149,10 @@ struct Verdict {
     rotten: u64,
 }
 
-/// Tells torn from rotten.
-fn judge(device: &dyn Device, layout: &Layout, scans: &[(UnitId, Scan)]) -> Verdict {
+/// Tells torn from rotten. `marked`: what the superblock says was flushed.
+fn judge(device: &dyn Device, layout: &Layout, scans: &[(UnitId, Scan)], marked: u64) -> Verdict {
     let heads = || scans.iter().flat_map(|(_, scan)| &scan.heads);
-    let flushed = heads().map(|head| head.flushed).max().unwrap_or(0);
+    let flushed = heads().map(|head| head.flushed).fold(marked, u64::max);
     let mut verdict = Verdict {
         flushed,
         cuts: Vec::new(),

@@ -108,6 +108,7 @@ mod tests {
             device_size: 100,
             extent_size: 10,
             generation_limit: sequence,
+            flushed: 0,
         };
         for case in 0..81u32 {
             let kinds: [u32; SUPERBLOCK_COPIES] =

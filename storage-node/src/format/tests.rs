@@ -25,6 +25,7 @@ fn superblock() -> Superblock {
         device_size: 1 << 30,
         extent_size: 4 << 20,
         generation_limit: 1024,
+        flushed: 0,
     }
 }
 
@@ -179,10 +180,17 @@ fn the_bytes_of_version_1_stay_what_they_are() {
     };
     let golden = [
         crc32fast::hash(&superblock().encode()),
+        crc32fast::hash(
+            &Superblock {
+                flushed: 12,
+                ..superblock()
+            }
+            .encode(),
+        ),
         crc32fast::hash(&header.encode(&IDENTITY)),
         crc32fast::hash(&encoded(&head(4096, 70_000, 6))),
     ];
     assert_eq!(golden, GOLDEN_V1);
 }
 
-const GOLDEN_V1: [u32; 3] = [300_613_907, 2_280_872_910, 1_177_414_131];
+const GOLDEN_V1: [u32; 4] = [300_613_907, 4_157_531_701, 2_280_872_910, 1_177_414_131];

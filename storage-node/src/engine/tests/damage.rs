@@ -171,3 +171,48 @@ fn lying_disks_never_make_wrong_bytes_right() {
         }
     }
 }
+
+/// Rot in the last batch of an idle disk is not a torn write: the record was acknowledged, and must not be cut.
+#[test]
+fn rot_in_the_last_batch_of_a_stopped_or_idle_disk_is_not_cut() {
+    for clean in [true, false] {
+        let disk = SimulatedDisk::new(16 << 20, 1);
+        format_simulated(&disk, 1 << 20);
+        let engine = Engine::open(disk.device()).unwrap();
+        let (to, key) = (unit(1), key(1, 0));
+        put(&engine, &to, key, payload(&to, key, 0, 5000)).unwrap();
+        let (at, entry) = offset_of(&engine, to.unit, key);
+        if !clean {
+            let idle = disk.operations();
+            eventually("marked as flushed", || disk.operations() > idle + 4);
+            std::thread::sleep(Duration::from_millis(50));
+            disk.crash_after(0);
+        }
+        drop(engine);
+        disk.reboot();
+        disk.flip_bit(at + u64::from(entry.payload_at) + 77, 3);
+        for _ in 0..2 {
+            let engine = Engine::open(disk.device()).unwrap();
+            let read = get(&engine, &to, key).map(|blocks| verifies(&to, key, &blocks));
+            assert_eq!(read, Ok(false), "clean: {clean}");
+        }
+    }
+}
+
+#[test]
+fn rot_of_one_head_in_the_last_batch_is_counted_as_rot() {
+    let disk = SimulatedDisk::new(16 << 20, 1);
+    format_simulated(&disk, 1 << 20);
+    let engine = Engine::open(disk.device()).unwrap();
+    delete(&engine, &unit(1), &[1, 2, 3]).unwrap();
+    let place = engine.shared.index().tombstones[&(unit(1).unit, 2)].place;
+    let at = engine.shared.layout.extent_offset(place.extent) + u64::from(place.offset);
+    drop(engine);
+    disk.flip_bit(at + 30, 3);
+    for _ in 0..2 {
+        let engine = Engine::open(disk.device()).unwrap();
+        assert_eq!(engine.status().corrupt_shards, 1);
+        assert_eq!(engine.shared.index().tombstones.len(), 2);
+        assert!(engine.shared.index().cuts.is_empty());
+    }
+}
