@@ -266,6 +266,13 @@ pub fn block_crc(seed: u32, block: u32, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// The first block of a payload that does not match its CRC. `crcs` has one for each block.
+pub fn bad_block(seed: u32, payload: &[u8], crcs: &[u32]) -> Option<u32> {
+    let mut blocks = (0..).zip(payload.chunks(BLOCK_BYTES as usize)).zip(crcs);
+    let bad = blocks.find(|((number, block), crc)| block_crc(seed, *number, block) != **crc);
+    bad.map(|((number, _), _)| number)
+}
+
 /// The number of seal blocks of a payload of `len` bytes.
 pub fn block_count(len: u32) -> u32 {
     len.div_ceil(BLOCK_BYTES)

@@ -16,7 +16,7 @@ use crate::device::{AlignedBuf, BLOCK, DeviceError, DeviceErrorKind};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind};
 use crate::format::superblock::Superblock;
-use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, block_crc, seal_seed};
+use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad_block, seal_seed};
 use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -504,13 +504,10 @@ impl Committer {
 /// Whether a shard's bytes match the seal that came with them.
 fn check_seal(unit: UnitId, shard: &SealedShard) -> Result<(), NodeError> {
     let seed = seal_seed(unit, shard.key, shard.payload.len() as u32);
-    let blocks = shard.payload.chunks(crate::protocol::BLOCK_BYTES as usize);
-    for (number, (block, crc)) in blocks.zip(&shard.seal.block_crcs).enumerate() {
-        if block_crc(seed, number as u32, block) != *crc {
-            return Err(NodeError::SealMismatch {
-                what: format!("block {number}"),
-            });
-        }
+    match bad_block(seed, &shard.payload, &shard.seal.block_crcs) {
+        None => Ok(()),
+        Some(number) => Err(NodeError::SealMismatch {
+            what: format!("block {number}"),
+        }),
     }
-    Ok(())
 }

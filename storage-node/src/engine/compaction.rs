@@ -1,7 +1,7 @@
 //! Getting space back: freeing extents with nothing live, and moving live records out of the emptiest others.
 //!
 //! Invariants: an extent is freed by a durable header, after the copies of its live records are durable and indexed;
-//! it is used again after the readers of its old records left. Only then are its dead records forgotten, and with
+//! it is used again after the readers of its old records left. A shard is copied only if it verifies. Only then are its dead records forgotten, and with
 //! them the tombstones that nothing else needs.
 
 use super::batch::Draft;
@@ -12,7 +12,7 @@ use crate::device::BLOCK;
 use crate::format::extent::SYSTEM_UNIT;
 use crate::format::layout::Layout;
 use crate::format::record::{RecordHead, RecordKind, RecordPlace, encode_cut_places};
-use crate::protocol::{BLOCK_BYTES, ShardKey, UnitId, block_crc, seal_seed};
+use crate::protocol::{BLOCK_BYTES, ShardKey, UnitId, bad_block, block_crc, seal_seed};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,12 +23,15 @@ use std::time::Duration;
 const STEP_BYTES: u64 = 4 << 20;
 /// Steps made at once for a put that found no space.
 const URGENT_STEPS_MAX: usize = 256;
+/// How often a record that does not verify is read again before it is left where it is.
+const COPY_ATTEMPTS: usize = 3;
 /// How long to wait, between steps, for readers to leave a freed extent.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(1);
 
 /// An extent being emptied.
 pub struct Job {
     victim: u32,
+    generation: u64,
     owner: UnitId,
     remaining: VecDeque<Item>,
     stuck: bool,
@@ -192,8 +195,10 @@ impl Committer {
         }
         let mut items = live_items(&index, owner, victim);
         items.sort_by_key(Item::place);
+        let generation = index.extents[victim as usize].generation;
         Some(Job {
             victim,
+            generation,
             owner,
             remaining: items.into(),
             stuck: false,
@@ -210,6 +215,7 @@ impl Committer {
                 continue;
             }
             let Some(draft) = self.copy(job.owner, &item) else {
+                tracing::warn!(disk = %self.superblock.disk, place = ?item.place(), "a record cannot be moved: it does not verify");
                 job.stuck = true;
                 continue;
             };
@@ -236,8 +242,9 @@ impl Committer {
             return !blocked;
         }
         // What could not be moved stays where it is; without this mark the extent would be chosen again and again.
-        if job.stuck {
-            index.extents[job.victim as usize].stuck = true;
+        let extent = &mut index.extents[job.victim as usize];
+        if job.stuck && extent.generation == job.generation {
+            extent.stuck = true;
         }
         true
     }
@@ -266,22 +273,26 @@ impl Committer {
         }
     }
 
+    /// What is copied is checked first: the copy becomes the only one, so neither a read that fails once nor one that
+    /// returns wrong bytes once may decide what it holds.
     fn copy_shard(&self, unit: UnitId, key: ShardKey, entry: &Entry) -> Option<Draft> {
-        let span = read_span(&self.shared, entry.place, 0, entry.footprint() as u32);
-        let bytes = span.wait().ok()?;
-        let head = check_head(&self.shared.identity, &bytes.bytes(), unit, key, entry).ok()?;
-        let payload = bytes
-            .bytes()
-            .slice(entry.payload_at as usize..entry.footprint() as usize);
-        Some(Draft {
-            kind: RecordKind::Shard,
-            unit,
-            key,
-            epoch: head.epoch,
-            sequence: head.sequence,
-            block_crcs: head.block_crcs,
-            digests: head.digests,
-            payload,
+        (0..COPY_ATTEMPTS).find_map(|_| {
+            let span = read_span(&self.shared, entry.place, 0, entry.footprint() as u32);
+            let bytes = span.wait().ok()?.bytes();
+            let head = check_head(&self.shared.identity, &bytes, unit, key, entry).ok()?;
+            let payload = bytes.slice(entry.payload_at as usize..entry.footprint() as usize);
+            bad_block(seal_seed(unit, key, head.len), &payload, &head.block_crcs)
+                .is_none()
+                .then_some(Draft {
+                    kind: RecordKind::Shard,
+                    unit,
+                    key,
+                    epoch: head.epoch,
+                    sequence: head.sequence,
+                    block_crcs: head.block_crcs,
+                    digests: head.digests,
+                    payload,
+                })
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::format::extent::{DiskIdentity, ExtentHeader, SYSTEM_UNIT};
 use crate::format::layout::Layout;
 use crate::format::record::{CUT_PLACES_MAX, CutPlace, RecordHead, RecordKind, decode_cut_places};
 use crate::format::superblock::Superblock;
-use crate::protocol::{BLOCK_BYTES, ShardKey, UnitId, block_crc, seal_seed};
+use crate::protocol::{ShardKey, UnitId, bad_block, seal_seed};
 use std::collections::HashSet;
 
 /// What recovery found.
@@ -199,14 +199,8 @@ fn read_payload(device: &dyn Device, layout: &Layout, head: &RecordHead) -> Opti
         .ok()?;
     let payload = &buf[skip..skip + head.len as usize];
     let seed = seal_seed(head.unit, head.key, head.len);
-    let blocks = payload
-        .chunks(BLOCK_BYTES as usize)
-        .zip(&head.block_crcs)
-        .enumerate();
-    for (number, (block, crc)) in blocks {
-        if block_crc(seed, number as u32, block) != *crc {
-            return None;
-        }
+    if bad_block(seed, payload, &head.block_crcs).is_some() {
+        return None;
     }
     Some(payload.to_vec())
 }

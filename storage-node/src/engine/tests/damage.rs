@@ -216,3 +216,33 @@ fn rot_of_one_head_in_the_last_batch_is_counted_as_rot() {
         assert!(engine.shared.index().cuts.is_empty());
     }
 }
+
+/// A direct read that returns wrong bytes once (ceph #23273) must not become the only copy.
+#[test]
+fn compaction_does_not_trust_one_bad_read() {
+    let disk = SimulatedDisk::new(4 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let armed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let fires = armed.clone();
+    let device = Tampered::over(&disk, move |_, buf| {
+        // Superblock copies are one block; records here are larger.
+        if buf.len() > BLOCK && fires.swap(false, Ordering::Relaxed) {
+            let middle = buf.len() / 2;
+            buf[middle] ^= 4;
+        }
+        Ok(())
+    });
+    let engine = Engine::open(device).unwrap();
+    let to = unit(1);
+    for blob in 0..9 {
+        put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, 12_000)).unwrap();
+    }
+    armed.store(true, Ordering::Relaxed);
+    delete(&engine, &to, &[0, 1]).unwrap();
+    eventually("compaction moved it", || engine.metrics().extents_freed > 0);
+    assert!(!armed.load(Ordering::Relaxed));
+    for blob in 2..9 {
+        let blocks = get(&engine, &to, key(blob, 0)).unwrap();
+        assert!(verifies(&to, key(blob, 0), &blocks), "blob {blob}");
+    }
+}
