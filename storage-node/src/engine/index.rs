@@ -166,6 +166,7 @@ pub struct Index {
     pub system_open: Option<u32>,
     dead: HashMap<(UnitId, u64), u32>,
     has_unreadable_extents: bool,
+    keeps_marks: bool,
 }
 
 impl Index {
@@ -368,7 +369,7 @@ impl Index {
     }
 
     fn review_tombstone(&mut self, unit: UnitId, blob: u64) {
-        let unreadable = self.has_unreadable_extents && self.has_unreadable(unit);
+        let unreadable = self.keeps_marks || self.has_unreadable_extents && self.has_unreadable(unit);
         if let Some(mark) = self.tombstones.get_mut(&(unit, blob)) {
             let needed = unreadable || self.dead.contains_key(&(unit, blob));
             Self::set_needed(&mut self.extents, mark, needed);
@@ -379,19 +380,29 @@ impl Index {
     pub fn review_marks(&mut self) {
         for (unit, drop) in &mut self.drops {
             let used = ExtentUse::Owned(*unit);
-            let needed = self
-                .extents
-                .iter()
-                .any(|e| e.used == used && (e.unreadable || e.oldest < drop.sequence));
+            let older = |e: &Extent| e.used == used && (e.unreadable || e.oldest < drop.sequence);
+            let needed = self.keeps_marks || self.extents.iter().any(older);
             Self::set_needed(&mut self.extents, drop, needed);
         }
         for (cut, places) in &mut self.cuts {
             let names = |p: &CutPlace, e: &Extent| {
                 e.generation == p.generation && matches!(e.used, ExtentUse::Owned(_))
             };
-            let needed = places.iter().any(|p| names(p, &self.extents[p.extent as usize]));
+            let is_there = |p: &CutPlace| self.extents.get(p.extent as usize).is_some_and(|e| names(p, e));
+            let needed = self.keeps_marks || places.iter().any(is_there);
             Self::set_needed(&mut self.extents, cut, needed);
         }
+    }
+
+    /// Recovery could not read the headers of an extent: whose it is is not known, and next time it may be there again.
+    /// Until the disk is opened again, every tombstone, drop and cut stays needed.
+    pub fn keep_marks(&mut self) {
+        self.keeps_marks = true;
+        let marks: Vec<(UnitId, u64)> = self.tombstones.keys().copied().collect();
+        for (unit, blob) in marks {
+            self.review_tombstone(unit, blob);
+        }
+        self.review_marks();
     }
 
     /// Recovery found parts of an extent unreadable: what it hides keeps its unit's tombstones needed.

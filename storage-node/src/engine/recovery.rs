@@ -81,10 +81,12 @@ pub fn recover(
         generation: superblock.generation_limit,
         header: 1,
     };
-    let (mut headers, mut scans) = (Vec::new(), Vec::new());
+    let (mut headers, mut scans, mut unknown) = (Vec::new(), Vec::new(), false);
     for number in 0..layout.extents() {
-        let [a, b] = read_headers(device, layout, identity, number);
+        let ([a, b], failed) = read_headers(device, layout, identity, number);
         let choice = choose_header(a, b);
+        // It may be readable next time, with all it holds.
+        unknown |= failed && choice == HeaderChoice::Bad;
         let extent = match choice {
             HeaderChoice::Bad => Extent::new(ExtentUse::Quarantined, 0, layout.data_end()),
             HeaderChoice::Header { header, agreed } => {
@@ -114,6 +116,9 @@ pub fn recover(
     counters.batch = batch.max(superblock.flushed) + 1;
     counters.flushed = verdict.flushed;
     replay(&mut index, layout, scans, &verdict);
+    if unknown {
+        index.keep_marks();
+    }
     Ok(Recovered {
         index,
         counters,
@@ -123,16 +128,28 @@ pub fn recover(
     })
 }
 
+/// Both copies of a header, and whether one of them could not be read.
 fn read_headers(
     device: &dyn Device,
     layout: &Layout,
     identity: &DiskIdentity,
     number: u32,
-) -> [Option<ExtentHeader>; 2] {
+) -> ([Option<ExtentHeader>; 2], bool) {
     let start = layout.extent_offset(number);
-    let reads = [start, start + u64::from(layout.data_end())]
-        .map(|offset| device.read(offset, AlignedBuf::zeroed(BLOCK)));
-    reads.map(|read| ExtentHeader::decode(&read.wait().ok()?, identity, number).ok())
+    let places = [start, start + u64::from(layout.data_end())];
+    let read = |offset| device.read(offset, AlignedBuf::zeroed(BLOCK));
+    let mut failed = 0;
+    let first = places.map(read).map(|read| read.wait());
+    let headers = [0, 1].map(|copy: usize| {
+        let decode = |block: &AlignedBuf| ExtentHeader::decode(block, identity, number).ok();
+        // One bad read decides nothing.
+        first[copy].as_ref().ok().and_then(decode).or_else(|| {
+            let again = read(places[copy]).wait();
+            failed += usize::from(again.is_err());
+            again.ok().as_ref().and_then(decode)
+        })
+    });
+    (headers, failed > 0)
 }
 
 fn numbers(scans: &[(UnitId, Scan)]) -> (u64, u64) {
@@ -179,7 +196,8 @@ fn judge(device: &dyn Device, layout: &Layout, scans: &[(UnitId, Scan)], marked:
             }
         }
         for head in scan.heads.iter().filter(|head| head.batch > flushed) {
-            if !verdict.cut.contains(&head.place) && read_payload(device, layout, head).is_none() {
+            let reads = || read_payload(device, layout, head).is_some();
+            if !verdict.cut.contains(&head.place) && !reads() && !reads() {
                 verdict.new_cuts.push(head.place);
             }
         }

@@ -100,6 +100,7 @@ fn next_head(
     place: &impl Fn(u32) -> RecordPlace,
 ) -> Option<(u32, RecordHead)> {
     let mut step = STEP_BYTES;
+    let mut doubted = false;
     while at + HEAD_FIXED_BYTES <= window.limit {
         let bytes = window.bytes(at, HEAD_BYTES_MAX, step);
         if bytes.starts_with(RECORD_MAGIC)
@@ -109,7 +110,13 @@ fn next_head(
             return Some((at, head));
         }
         step = SEARCH_BYTES;
-        at += RECORD_ALIGN;
+        if doubted {
+            at += RECORD_ALIGN;
+        } else {
+            // One bad read is no damage: this place is read again before anything is decided.
+            doubted = true;
+            window.bytes.clear();
+        }
     }
     None
 }

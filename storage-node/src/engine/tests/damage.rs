@@ -246,3 +246,50 @@ fn compaction_does_not_trust_one_bad_read() {
         assert!(verifies(&to, key(blob, 0), &blocks), "blob {blob}");
     }
 }
+
+#[test]
+fn recovery_does_not_trust_one_bad_read() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    let (at, _) = offset_of(&engine, unit(1).unit, key(7, 0));
+    drop(engine);
+    let armed = std::sync::atomic::AtomicBool::new(true);
+    let device = Tampered::over(&disk, move |offset, buf| {
+        if (offset..offset + buf.len() as u64).contains(&at) && armed.swap(false, Ordering::Relaxed) {
+            buf[(at - offset) as usize + 20] ^= 1;
+        }
+        Ok(())
+    });
+    let engine = Engine::open(device).unwrap();
+    assert_eq!(engine.status().corrupt_shards, 0);
+    assert!(damaged(&engine, &keys).is_empty());
+}
+
+/// What a disk cannot read today it may read tomorrow: the tombstones of what is there are kept.
+#[test]
+fn tombstones_outlive_an_extent_whose_headers_cannot_be_read() {
+    let disk = SimulatedDisk::new(16 << 20, 1);
+    format_simulated(&disk, 1 << 20);
+    let engine = Engine::open(disk.device()).unwrap();
+    let (to, one, two) = (unit(1), key(1, 0), key(2, 0));
+    for key in [one, two] {
+        put(&engine, &to, key, payload(&to, key, 0, 5000)).unwrap();
+    }
+    delete(&engine, &to, &[1]).unwrap();
+    let extent = offset_of(&engine, to.unit, two).1.place.extent;
+    let (start, end) = (
+        engine.shared.layout.extent_offset(extent),
+        engine.shared.layout.data_end(),
+    );
+    drop(engine);
+    let device = Tampered::over(&disk, move |offset, _| {
+        let fails = offset == start || offset == start + u64::from(end);
+        if fails {
+            return Err(DeviceError::new(DeviceErrorKind::Read, "a bad sector"));
+        }
+        Ok(())
+    });
+    let engine = Engine::open(device).unwrap();
+    assert_eq!(get(&engine, &to, two), Err(NodeError::NotFound));
+    assert!(engine.shared.index().tombstones[&(to.unit, 1)].is_needed());
+}
