@@ -265,9 +265,12 @@ impl Engine {
         let free: VecDeque<u32> = {
             let index = shared.index();
             let numbered = index.extents.iter().enumerate();
-            numbered
-                .filter(|(_, e)| e.used == ExtentUse::Free)
-                .map(|(number, _)| number as u32)
+            let free = numbered.filter(|(_, e)| e.used == ExtentUse::Free);
+            // Those that were used once have their space.
+            let (used, fresh): (Vec<_>, Vec<_>) = free.partition(|(_, e)| e.generation > 0);
+            used.iter()
+                .chain(&fresh)
+                .map(|(number, _)| *number as u32)
                 .collect()
         };
         shared.free_extents.store(free.len() as u64, Ordering::Relaxed);
@@ -279,6 +282,8 @@ impl Engine {
             job: None,
             headers: found.headers,
             checked: Instant::now(),
+            granted: Default::default(),
+            starved: false,
         };
         committer.settle(&found.new_cuts).map_err(|error| match error {
             NodeError::Fenced { reason } => reason,

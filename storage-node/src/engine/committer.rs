@@ -5,7 +5,7 @@
 //! - Batches are serial: a batch is written after the one before it was flushed.
 //! - A failed write or flush fences the disk; nothing is retried, and everybody who waits is told.
 //! - Puts never touch the reserve; deletes leave the last two extents to compaction, and
-//!   compaction the last one to recovery.
+//!   compaction the last one to recovery. Part of the reserve has its space granted by the filesystem.
 
 use super::batch::{Batch, Draft};
 use super::compaction::Job;
@@ -30,6 +30,9 @@ const GENERATIONS_AT_ONCE: u64 = 1024;
 /// How long to sleep while readers keep a freed extent busy.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(5);
 
+/// Free extents with granted space that puts leave to deletes, compaction and recovery: a full filesystem under a disk
+/// file must not wedge it.
+pub const READY_MIN: usize = 3;
 /// How long a disk is idle before its last batch is marked as flushed.
 const MARK_AFTER: Duration = Duration::from_millis(500);
 
@@ -70,6 +73,10 @@ pub struct Committer {
     pub(super) job: Option<Job>,
     pub(super) headers: Vec<ExtentHeader>,
     pub(super) checked: Instant,
+    /// Extents whose space the filesystem granted since the disk was opened.
+    pub(super) granted: HashSet<u32>,
+    /// It refused to, the last time.
+    pub(super) starved: bool,
 }
 
 struct Admitted {
@@ -409,22 +416,8 @@ impl Committer {
         if self.free.len() <= keep {
             return Err(NodeError::NoSpace);
         }
-        let Some(number) = self.free.pop_front() else {
-            return Err(NodeError::NoSpace);
-        };
+        let number = self.take_ready(purpose)?;
         let layout = self.shared.layout;
-        let reserved = self
-            .shared
-            .device
-            .allocate(layout.extent_offset(number), layout.extent_size());
-        if let Err(error) = reserved {
-            self.free.push_back(number);
-            if error.kind == DeviceErrorKind::NoSpace {
-                tracing::warn!(disk = %self.superblock.disk, %error, "the filesystem under the disk is full");
-                return Err(NodeError::NoSpace);
-            }
-            return Err(self.shared.fence_with(&error));
-        }
         let generation = self
             .next_generation()
             .map_err(|error| self.shared.fence_with(&error))?;
@@ -438,6 +431,39 @@ impl Committer {
             .free_extents
             .store(self.free.len() as u64, std::sync::atomic::Ordering::Relaxed);
         Ok(number)
+    }
+
+    /// Takes a free extent whose space the filesystem has granted. A put leaves [`READY_MIN`] of them.
+    fn take_ready(&mut self, purpose: Purpose) -> Result<u32, NodeError> {
+        let wanted = if purpose == Purpose::Put { READY_MIN + 1 } else { 1 };
+        while self.ready() < wanted
+            && let Some(&number) = self.free.iter().find(|number| !self.granted.contains(number))
+        {
+            let layout = &self.shared.layout;
+            let (start, len) = (layout.extent_offset(number), layout.extent_size());
+            let granted = self.shared.device.allocate(start, len);
+            self.starved = granted.is_err();
+            match granted {
+                Ok(()) => self.granted.insert(number),
+                Err(error) if error.kind == DeviceErrorKind::NoSpace => {
+                    tracing::warn!(disk = %self.superblock.disk, %error, "the filesystem under the disk is full");
+                    return Err(NodeError::NoSpace);
+                }
+                Err(error) => return Err(self.shared.fence_with(&error)),
+            };
+        }
+        let place = self.free.iter().position(|number| self.granted.contains(number));
+        place
+            .and_then(|place| self.free.remove(place))
+            .ok_or(NodeError::NoSpace)
+    }
+
+    /// Free extents whose space the filesystem has granted.
+    pub(super) fn ready(&self) -> usize {
+        self.free
+            .iter()
+            .filter(|number| self.granted.contains(number))
+            .count()
     }
 
     fn next_generation(&mut self) -> Result<u64, DeviceError> {

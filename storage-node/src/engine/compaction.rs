@@ -5,7 +5,7 @@
 //! them the tombstones that nothing else needs.
 
 use super::batch::Draft;
-use super::committer::{Committer, Purpose};
+use super::committer::{Committer, Purpose, READY_MIN};
 use super::index::{Entry, Extent, ExtentUse, Index, Mark};
 use super::reader::{check_head, read_span};
 use crate::device::BLOCK;
@@ -115,7 +115,7 @@ pub fn dead_extents(index: &Index, layout: &Layout, low: bool) -> Vec<u32> {
 impl Committer {
     fn is_low(&self) -> bool {
         let extents = self.shared.layout.extents() as usize;
-        self.free.len() <= self.shared.reserve + (extents / 32).max(1)
+        self.starved || self.free.len() <= self.shared.reserve + (extents / 32).max(1)
     }
 
     /// Does a little background work; says whether there is more to do.
@@ -136,7 +136,8 @@ impl Committer {
     /// Compacts until a put finds space again or nothing more can be won.
     pub(super) fn make_room(&mut self) {
         for _ in 0..URGENT_STEPS_MAX {
-            if self.free.len() > self.shared.reserve || self.shared.fence.get().is_some() {
+            let enough = self.free.len() > self.shared.reserve && (!self.starved || self.ready() > READY_MIN);
+            if enough || self.shared.fence.get().is_some() {
                 return;
             }
             if !self.background_step() {
@@ -153,7 +154,8 @@ impl Committer {
         for (number, extent) in index.extents.iter_mut().enumerate() {
             if extent.used == ExtentUse::Draining && Arc::strong_count(&extent.pin) == 1 {
                 extent.used = ExtentUse::Free;
-                self.free.push_back(number as u32);
+                // To the front: written blocks are cheaper to write again than fresh ones.
+                self.free.push_front(number as u32);
             }
         }
         self.shared

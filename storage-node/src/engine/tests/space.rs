@@ -138,3 +138,25 @@ fn a_delete_cut_short_by_a_full_disk_is_not_half_forgotten() {
         );
     }
 }
+
+/// The filesystem under a disk file is full, though the disk is not.
+#[test]
+fn a_full_filesystem_under_a_disk_wedges_nothing() {
+    let disk = SimulatedDisk::new(4 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    put(&engine, &unit(0), key(0, 0), payload(&unit(0), key(0, 0), 0, LEN)).unwrap();
+    disk.fill_filesystem();
+    let mut next = 1;
+    for round in 0..20 {
+        let end = fill(&engine, next);
+        for blob in next..end {
+            delete(&engine, &unit(blob % 3), &[blob]).unwrap();
+            // Idempotent ones, of unknown blobs: tombstones all the same.
+            delete(&engine, &unit(blob % 3), &[1_000_000 * (round + 1) + blob]).unwrap();
+        }
+        next = end + 1;
+    }
+    let key = key(0, 0);
+    assert!(verifies(&unit(0), key, &get(&engine, &unit(0), key).unwrap()));
+}
