@@ -8,7 +8,8 @@
 //! ```text
 //! | header A 4 KiB | record | record | … | batch padding to 4 KiB | record | … | header B 4 KiB |
 //! ```
-//! Invariants: every decoder is bounded and total: any bytes give a struct or a [`FormatError`], never a panic. Every
+//! Invariants: every decoder is bounded and total: any bytes give a struct or a [`FormatError`], never a panic, and no
+//! number that it returns is so large that counting on from it overflows ([`NUMBER_LIMIT`]). Every
 //! checksum of a record starts from a seed made of disk, incarnation, extent and generation, so bytes that were
 //! written elsewhere or for an earlier use of the extent never verify.
 
@@ -19,6 +20,9 @@ pub mod record;
 pub mod superblock;
 #[cfg(test)]
 mod tests;
+
+/// Sequences, generations and batches are smaller: so much may be added to what was read without a check.
+pub const NUMBER_LIMIT: u64 = 1 << 62;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -17,8 +17,8 @@
 //! Freeing writes a header: an extent that is free stays free after a crash, so its dead records cannot come back
 //! once their tombstones are dropped.
 
-use super::FormatError;
 use super::bytes::{get_u32, get_u64, get_u128, put};
+use super::{FormatError, NUMBER_LIMIT};
 use crate::protocol::{DiskId, UnitId};
 
 /// The bytes of an encoded extent header.
@@ -114,6 +114,9 @@ impl ExtentHeader {
         }
         if get_u32(b, 12) != extent {
             return Err(FormatError::Content("an extent header of another extent"));
+        }
+        if get_u64(b, 16) >= NUMBER_LIMIT || get_u64(b, 24) >= NUMBER_LIMIT {
+            return Err(FormatError::Content("extent header: impossible numbers"));
         }
         let owner = match b[8] {
             1 => Some(UnitId {

@@ -33,9 +33,9 @@
 //! batch header: every record of a batch carries its number, so that one bad bit can cost one record, not a batch.
 //! Records that may be torn are those of a batch that no record calls flushed.
 
-use super::FormatError;
 use super::bytes::{get_u16, get_u32, get_u64, put};
 use super::extent::DiskIdentity;
+use super::{FormatError, NUMBER_LIMIT};
 use crate::device::BLOCK;
 use crate::protocol::{SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, ShardKey, UnitId, block_count};
 
@@ -250,7 +250,12 @@ impl RecordHead {
             && next >= payload_end
             && next <= payload_end + BLOCK as u64
             && next.is_multiple_of(u64::from(RECORD_ALIGN))
-            && u64::from(self.place.offset) + next <= super::layout::EXTENT_SIZE_MAX;
+            && u64::from(self.place.offset) + next <= super::layout::EXTENT_SIZE_MAX
+            && self.sequence < NUMBER_LIMIT
+            && self.batch < NUMBER_LIMIT
+            && self.flushed < self.batch
+            && self.part_start <= self.place.offset
+            && u64::from(self.ordinal) * u64::from(RECORD_ALIGN) <= super::layout::EXTENT_SIZE_MAX;
         if sound {
             Ok(())
         } else {

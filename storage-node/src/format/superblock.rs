@@ -18,8 +18,8 @@
 //! lost; and when a disk falls idle or stops, to say that its last batch was flushed, so that later damage there is not
 //! taken for a torn write. Copies 0 and 2 are written and flushed before 1 and 3, so a crash leaves either the old or the new one.
 
-use super::FormatError;
 use super::bytes::{get_u32, get_u64, get_u128, put};
+use super::{FormatError, NUMBER_LIMIT};
 use crate::protocol::{ClusterId, DiskId};
 
 /// The bytes of an encoded superblock.
@@ -85,6 +85,9 @@ impl Superblock {
         }
         if get_u32(b, 12) != FORMAT_VERSION {
             return Err(FormatError::Version(get_u32(b, 12)));
+        }
+        if [56, 80, 88].iter().any(|at| get_u64(b, *at) >= NUMBER_LIMIT) {
+            return Err(FormatError::Content("superblock: impossible numbers"));
         }
         Ok(Superblock {
             disk: DiskId(get_u128(b, 16)),

@@ -145,6 +145,39 @@ proptest! {
     }
 }
 
+/// Bytes whose checksum is right and whose numbers leave no room to count on: refused, or adding one would overflow.
+#[test]
+fn impossible_numbers_are_refused() {
+    let refused = |change: fn(&mut RecordHead)| {
+        let mut head = head(4096, 70_000, 6);
+        change(&mut head);
+        RecordHead::decode(&encoded(&head), &IDENTITY, head.place).is_err()
+    };
+    assert!(!refused(|_| {}));
+    assert!(refused(|head| head.sequence = u64::MAX));
+    assert!(refused(|head| head.batch = u64::MAX));
+    assert!(refused(|head| head.flushed = head.batch));
+    assert!(refused(|head| head.ordinal = u32::MAX));
+    assert!(refused(|head| head.part_start = head.place.offset + 4096));
+    for (generation, sequence) in [(u64::MAX, 1), (1, u64::MAX)] {
+        let header = ExtentHeader {
+            owner: None,
+            extent: 6,
+            generation,
+            sequence,
+        };
+        assert!(ExtentHeader::decode(&header.encode(&IDENTITY), &IDENTITY, 6).is_err());
+    }
+    for (sequence, generation_limit) in [(u64::MAX, 1), (1, u64::MAX)] {
+        let superblock = Superblock {
+            sequence,
+            generation_limit,
+            ..superblock()
+        };
+        assert!(Superblock::decode(&superblock.encode()).is_err());
+    }
+}
+
 #[test]
 fn payloads_are_aligned_when_they_are_large() {
     for at in (0..8192).step_by(64) {
