@@ -12,8 +12,8 @@
 //! Invariant: a decoder believes no length that the body does not have, and never panics.
 
 use crate::protocol::{
-    DiskId, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, Seal, SealedShard, ShardBlocks, ShardKey,
-    UnitAddress,
+    BLOCK_BYTES, DiskId, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, Seal, SealedShard, ShardBlocks,
+    ShardKey, UnitAddress, block_count,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::StatusCode;
@@ -139,6 +139,15 @@ pub fn decode_blocks(mut body: Bytes) -> Result<ShardBlocks, NodeError> {
     if body.len() != 4 * crcs + 32 * digests + payload as usize {
         return Err(bad("a shard body of another length than it says"));
     }
+    // Whole blocks of the shard, one CRC each: nobody who counts on from them may find others.
+    let start = u64::from(first_block) * u64::from(BLOCK_BYTES);
+    let rest = u64::from(shard_len).saturating_sub(start);
+    let whole =
+        u64::from(payload) == rest || payload.is_multiple_of(BLOCK_BYTES) && u64::from(payload) < rest;
+    if first_block > block_count(shard_len) || !whole && payload > 0 || crcs != block_count(payload) as usize
+    {
+        return Err(bad("a shard body whose blocks do not fit the shard"));
+    }
     let block_crcs = (0..crcs).map(|_| body.get_u32_le()).collect();
     let table = body.split_to(32 * digests);
     let digests = table.as_chunks::<32>().0.to_vec();
@@ -244,6 +253,37 @@ mod tests {
             prop_assert!(body.len() <= BODY_BYTES_MAX);
             prop_assert_eq!(decode_shard(key, body.clone()), Ok(shard));
             prop_assert!(decode_shard(key, body.slice(..body.len() - cut.min(body.len()))).is_err());
+        }
+    }
+
+    /// A node that answers nonsense must not make its caller count blocks that are not there.
+    #[test]
+    fn blocks_that_do_not_fit_their_shard_are_refused() {
+        let blocks = |shard_len, first_block, len, crcs| ShardBlocks {
+            shard_len,
+            first_block,
+            block_crcs: vec![7; crcs],
+            digests: vec![[8; 32]; 6],
+            payload: vec![9; len].into(),
+        };
+        let decoded = |blocks: ShardBlocks| decode_blocks(joined(encode_blocks(&blocks)));
+        for right in [
+            blocks(100_000, 0, 100_000, 2),
+            blocks(100_000, 0, 65536, 1),
+            blocks(100_000, 1, 34_464, 1),
+            blocks(100_000, 2, 0, 0),
+            blocks(100_000, 0, 0, 0),
+        ] {
+            assert_eq!(decoded(right.clone()), Ok(right));
+        }
+        for wrong in [
+            blocks(100_000, u32::MAX, 65536, 1),
+            blocks(100_000, 1, 65536, 1),
+            blocks(100_000, 0, 65536, 2),
+            blocks(100_000, 0, 70_000, 2),
+            blocks(100_000, 0, 65536, 0),
+        ] {
+            assert!(decoded(wrong).is_err());
         }
     }
 
