@@ -204,6 +204,22 @@ pub fn peek_superblock(device: &dyn Device) -> Result<Superblock, String> {
     superblocks::choose(&superblocks::read(device), device.info().size).map_err(|e| e.to_string())
 }
 
+/// What superblocks there are on a device that somebody wants to format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trace {
+    /// None: it is not a Cairn disk, as far as can be read.
+    None,
+    /// Copies that are damaged, or of a newer format.
+    Damaged,
+    /// A Cairn disk, even if it has another size now.
+    Disk(Superblock),
+}
+
+/// Looks for superblocks, more kindly than [`peek_superblock`]: what cannot be opened may still hold data. Blocks.
+pub fn find_superblock(device: &dyn Device) -> Trace {
+    superblocks::trace(&superblocks::read(device))
+}
+
 /// Space and counts of a disk, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineStatus {

@@ -4,7 +4,7 @@
 
 use crate::client::StorageClient;
 use crate::device::{Backend, create_file, open_file};
-use crate::engine::{Engine, Format, format, peek_superblock};
+use crate::engine::{Engine, Format, Trace, find_superblock, format, peek_superblock};
 use crate::format::layout::extent_size_for;
 use crate::metrics::DiskMetricsSnapshot;
 use crate::protocol::{
@@ -90,13 +90,26 @@ pub fn format_disk(path: &Path, size: u64, options: &FormatOptions) -> Result<()
         path: shown.clone(),
         what,
     };
-    if path.exists() && !options.overwrite {
+    if path.exists() {
         let device = open_file(path, Backend::Pread).map_err(|e| failed(e.to_string()))?;
-        if let Ok(found) = peek_superblock(&*device) {
-            return Err(FormatDiskError::AlreadyFormatted {
-                path: shown,
-                disk: found.disk,
-            });
+        match find_superblock(&*device) {
+            Trace::None => {}
+            Trace::Damaged if options.overwrite => {}
+            Trace::Damaged => return Err(failed("it holds a damaged or newer Cairn superblock".into())),
+            Trace::Disk(found) if !options.overwrite => {
+                return Err(FormatDiskError::AlreadyFormatted {
+                    path: shown,
+                    disk: found.disk,
+                });
+            }
+            // What an earlier life of this very disk and incarnation left behind would be valid again.
+            Trace::Disk(found) if found.disk == options.disk && found.incarnation >= options.incarnation => {
+                return Err(failed(format!(
+                    "the disk had incarnation {}: a greater one is needed",
+                    found.incarnation
+                )));
+            }
+            Trace::Disk(_) => {}
         }
     }
     create_file(path, size).map_err(|e| failed(e.to_string()))?;

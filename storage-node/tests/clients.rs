@@ -294,6 +294,43 @@ fn formatting_over_a_cairn_disk_is_refused() {
     assert!(format_disk(&folder.path().join("tiny"), 1 << 20, &options(3)).is_err());
 }
 
+/// What was a Cairn disk may hold the last copy of something, also when it cannot be opened as it is.
+#[test]
+fn formatting_over_a_resized_or_damaged_cairn_disk_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    format_disk(&path, 64 << 20, &options(1)).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(96 << 20).unwrap();
+    let again = format_disk(&path, 96 << 20, &options(2));
+    assert!(
+        matches!(again, Err(FormatDiskError::AlreadyFormatted { .. })),
+        "{again:?}"
+    );
+    // One bad byte in each copy.
+    for at in [0, 16 << 20, 32 << 20, 48 << 20] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0xee], at + 50).unwrap();
+    }
+    file.set_len(64 << 20).unwrap();
+    let again = format_disk(&path, 64 << 20, &options(2));
+    assert!(
+        matches!(&again, Err(FormatDiskError::Failed { what, .. }) if what.contains("damaged")),
+        "{again:?}"
+    );
+    // Under the same name and incarnation, what an earlier life wrote would be valid again.
+    let again = |incarnation| {
+        let options = FormatOptions {
+            overwrite: true,
+            incarnation,
+            ..options(1)
+        };
+        format_disk(&path, 64 << 20, &options)
+    };
+    again(4).unwrap();
+    assert!(again(4).is_err());
+    again(5).unwrap();
+}
+
 fn status_of(node: &Node) -> NodeStatus {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

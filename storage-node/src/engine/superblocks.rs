@@ -1,5 +1,6 @@
 //! Which superblock counts, and writing a new one so that a crash leaves the old one or the new one.
 
+use super::Trace;
 use crate::device::{AlignedBuf, BLOCK, Device, DeviceError};
 use crate::format::FormatError;
 use crate::format::layout::superblock_offset;
@@ -36,6 +37,16 @@ pub fn choose(copies: &Copies, device_size: u64) -> Result<Superblock, ChoiceErr
         });
     }
     Ok(*newest)
+}
+
+/// What copies say about a device that somebody wants to format. Pure.
+pub fn trace(copies: &Copies) -> Trace {
+    let of_cairn = |error: &FormatError| !matches!(error, FormatError::Magic(_)) && *error != UNREADABLE;
+    match copies.iter().flatten().max_by_key(|s| s.sequence) {
+        Some(found) => Trace::Disk(*found),
+        None if copies.iter().filter_map(|c| c.as_ref().err()).any(of_cairn) => Trace::Damaged,
+        None => Trace::None,
+    }
 }
 
 /// The most telling reason: an unknown version says more than random bytes.
