@@ -9,7 +9,7 @@ use crate::device::{BLOCK, align_down};
 
 /// The smallest extent (tests); a disk formatted for use has at least [`EXTENT_SIZE_USUAL_MIN`].
 pub const EXTENT_SIZE_MIN: u64 = 32 * 1024;
-/// The smallest extent that is chosen by itself: it must hold shards of 1 MiB with their tables.
+/// The smallest extent that is chosen by itself, for disks of less than 256 MiB: it must hold shards of 1 MiB.
 pub const EXTENT_SIZE_USUAL_MIN: u64 = 4 * 1024 * 1024;
 /// The largest extent.
 pub const EXTENT_SIZE_MAX: u64 = 256 * 1024 * 1024;
@@ -18,15 +18,17 @@ pub const EXTENTS_MIN: u32 = 8;
 
 const ZONES: u64 = SUPERBLOCK_COPIES as u64;
 
-/// The extent size for a disk of this size: a power of two, so that a disk has 128 to 256 extents where it can.
+/// The extent size for a disk of this size: a power of two, so that a disk has 128 to 256 extents where it can. A small
+/// disk has fewer (64, then 32), because 4 MiB hold only three shards of 1 MiB, 8 MiB seven and 16 MiB fifteen.
 pub fn extent_size_for(device_size: u64) -> u64 {
-    let wanted = (device_size / 256).max(1);
-    let power = if wanted.is_power_of_two() {
-        wanted
-    } else {
-        wanted.next_power_of_two()
+    const MIB: u64 = 1 << 20;
+    let wanted = (device_size / 256).max(1).next_power_of_two();
+    let for_large_shards = match device_size / MIB {
+        1024.. => 16 * MIB,
+        256.. => 8 * MIB,
+        _ => EXTENT_SIZE_USUAL_MIN,
     };
-    power.clamp(EXTENT_SIZE_USUAL_MIN, EXTENT_SIZE_MAX)
+    wanted.max(for_large_shards).min(EXTENT_SIZE_MAX)
 }
 
 /// Where superblock copy `copy` is on a device of this size.

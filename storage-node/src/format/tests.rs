@@ -140,7 +140,7 @@ proptest! {
         let (last, len) = regions[regions.len() - 1];
         prop_assert!(last + len <= size);
         if size >= 1 << 30 {
-            prop_assert!(layout.extents() >= 120, "{} extents", layout.extents());
+            prop_assert!(layout.extents() >= 60, "{} extents", layout.extents());
         }
     }
 }
@@ -176,6 +176,22 @@ fn impossible_numbers_are_refused() {
         };
         assert!(Superblock::decode(&superblock.encode()).is_err());
     }
+}
+
+/// At most an eighth of an extent is lost to whole shards of 1 MiB that do not fit, and there are extents enough.
+#[test]
+fn small_disks_have_extents_that_large_shards_fill() {
+    for mib in [256, 300, 512, 700, 1024, 1500, 4096, 20_000, 4 << 20] {
+        let size = (mib as u64) << 20;
+        let extent_size = extent_size_for(size);
+        let layout = Layout::new(size, extent_size).unwrap();
+        let (_, record) = place(4096, head_len(16, 6), SHARD_BYTES_MAX);
+        let record = record.next_multiple_of(BLOCK as u32);
+        let wasted = layout.extent_capacity() % record;
+        assert!(wasted <= layout.extent_capacity() / 7, "{mib} MiB: {extent_size}");
+        assert!(size / extent_size >= 32, "{mib} MiB: {extent_size}");
+    }
+    assert!(Layout::new(64 << 20, extent_size_for(64 << 20)).is_ok());
 }
 
 #[test]
