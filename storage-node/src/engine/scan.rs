@@ -10,10 +10,12 @@ use crate::format::record::{
     HEAD_BYTES_MAX, HEAD_FIXED_BYTES, RECORD_ALIGN, RECORD_MAGIC, RecordHead, RecordPlace,
 };
 
-/// Bytes read at a time while walking from head to head.
-const STEP_BYTES: u32 = 64 * 1024;
-/// Bytes read at a time while looking for the next valid head.
+/// Bytes read at a time while walking from head to head over large payloads: a head, wherever it starts in its block.
+const STEP_BYTES: u32 = 16 * 1024;
+/// Bytes read at a time while looking for the next valid head, and while walking over small records.
 const SEARCH_BYTES: u32 = 1024 * 1024;
+
+const _: () = assert!(HEAD_BYTES_MAX + BLOCK as u32 <= STEP_BYTES);
 
 /// Damage between two valid records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +74,8 @@ pub fn scan_extent(
         ordinal: 0,
         unreadable: false,
     };
-    let mut at = layout.data_start();
-    while let Some((found, head)) = next_head(&mut window, identity, at, &place) {
+    let (mut at, mut step) = (layout.data_start(), STEP_BYTES);
+    while let Some((found, head)) = next_head(&mut window, identity, at, step, &place) {
         if found != at {
             let lost = head.ordinal.saturating_sub(scan.ordinal);
             let batch = if at >= head.part_start { head.batch } else { 0 };
@@ -84,6 +86,10 @@ pub fn scan_extent(
             });
         }
         at = found + head.next_at;
+        step = match head.next_at {
+            STEP_BYTES.. => STEP_BYTES,
+            _ => (2 * step).min(SEARCH_BYTES),
+        };
         scan.ordinal = head.ordinal + 1;
         scan.end = align_up(u64::from(at)) as u32;
         scan.heads.push(head);
@@ -97,9 +103,9 @@ fn next_head(
     window: &mut Window<'_>,
     identity: &DiskIdentity,
     mut at: u32,
+    mut step: u32,
     place: &impl Fn(u32) -> RecordPlace,
 ) -> Option<(u32, RecordHead)> {
-    let mut step = STEP_BYTES;
     let mut doubted = false;
     while at + HEAD_FIXED_BYTES <= window.limit {
         let bytes = window.bytes(at, HEAD_BYTES_MAX, step);
