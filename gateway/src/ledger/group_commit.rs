@@ -151,7 +151,9 @@ impl<A: Apply> Writer<A> {
         while let Some(first) = self.receiver.blocking_recv() {
             let (commits, waiting) = self.batch(first);
             let outcomes = self.outcomes(&commits);
-            for ((answer, _room), outcome) in waiting.into_iter().zip(outcomes) {
+            for ((answer, room), outcome) in waiting.into_iter().zip(outcomes) {
+                // First, so that whoever has the answer finds the room free.
+                drop(room);
                 // The caller may have gone away.
                 let _unwanted = answer.send(outcome);
             }
