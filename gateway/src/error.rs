@@ -63,6 +63,9 @@ pub enum Error {
     /// Content-MD5 is not 16 bytes in base64.
     #[error("the Content-MD5 is not valid")]
     InvalidDigest,
+    /// The document of the request says something it may not.
+    #[error("{0}")]
+    MalformedXml(String),
     /// The bytes do not match Content-MD5 or a checksum header.
     #[error("the {algorithm} you specified did not match what we received")]
     BadDigest {

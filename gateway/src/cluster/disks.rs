@@ -8,9 +8,10 @@ use crate::ledger::model::DiskRow;
 use crate::ledger::{Ledger, Typed, key};
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{DiskId, DiskState, DiskStatus, NodeError};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// How often nodes are asked.

@@ -150,11 +150,14 @@ impl Garbage {
         let Some(disk) = self.objects.disks.get(disk_id) else {
             return Ok(true);
         };
-        let (Some(client), Health::Online) = (disk.client.clone(), &disk.health) else {
+        let (Some(client), deadline) = (disk.client.clone(), deadline(&disk.health)) else {
+            return Ok(false);
+        };
+        let Some(deadline) = deadline else {
             return Ok(false);
         };
         match client
-            .delete(&volume.address(index, &disk), blobs, DELETE_DEADLINE)
+            .delete(&volume.address(index, &disk), blobs, deadline)
             .await
         {
             Ok(()) | Err(NodeError::NotFound) => Ok(true),
@@ -164,6 +167,16 @@ impl Garbage {
                 Ok(false)
             }
         }
+    }
+}
+
+/// How long a disk in this state gets for a delete; none if it is not asked. One that may hang must not hold up the
+/// others for long, and one that is full needs its deletes more than any.
+fn deadline(health: &Health) -> Option<Duration> {
+    match health {
+        Health::Online => Some(DELETE_DEADLINE),
+        Health::Suspect(_) => Some(DELETE_DEADLINE / 5),
+        Health::Down(_) => None,
     }
 }
 

@@ -254,7 +254,7 @@ impl Objects {
         completion: Completion,
     ) -> Result<Stored> {
         if listed.is_empty() {
-            return Err(Error::InvalidRequest(
+            return Err(Error::MalformedXml(
                 "an upload is completed with at least one part".into(),
             ));
         }

@@ -184,18 +184,29 @@ impl Objects {
         candidates.sort_by_key(|i| !self.disks.prompt(source.volume.disks[*i as usize]));
         let mut candidates = candidates.into_iter();
         let read = |index: u8| async move { (index, self.read_shard(source, index, blocks).await) };
-        let mut running: FuturesUnordered<_> = candidates.by_ref().take(needed).map(read).collect();
+        let mut waiting: Vec<u8> = candidates.by_ref().take(needed).collect();
+        let mut running: FuturesUnordered<_> = waiting.iter().copied().map(read).collect();
         let mut found = Vec::with_capacity(needed);
         let mut slow = tokio::time::interval_at(tokio::time::Instant::now() + HEDGE_AFTER, HEDGE_AFTER);
         while found.len() < needed {
-            tokio::select! {
+            let next = tokio::select! {
                 finished = running.next() => match finished {
-                    Some((index, Ok(shard))) => found.push((index as usize, shard)),
-                    Some((_, Err(_))) => running.extend(candidates.next().map(read)),
                     None => break,
+                    Some((index, read)) => {
+                        waiting.retain(|i| *i != index);
+                        let failed = read.is_err();
+                        found.extend(read.ok().map(|shard| (index as usize, shard)));
+                        if failed { candidates.next() } else { None }
+                    }
                 },
-                _ = slow.tick() => running.extend(candidates.next().map(read)),
-            }
+                _ = slow.tick() => {
+                    // Those asked so far had their time: the next read does not begin with them.
+                    waiting.iter().for_each(|i| self.disks.report_slow(source.volume.disks[*i as usize]));
+                    candidates.next()
+                }
+            };
+            waiting.extend(next);
+            running.extend(next.map(read));
         }
         if found.len() < needed {
             let (volume, blob, stripe) = (source.volume.id, source.key.blob, source.key.stripe);

@@ -5,7 +5,7 @@
 //! that refuses an old epoch makes the reader fetch the row anew.
 
 use super::choose::{self, Candidate};
-use crate::cluster::disks::{Disk, Disks};
+use crate::cluster::disks::{Disk, Disks, Health};
 use crate::error::{Error, Result};
 use crate::ledger::model::{VolumeRow, VolumeState};
 use crate::ledger::{CommitBuilder, Ledger, Typed, key};
@@ -265,7 +265,12 @@ impl Volumes {
 
     fn cannot_write(&self, wanted: Scheme, healthy: usize) -> Error {
         let needed = wanted.parity_shards() + 1;
-        let full = self.disks.all().iter().filter(|d| d.full()).count();
+        let full = self
+            .disks
+            .all()
+            .iter()
+            .filter(|d| d.full() && !matches!(d.health, Health::Down(_)))
+            .count();
         if healthy + full >= needed {
             Error::StorageFull
         } else {

@@ -20,6 +20,8 @@ pub fn answer(
         let (mut head, body) = request.into_parts();
         drop_bad_range(&mut head.headers);
         let (body, method) = (bound_chunks(&head.headers, body), head.method.clone());
+        let expects_to_send = head.headers.contains_key(header::EXPECT);
+        let empty = body_is_empty(&head.headers);
         let mut response = service.call(http::Request::from_parts(head, body)).await?;
         if method == Method::HEAD
             && response.status() == StatusCode::OK
@@ -29,6 +31,13 @@ pub fn answer(
         }
         if response.status().is_client_error() {
             explain(&mut response);
+        }
+        if expects_to_send && empty {
+            // No "100 Continue" is sent for a body of no bytes, and botocore then misreads the next answer on the
+            // connection (aws s3 sync of a tree with empty files hung for ever).
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.headers_mut().insert("x-amz-request-id", request_id());
         Ok(response)
@@ -54,6 +63,12 @@ fn drop_bad_range(headers: &mut HeaderMap) {
     if headers.get(header::RANGE).is_some_and(|v| !parses(v)) && !signed {
         headers.remove(header::RANGE);
     }
+}
+
+fn body_is_empty(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_LENGTH)
+        .is_some_and(|length| length.as_bytes() == b"0")
 }
 
 /// A number for each request of this process, so that a client's report and a trace can be brought together.

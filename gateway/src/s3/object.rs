@@ -241,7 +241,7 @@ impl S3Gateway {
     ) -> Answer<DeleteObjectsOutput> {
         let i = req.input;
         if i.delete.objects.is_empty() || i.delete.objects.len() > DELETE_KEYS_MAX {
-            return Err(Error::InvalidRequest(format!(
+            return Err(Error::MalformedXml(format!(
                 "1 to {DELETE_KEYS_MAX} keys are deleted at a time"
             )));
         }

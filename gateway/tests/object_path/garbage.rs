@@ -161,7 +161,13 @@ async fn copies_share_and_the_last_one_collects() {
     assert!(matches!(
         world
             .objects
-            .copy(crate::support::cluster::source("b"), BUCKET, "b", None)
+            .copy(
+                crate::support::cluster::source("b"),
+                BUCKET,
+                "b",
+                None,
+                Default::default()
+            )
             .await,
         Err(Error::InvalidRequest(_))
     ));

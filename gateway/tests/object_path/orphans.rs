@@ -222,7 +222,6 @@ fn config(cluster: &Cluster) -> GatewayConfig {
         name: "test".into(),
         scheme: cluster.scheme,
         memory_bytes: 256 << 20,
-        keys: keys(),
     }
 }
 

@@ -230,13 +230,14 @@ async fn three_disks_lost_is_an_error_and_never_wrong_bytes() {
 /// Two disks that hang: pieces are decoded long before their reads time out.
 #[tokio::test(start_paused = true)]
 async fn late_shards_are_decoded_around() {
-    let world = filled().await;
     for [a, b] in pairs() {
+        let world = filled().await;
         for n in [a, b] {
+            let get_delay = Duration::from_secs(3600);
             world.fault(
                 n,
                 Faults {
-                    get_delay: Duration::from_secs(3600),
+                    get_delay,
                     ..Default::default()
                 },
             );
@@ -245,18 +246,15 @@ async fn late_shards_are_decoded_around() {
         assert_reads(&world, &format!("{a} and {b} hang")).await;
         let took = started.elapsed();
         assert!(took < Duration::from_secs(9), "{a} and {b} hang: {took:?}");
-        world.heal().await;
-        // Earn the hedges back.
-        for _ in 0..120 {
-            world.get("10000").await.unwrap();
-        }
+        // Between them they hold at least two data shards of the large object.
+        assert!(
+            world.objects.metrics.hedged_reads.get() > 0 || world.objects.metrics.decoded_pieces.get() == 0
+        );
     }
-    assert!(world.objects.metrics.hedged_reads.get() > 0);
 }
 
 /// A hedge costs a moment; a disk that hangs must not cost every reader ten seconds once the hedges are used up.
 #[tokio::test(start_paused = true)]
-#[ignore = "known bug: once the hedges are used up, every read of a hanging disk waits for its deadline"]
 async fn a_hanging_disk_does_not_use_up_the_patience_of_all() {
     let world = World::new("rs(4,2)", 6).await;
     let bytes = content(8, 9_000);

@@ -5,11 +5,17 @@
 #![allow(unsafe_code)]
 
 use super::{DeviceError, DeviceErrorKind, align_down};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
+
+/// How often a lock that is taken is asked for.
+const LOCK_ATTEMPTS: u32 = 30;
+/// How long lies between.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
 
 /// An open disk file or block device.
 pub struct DiskFile {
@@ -21,6 +27,19 @@ pub struct DiskFile {
 
 fn gone(path: &Path, error: io::Error) -> DeviceError {
     DeviceError::new(DeviceErrorKind::Gone, format!("{}: {error}", path.display()))
+}
+
+/// Locks a disk for this process. The kernel ends the requests of a killed process's io_uring, and with them its hold
+/// on the file, a moment after the process is gone: so a lock that is taken is asked for a few times.
+fn lock(file: &File) -> io::Result<()> {
+    for _ in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_RETRY),
+        }
+    }
+    Err(io::Error::other("the disk is in use by another process"))
 }
 
 impl DiskFile {
@@ -40,8 +59,7 @@ impl DiskFile {
             }
             Err(error) => return Err(gone(path, error)),
         };
-        file.try_lock()
-            .map_err(|_| gone(path, io::Error::other("the disk is in use by another process")))?;
+        lock(&file).map_err(|e| gone(path, e))?;
         let metadata = file.metadata().map_err(|e| gone(path, e))?;
         let block_device = metadata.file_type().is_block_device();
         let size = file.seek(SeekFrom::End(0)).map_err(|e| gone(path, e))?;

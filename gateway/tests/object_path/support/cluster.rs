@@ -101,6 +101,7 @@ impl Cluster {
             clock: Arc::new(SystemClock),
             scheme: self.scheme,
             hedges: Default::default(),
+            suspects: Default::default(),
             gate: Default::default(),
             codecs: Default::default(),
         });
@@ -217,14 +218,16 @@ impl World {
 
     pub async fn copy(&self, from: &str, to: &str) -> Result<Stored> {
         let headers = (from == to).then(Headers::default);
-        self.objects.copy(source(from), BUCKET, to, headers).await
+        self.objects
+            .copy(source(from), BUCKET, to, headers, Default::default())
+            .await
     }
 
     /// Runs the garbage worker until it finds nothing to do. A download ends a moment after its last byte was taken,
     /// so what is left then is looked at again for a while.
     pub async fn collect(&self) {
         for _ in 0..20 {
-            while self.garbage.step().await.unwrap() == Step::Worked {}
+            while self.garbage.step().await.unwrap() != Step::Idle {}
             if self.objects.ledger.count(key::table(b'g'), 1).await.unwrap() == 0 {
                 return;
             }

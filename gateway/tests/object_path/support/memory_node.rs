@@ -127,7 +127,9 @@ impl MemoryDisk {
             return Err(NodeError::Deleted);
         }
         unit.epoch = to.epoch;
-        unit.shards.insert(shard.key, shard);
+        // As a disk does, it keeps bytes of its own: what was sent is let go.
+        let payload = bytes::Bytes::copy_from_slice(&shard.payload);
+        unit.shards.insert(shard.key, SealedShard { payload, ..shard });
         self.puts += 1;
         Ok(())
     }
