@@ -24,7 +24,7 @@ const REST_MAX: Duration = Duration::from_secs(300);
 /// After this long without another time-out the next rest is a first one again.
 const REST_FORGOTTEN: Duration = Duration::from_secs(60);
 /// A disk that lost a race against a decode is not waited for this long.
-const SLOW_FOR: Duration = Duration::from_secs(5);
+const SLOW_FOR: Duration = Duration::from_secs(30);
 /// Polls that a node may miss before its disks count as down.
 const MISSES_MAX: u32 = 2;
 /// Room kept free on every disk: a put is not sent to a disk with less.
