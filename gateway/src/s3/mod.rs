@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod convert;
 mod error;
+mod fields;
 mod listing;
 mod multipart;
 mod object;

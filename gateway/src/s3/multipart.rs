@@ -2,6 +2,7 @@
 
 use super::body::request_body;
 use super::convert::{self, ChecksumHeaders, checksum_fields, decode_digest, etag, timestamp};
+use super::fields::{checksum_values, kept_headers, with_checksums};
 use super::object::copy_source;
 use super::service::S3Gateway;
 use crate::error::{Error, Result};
@@ -62,16 +63,7 @@ impl S3Gateway {
             })?),
         };
         let full = full_object(algorithm, i.checksum_type.as_ref())?;
-        let headers = convert::headers(
-            i.content_type,
-            i.content_encoding,
-            i.content_disposition,
-            i.content_language,
-            i.cache_control,
-            i.expires,
-            i.website_redirect_location,
-            i.metadata,
-        )?;
+        let headers = kept_headers!(i)?;
         let upload = self
             .objects
             .create_upload(&i.bucket, &i.key, headers, algorithm, full)
@@ -101,13 +93,7 @@ impl S3Gateway {
         let i = req.input;
         let checksums = ChecksumHeaders {
             algorithm: i.checksum_algorithm,
-            values: [
-                i.checksum_crc32,
-                i.checksum_crc32c,
-                i.checksum_crc64nvme,
-                i.checksum_sha1,
-                i.checksum_sha256,
-            ],
+            values: checksum_values!(i),
             trailer,
             trailers,
         };
@@ -119,15 +105,9 @@ impl S3Gateway {
             .put_part(target, number, request_body(i.body), expected)
             .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
-        Ok(S3Response::new(UploadPartOutput {
+        Ok(S3Response::new(with_checksums!(UploadPartOutput, sums, {
             e_tag: Some(etag(&stored.etag)),
-            checksum_crc32: sums.crc32,
-            checksum_crc32c: sums.crc32c,
-            checksum_crc64nvme: sums.crc64nvme,
-            checksum_sha1: sums.sha1,
-            checksum_sha256: sums.sha256,
-            ..Default::default()
-        }))
+        })))
     }
 
     pub(super) async fn copy_part(
@@ -161,15 +141,10 @@ impl S3Gateway {
             .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
         Ok(S3Response::new(UploadPartCopyOutput {
-            copy_part_result: Some(CopyPartResult {
+            copy_part_result: Some(with_checksums!(CopyPartResult, sums, {
                 e_tag: Some(etag(&stored.etag)),
                 last_modified: Some(timestamp(stored.modified_ms)),
-                checksum_crc32: sums.crc32,
-                checksum_crc32c: sums.crc32c,
-                checksum_crc64nvme: sums.crc64nvme,
-                checksum_sha1: sums.sha1,
-                checksum_sha256: sums.sha256,
-            }),
+            })),
             ..Default::default()
         }))
     }
@@ -181,13 +156,7 @@ impl S3Gateway {
         let i = req.input;
         let parts = i.multipart_upload.and_then(|u| u.parts).unwrap_or_default();
         let listed = parts.into_iter().map(listed_part).collect::<Result<Vec<_>>>()?;
-        let values = [
-            i.checksum_crc32,
-            i.checksum_crc32c,
-            i.checksum_crc64nvme,
-            i.checksum_sha1,
-            i.checksum_sha256,
-        ];
+        let values = checksum_values!(i);
         let completion = Completion {
             conditions: convert::write_conditions(i.if_match, i.if_none_match),
             size: i.mpu_object_size.and_then(|n| u64::try_from(n).ok()),
@@ -196,19 +165,15 @@ impl S3Gateway {
         let target = target(i.bucket.clone(), i.key.clone(), &i.upload_id)?;
         let stored = self.objects.complete_upload(target, listed, completion).await?;
         let sums = checksum_fields(stored.checksum.as_ref());
-        Ok(S3Response::new(CompleteMultipartUploadOutput {
-            location: Some(format!("/{}/{}", i.bucket, i.key)),
-            bucket: Some(i.bucket),
-            key: Some(i.key),
-            e_tag: Some(etag(&stored.etag)),
-            checksum_crc32: sums.crc32,
-            checksum_crc32c: sums.crc32c,
-            checksum_crc64nvme: sums.crc64nvme,
-            checksum_sha1: sums.sha1,
-            checksum_sha256: sums.sha256,
-            checksum_type: sums.kind,
-            ..Default::default()
-        }))
+        Ok(S3Response::new(
+            with_checksums!(CompleteMultipartUploadOutput, sums, {
+                location: Some(format!("/{}/{}", i.bucket, i.key)),
+                bucket: Some(i.bucket),
+                key: Some(i.key),
+                e_tag: Some(etag(&stored.etag)),
+                checksum_type: sums.kind,
+            }),
+        ))
     }
 
     pub(super) async fn abort_upload(
@@ -236,17 +201,12 @@ impl S3Gateway {
         let next = page.parts.last().map(|(number, _)| i32::from(*number));
         let part = |(number, row): (u16, crate::ledger::model::PartRow)| {
             let sums = checksum_fields(row.checksum.as_ref());
-            Part {
+            with_checksums!(Part, sums, {
                 part_number: Some(number.into()),
                 size: Some(row.size as i64),
                 e_tag: Some(etag(&crate::object::digest::hex(&row.md5))),
                 last_modified: Some(timestamp(row.modified_ms)),
-                checksum_crc32: sums.crc32,
-                checksum_crc32c: sums.crc32c,
-                checksum_crc64nvme: sums.crc64nvme,
-                checksum_sha1: sums.sha1,
-                checksum_sha256: sums.sha256,
-            }
+            })
         };
         let algorithm = Algorithm::parse(&page.upload.checksum_algorithm);
         let kind = if page.upload.checksum_full_object {
@@ -285,13 +245,7 @@ fn listed_part(part: CompletedPart) -> Result<ListedPart> {
     let number = part
         .part_number
         .ok_or_else(|| Error::InvalidRequest("a part has no PartNumber".into()))?;
-    let values = [
-        part.checksum_crc32,
-        part.checksum_crc32c,
-        part.checksum_crc64nvme,
-        part.checksum_sha1,
-        part.checksum_sha256,
-    ];
+    let values = checksum_values!(part);
     Ok(ListedPart {
         number: part_number(number)?.into(),
         etag: part.e_tag.map(ETag::into_value).unwrap_or_default(),

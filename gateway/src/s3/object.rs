@@ -2,6 +2,7 @@
 
 use super::body::{request_body, response_body};
 use super::convert::{self, ChecksumHeaders, checksum_fields, etag, timestamp};
+use super::fields::{checksum_values, found_object, kept_headers, with_checksums};
 use super::service::S3Gateway;
 use crate::error::{Error, Result};
 use crate::ledger::model::{Headers, ObjectRow};
@@ -78,27 +79,12 @@ impl S3Gateway {
         )?;
         let checksums = ChecksumHeaders {
             algorithm: i.checksum_algorithm,
-            values: [
-                i.checksum_crc32,
-                i.checksum_crc32c,
-                i.checksum_crc64nvme,
-                i.checksum_sha1,
-                i.checksum_sha256,
-            ],
+            values: checksum_values!(i),
             trailer,
             trailers,
         };
         let expected = checksums.expected(i.content_length, i.content_md5)?;
-        let headers = convert::headers(
-            i.content_type,
-            i.content_encoding,
-            i.content_disposition,
-            i.content_language,
-            i.cache_control,
-            i.expires,
-            i.website_redirect_location,
-            i.metadata,
-        )?;
+        let headers = kept_headers!(i)?;
         let conditions = convert::write_conditions(i.if_match, i.if_none_match);
         let body = request_body(i.body);
         let stored = self
@@ -106,16 +92,10 @@ impl S3Gateway {
             .put(&i.bucket, &i.key, body, expected, headers, conditions)
             .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
-        Ok(S3Response::new(PutObjectOutput {
+        Ok(S3Response::new(with_checksums!(PutObjectOutput, sums, {
             e_tag: Some(etag(&stored.etag)),
-            checksum_crc32: sums.crc32,
-            checksum_crc32c: sums.crc32c,
-            checksum_crc64nvme: sums.crc64nvme,
-            checksum_sha1: sums.sha1,
-            checksum_sha256: sums.sha256,
             checksum_type: sums.kind,
-            ..Default::default()
-        }))
+        })))
     }
 
     pub(super) async fn get(&self, req: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
@@ -140,37 +120,11 @@ impl S3Gateway {
             i.if_unmodified_since,
         );
         let (found, pieces) = self.objects.get(&i.bucket, &i.key, wanted, &conditions).await?;
-        let headers = found.row.headers.clone().unwrap_or_default();
-        let with_checksum = i.checksum_mode.is_some() && !partial(&found);
-        let sums = checksum_fields(found.row.checksum.as_ref().filter(|_| with_checksum));
-        Ok(S3Response::new(GetObjectOutput {
-            body: Some(response_body(pieces, self.objects.metrics.clone())),
-            accept_ranges: Some("bytes".into()),
-            content_length: Some((found.range.end - found.range.start) as i64),
-            content_range: content_range(&found),
-            parts_count: parts_count(&found.row, wanted),
-            e_tag: Some(etag(&found.row.etag)),
-            last_modified: Some(timestamp(found.row.modified_ms)),
-            metadata: convert::metadata(&headers),
-            expires: convert::expires(&headers),
-            cache_control: headers.cache_control,
-            content_disposition: headers.content_disposition,
-            content_encoding: headers.content_encoding,
-            content_language: headers.content_language,
-            content_type: Some(
-                headers
-                    .content_type
-                    .unwrap_or_else(|| "binary/octet-stream".into()),
-            ),
-            website_redirect_location: headers.website_redirect_location,
-            checksum_crc32: sums.crc32,
-            checksum_crc32c: sums.crc32c,
-            checksum_crc64nvme: sums.crc64nvme,
-            checksum_sha1: sums.sha1,
-            checksum_sha256: sums.sha256,
-            checksum_type: sums.kind,
-            ..Default::default()
-        }))
+        Ok(S3Response::new(
+            found_object!(GetObjectOutput, found, wanted, i.checksum_mode, {
+                body: Some(response_body(pieces, self.objects.metrics.clone())),
+            }),
+        ))
     }
 
     pub(super) async fn head(&self, req: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
@@ -184,43 +138,13 @@ impl S3Gateway {
             i.if_unmodified_since,
         );
         let found = self.objects.head(&i.bucket, &i.key, wanted, &conditions).await?;
-        let headers = found.row.headers.clone().unwrap_or_default();
-        let with_checksum = i.checksum_mode.is_some() && !partial(&found);
-        let sums = checksum_fields(found.row.checksum.as_ref().filter(|_| with_checksum));
-        let content_range = content_range(&found);
-        let status = content_range
-            .is_some()
-            .then_some(http::StatusCode::PARTIAL_CONTENT);
-        let output = HeadObjectOutput {
-            accept_ranges: Some("bytes".into()),
-            content_length: Some((found.range.end - found.range.start) as i64),
-            content_range,
-            parts_count: parts_count(&found.row, wanted),
-            e_tag: Some(etag(&found.row.etag)),
-            last_modified: Some(timestamp(found.row.modified_ms)),
-            metadata: convert::metadata(&headers),
-            expires: convert::expires(&headers),
-            cache_control: headers.cache_control,
-            content_disposition: headers.content_disposition,
-            content_encoding: headers.content_encoding,
-            content_language: headers.content_language,
-            content_type: Some(
-                headers
-                    .content_type
-                    .unwrap_or_else(|| "binary/octet-stream".into()),
-            ),
-            website_redirect_location: headers.website_redirect_location,
-            checksum_crc32: sums.crc32,
-            checksum_crc32c: sums.crc32c,
-            checksum_crc64nvme: sums.crc64nvme,
-            checksum_sha1: sums.sha1,
-            checksum_sha256: sums.sha256,
-            checksum_type: sums.kind,
-            ..Default::default()
-        };
-        let mut response = S3Response::new(output);
-        response.status = status;
-        Ok(response)
+        Ok(S3Response::new(found_object!(
+            HeadObjectOutput,
+            found,
+            wanted,
+            i.checksum_mode,
+            {}
+        )))
     }
 
     pub(super) async fn delete(&self, req: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
@@ -323,16 +247,7 @@ impl S3Gateway {
         let replace = i
             .metadata_directive
             .is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
-        let headers = convert::headers(
-            i.content_type,
-            i.content_encoding,
-            i.content_disposition,
-            i.content_language,
-            i.cache_control,
-            i.expires,
-            i.website_redirect_location,
-            i.metadata,
-        )?;
+        let headers = kept_headers!(i)?;
         let source = Source {
             bucket,
             name,
@@ -345,16 +260,11 @@ impl S3Gateway {
             .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
         Ok(S3Response::new(CopyObjectOutput {
-            copy_object_result: Some(CopyObjectResult {
+            copy_object_result: Some(with_checksums!(CopyObjectResult, sums, {
                 e_tag: Some(etag(&stored.etag)),
                 last_modified: Some(timestamp(stored.modified_ms)),
-                checksum_crc32: sums.crc32,
-                checksum_crc32c: sums.crc32c,
-                checksum_crc64nvme: sums.crc64nvme,
-                checksum_sha1: sums.sha1,
-                checksum_sha256: sums.sha256,
                 checksum_type: sums.kind,
-            }),
+            })),
             ..Default::default()
         }))
     }
