@@ -13,6 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a request waits for memory before it is refused.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one that is half done waits.
+const PATIENCE_HALF_DONE: Duration = Duration::from_secs(60);
 /// How many requests may wait in one pool.
 const WAITERS_MAX: usize = 1_024;
 const GRAIN: u64 = 1_024;
@@ -84,14 +86,13 @@ impl Pool {
         }
     }
 
-    /// Sets bytes aside and waits as long as it takes: for a request that was admitted already and whose client is
-    /// being served.
+    /// Sets bytes aside with more patience: for a request that was admitted already and is half done.
     pub async fn reserve_patiently(&self, bytes: u64) -> Result<Reserved> {
         let acquire = self.grains.clone().acquire_many_owned(self.grains_of(bytes));
-        acquire
-            .await
-            .map(|permit| Reserved { _permit: permit })
-            .map_err(|_| Error::ShuttingDown)
+        match tokio::time::timeout(PATIENCE_HALF_DONE, acquire).await {
+            Ok(Ok(permit)) => Ok(Reserved { _permit: permit }),
+            _ => Err(Error::SlowDown),
+        }
     }
 
     /// Sets bytes aside if they are free right now.

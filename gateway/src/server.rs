@@ -179,7 +179,7 @@ async fn poll_disks(disks: Arc<Disks>, mut stop: watch::Receiver<bool>) {
         disks.poll().await;
         tokio::select! {
             _ = tokio::time::sleep(POLL_PERIOD) => {}
-            _ = stop.changed() => {}
+            changed = stop.changed() => if changed.is_err() { return },
         }
     }
 }

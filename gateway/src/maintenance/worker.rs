@@ -80,7 +80,7 @@ impl Running {
                 tokio::select! {
                     _ = tokio::time::sleep(rest) => {}
                     _ = worker.woken() => {}
-                    _ = stop.changed() => {}
+                    changed = stop.changed() => if changed.is_err() { return },
                 }
             }
         });
