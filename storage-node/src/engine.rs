@@ -49,6 +49,8 @@ const READS_MAX: usize = 1024;
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
 /// A disk's presence is looked at no more often than this.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Before a batch is written the disk is looked at no more often than this.
+const WRITE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the committer, readers and callers share.
 struct Shared {

@@ -61,16 +61,20 @@ fn worst(copies: &Copies) -> FormatError {
 
 /// Reads all copies. A copy that cannot be read is one that is not valid.
 pub fn read(device: &dyn Device) -> Copies {
-    let size = device.info().size;
-    std::array::from_fn(|copy| {
-        match device
-            .read(superblock_offset(size, copy), AlignedBuf::zeroed(BLOCK))
-            .wait()
-        {
-            Ok(block) => Superblock::decode(&block),
-            Err(_) => Err(UNREADABLE),
-        }
-    })
+    std::array::from_fn(|copy| read_copy(device, copy))
+}
+
+fn read_copy(device: &dyn Device, copy: usize) -> Result<Superblock, FormatError> {
+    let offset = superblock_offset(device.info().size, copy);
+    match device.read(offset, AlignedBuf::zeroed(BLOCK)).wait() {
+        Ok(block) => Superblock::decode(&block),
+        Err(_) => Err(UNREADABLE),
+    }
+}
+
+/// Whether the first copy is of this disk and incarnation.
+pub fn first_is_ours(device: &dyn Device, ours: &Superblock) -> bool {
+    read_copy(device, 0).is_ok_and(|found| (found.disk, found.incarnation) == (ours.disk, ours.incarnation))
 }
 
 /// Whether somebody overwrote the disk: every copy can be read, and none is of this disk and incarnation. Pure.
