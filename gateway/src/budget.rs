@@ -1,8 +1,9 @@
 //! Admission: a budget of memory that bounds all bytes in flight. Past it a request waits a moment, then is told to
 //! slow down; the process never grows until it is killed.
 //!
-//! Three pools, so that no kind of work can starve another: writes, reads, decoding. Whoever holds bytes of one pool
-//! waits only for bytes of the decode pool, and whoever holds those waits for nothing, so waiting cannot form a ring.
+//! Three pools, so that no kind of work can starve another: writes, reads, decoding. Waiting goes one way only: a part
+//! copy holds read bytes while it waits for write bytes, both may wait for the decode pool, and whoever holds that waits
+//! for nothing. So waiting cannot form a ring, and every wait has an end.
 
 use crate::error::{Error, Result};
 use bytes::Bytes;
