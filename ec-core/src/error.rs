@@ -1,5 +1,7 @@
 //! Why the arithmetic refused. Every variant is a caller's mistake or too great a loss; none is transient.
 
+use crate::scheme::Scheme;
+
 /// What a fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -14,13 +16,13 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// The scheme is valid, and not implemented.
-    #[error("{scheme}: {code} codes are not supported yet; use rs(k,m) or replica(n)")]
-    UnsupportedScheme {
-        /// What was given.
-        scheme: String,
-        /// The name of the code.
-        code: &'static str,
+    /// A kernel that does not exist, or that this processor cannot run.
+    #[error("no kernel {kernel:?} here; there are {supported}")]
+    BadKernel {
+        /// The name given.
+        kernel: String,
+        /// Those that run here.
+        supported: String,
     },
     /// A stripe geometry with no data shards, or more than GF(2^8) allows.
     #[error("a stripe has 1 to 255 data shards, not {0}")]
@@ -34,7 +36,7 @@ pub enum Error {
     /// The number of slices is not what the code has.
     #[error("expected {expected} {what} shards, got {got}")]
     WrongShardCount {
-        /// Which slices: data, parity or output.
+        /// Which slices: data, parity, source or output.
         what: &'static str,
         /// How many there should be.
         expected: usize,
@@ -65,12 +67,22 @@ pub enum Error {
         /// The index.
         index: usize,
     },
+    /// Encoding and updating parity take data shards only.
+    #[error("shard {index} is no data shard: there are {data_shards}")]
+    NotADataShard {
+        /// The index given.
+        index: usize,
+        /// Data shards in the stripe.
+        data_shards: usize,
+    },
     /// More is lost than the code can compute from what is left.
-    #[error("too few shards: {available} available, {needed} needed")]
-    TooFewShards {
-        /// How many the code needs.
-        needed: usize,
-        /// How many there were.
-        available: usize,
+    #[error("{scheme}: shards {wanted:?} cannot be computed from {available:?}")]
+    Undecodable {
+        /// The scheme.
+        scheme: Scheme,
+        /// The shards that were wanted.
+        wanted: Vec<usize>,
+        /// The shards that were there.
+        available: Vec<usize>,
     },
 }

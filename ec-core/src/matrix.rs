@@ -1,30 +1,8 @@
-//! Small matrices over GF(2^8): the generator of a code, and the inverse of the rows that are left of it.
-//!
-//! **The field.** Bytes are polynomials over GF(2) modulo x^8 + x^4 + x^3 + x^2 + 1, 0x11D, in which x (2) generates all 255
-//! non-zero elements. Addition is exclusive or, so it is its own inverse.
-//!
-//! **The generator.** n × k, n = k + m: shard = G · data. It is built as the crate reed-solomon-erasure and
-//! Backblaze's JavaReedSolomon build it, so that parity is bit-identical to theirs:
-//! 1. V is the n × k Vandermonde matrix `V[r][c] = r^c`, with r the field element whose byte is r, and 0^0 = 1.
-//! 2. G = V · T⁻¹, where T is the top k rows of V.
-//!
-//! So the first k rows of G are the identity (the code is *systematic*: data shards are the data), and the rest are parity.
-//!
-//! **Why any k shards are enough.** Any k rows of V are a square Vandermonde matrix in k distinct points; its determinant
-//! is the product of the differences of the points, none of them 0. Distinct points are to be had as long as n ≤ 256. The
-//! same k rows of G are that matrix times T⁻¹: the product of two invertible matrices, which is invertible. Hence
-//! data = (rows of G)⁻¹ · shards. Parity rows put under an identity without step 2 do not have the property: that is
-//! the mistake of the first edition of Plank's tutorial.
-//!
-//! With k = 1, V is a column of ones and so is G: replication is the same code.
-//!
-//! Sources: J. S. Plank, "A Tutorial on Reed-Solomon Coding for Fault-Tolerance in RAID-like Systems", Software:
-//! Practice & Experience 27(9), 1997; J. S. Plank and Y. Ding, "Note: Correction to the 1997 Tutorial on Reed-Solomon
-//! Coding", Software: Practice & Experience 35(2), 2005; Backblaze, JavaReedSolomon (github.com/Backblaze/JavaReedSolomon).
+//! Small matrices over GF(2^8), and the question behind every repair: which rows are combinations of which others.
 
-use reed_solomon_erasure::galois_8::{div, exp, mul};
+use crate::gf256::{inverse, mul};
 
-/// A matrix, by rows.
+/// A matrix, by rows. At least one column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Matrix {
     columns: usize,
@@ -32,20 +10,17 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
-    /// The generator of the systematic code of `data` data shards, `total` in all. 1 ≤ `data` ≤ `total` ≤ 255.
-    pub(crate) fn generator(data: usize, total: usize) -> Matrix {
-        let points = (0..=u8::MAX).take(total);
-        let vandermonde = Matrix {
-            columns: data,
-            cells: points
-                .flat_map(|point| (0..data).map(move |power| exp(point, power)))
-                .collect(),
-        };
-        let top: Vec<usize> = (0..data).collect();
-        match vandermonde.pick(&top).inverse() {
-            Some(inverse) => vandermonde.times(&inverse),
-            None => unreachable!("a Vandermonde matrix in distinct points inverts"),
-        }
+    /// Of the cells that `cell(row, column)` gives.
+    pub(crate) fn from_fn(rows: usize, columns: usize, cell: impl Fn(usize, usize) -> u8) -> Matrix {
+        let cells = (0..rows * columns)
+            .map(|i| cell(i / columns, i % columns))
+            .collect();
+        Matrix { columns, cells }
+    }
+
+    /// How many columns it has.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
     }
 
     /// One row.
@@ -58,25 +33,15 @@ impl Matrix {
         &self.cells[row * self.columns..]
     }
 
-    /// The matrix of these rows, in this order.
-    pub(crate) fn pick(&self, rows: &[usize]) -> Matrix {
-        Matrix {
-            columns: self.columns,
-            cells: rows.iter().flat_map(|&row| self.row(row)).copied().collect(),
-        }
-    }
-
     /// self · right.
     pub(crate) fn times(&self, right: &Matrix) -> Matrix {
         let mut cells = Vec::with_capacity(self.cells.len() / self.columns * right.columns);
         for row in self.cells.chunks_exact(self.columns) {
-            for column in 0..right.columns {
-                let terms = row
-                    .iter()
-                    .enumerate()
-                    .map(|(i, &cell)| mul(cell, right.cells[i * right.columns + column]));
-                cells.push(terms.fold(0, |sum, term| sum ^ term));
+            let mut sum = vec![0; right.columns];
+            for (i, &factor) in row.iter().enumerate() {
+                add_multiple(&mut sum, factor, right.row(i));
             }
+            cells.extend(sum);
         }
         Matrix {
             columns: right.columns,
@@ -84,96 +49,156 @@ impl Matrix {
         }
     }
 
-    /// The inverse of a square matrix by Gauss-Jordan elimination, or `None` if it is singular.
+    /// The inverse of its top square, or `None` if that is singular.
     pub(crate) fn inverse(&self) -> Option<Matrix> {
-        let size = self.columns;
-        let mut left = self.clone();
-        let mut right = Matrix::identity(size);
-        for pivot in 0..size {
-            let found = (pivot..size).find(|&row| left.cells[row * size + pivot] != 0)?;
-            left.swap_rows(pivot, found);
-            right.swap_rows(pivot, found);
-            let scale = div(1, left.cells[pivot * size + pivot]);
-            left.scale_row(pivot, scale);
-            right.scale_row(pivot, scale);
-            for row in (0..size).filter(|&row| row != pivot) {
-                let factor = left.cells[row * size + pivot];
-                if factor != 0 {
-                    left.add_row(row, pivot, factor);
-                    right.add_row(row, pivot, factor);
-                }
+        let mut basis = Basis::new(self.columns);
+        for row in 0..self.columns {
+            basis.add(self.row(row)).then_some(())?;
+        }
+        let mut cells = Vec::with_capacity(self.columns * self.columns);
+        for row in 0..self.columns {
+            let unit: Vec<u8> = (0..self.columns).map(|column| u8::from(column == row)).collect();
+            cells.extend(basis.express(&unit)?);
+        }
+        Some(Matrix {
+            columns: self.columns,
+            cells,
+        })
+    }
+}
+
+/// Linearly independent rows, added one by one, kept so that any row in their span can be written in terms of them: Gauss's
+/// elimination, one row at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Basis {
+    columns: usize,
+    reduced: Vec<Reduced>,
+}
+
+/// A combination of the basis's rows that has a 1 in its pivot, and 0 in the pivots of those before it.
+#[derive(Clone, Debug)]
+struct Reduced {
+    pivot: usize,
+    cells: Vec<u8>,
+    /// How much of each of the basis's rows it is made of.
+    of: Vec<u8>,
+}
+
+impl Basis {
+    /// Of no rows yet, each of which will have so many columns.
+    pub(crate) fn new(columns: usize) -> Basis {
+        Basis {
+            columns,
+            reduced: Vec::new(),
+        }
+    }
+
+    /// How many rows it has.
+    pub(crate) fn rank(&self) -> usize {
+        self.reduced.len()
+    }
+
+    /// Whether every row is in its span.
+    pub(crate) fn is_full(&self) -> bool {
+        self.rank() == self.columns
+    }
+
+    /// Adds a row if it is not a combination of those that are there; says whether it did.
+    pub(crate) fn add(&mut self, row: &[u8]) -> bool {
+        let (mut cells, mut of) = self.reduce(row);
+        let Some((pivot, scale)) = first_non_zero(&cells) else {
+            return false;
+        };
+        of.push(1);
+        for cell in cells.iter_mut().chain(&mut of) {
+            *cell = mul(*cell, scale);
+        }
+        self.reduced.push(Reduced { pivot, cells, of });
+        true
+    }
+
+    /// The coefficients that make a row out of those added, in the order they were; `None` if it is not in their span.
+    pub(crate) fn express(&self, row: &[u8]) -> Option<Vec<u8>> {
+        let (rest, mut of) = self.reduce(row);
+        of.resize(self.rank(), 0);
+        first_non_zero(&rest).is_none().then_some(of)
+    }
+
+    /// The row less what of it is in the span, and the combination that this is.
+    fn reduce(&self, row: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let (mut rest, mut of) = (row.to_vec(), vec![0; self.rank()]);
+        for reduced in &self.reduced {
+            let factor = rest[reduced.pivot];
+            if factor != 0 {
+                add_multiple(&mut rest, factor, &reduced.cells);
+                add_multiple(&mut of, factor, &reduced.of);
             }
         }
-        Some(right)
+        (rest, of)
     }
+}
 
-    fn identity(size: usize) -> Matrix {
-        let cells = (0..size * size).map(|i| u8::from(i / size == i % size)).collect();
-        Matrix { columns: size, cells }
-    }
+/// The place of the first cell that is not 0, and the inverse of what is there.
+fn first_non_zero(cells: &[u8]) -> Option<(usize, u8)> {
+    let found = |(place, &cell): (usize, &u8)| Some((place, inverse(cell)?));
+    cells.iter().enumerate().find_map(found)
+}
 
-    fn swap_rows(&mut self, a: usize, b: usize) {
-        for column in 0..self.columns {
-            self.cells
-                .swap(a * self.columns + column, b * self.columns + column);
-        }
-    }
-
-    fn scale_row(&mut self, row: usize, factor: u8) {
-        for cell in &mut self.cells[row * self.columns..(row + 1) * self.columns] {
-            *cell = mul(*cell, factor);
-        }
-    }
-
-    /// row += factor · source.
-    fn add_row(&mut self, row: usize, source: usize, factor: u8) {
-        for column in 0..self.columns {
-            self.cells[row * self.columns + column] ^=
-                mul(factor, self.cells[source * self.columns + column]);
-        }
+/// row += factor · other; where `other` is shorter, the rest of it is taken for 0.
+fn add_multiple(row: &mut [u8], factor: u8, other: &[u8]) {
+    for (cell, &other) in row.iter_mut().zip(other) {
+        *cell ^= mul(factor, other);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn the_field_is_0x11d() {
-        for (a, b) in (0..=255u8).flat_map(|a| (0..=255u8).map(move |b| (a, b))) {
-            let mut product = 0u32;
-            for bit in (0..8).filter(|bit| b >> bit & 1 == 1) {
-                product ^= u32::from(a) << bit;
-            }
-            while product > 255 {
-                product ^= 0x11D << (23 - product.leading_zeros());
-            }
-            assert_eq!(u32::from(mul(a, b)), product, "{a} · {b}");
-        }
+    fn identity(size: usize) -> Matrix {
+        Matrix::from_fn(size, size, |row, column| u8::from(row == column))
     }
 
     #[test]
-    fn generators_are_systematic() {
-        for (data, total) in [(1, 1), (1, 3), (2, 3), (4, 6), (12, 16), (17, 20), (200, 255)] {
-            let generator = Matrix::generator(data, total);
-            assert_eq!(generator.cells.len(), data * total);
-            assert_eq!(
-                generator.pick(&(0..data).collect::<Vec<_>>()),
-                Matrix::identity(data)
-            );
-        }
-        assert_eq!(Matrix::generator(1, 3).cells, [1, 1, 1]);
-        assert_eq!(
-            Matrix::generator(4, 6).rows_from(4),
-            [27, 28, 18, 20, 28, 27, 20, 18]
-        );
+    fn dependent_rows_are_seen() {
+        let mut basis = Basis::new(3);
+        assert!(!basis.add(&[0, 0, 0]));
+        assert!(basis.add(&[0, 1, 2]));
+        assert!(basis.add(&[3, 1, 2]));
+        assert!(!basis.add(&[3, 0, 0]));
+        assert_eq!(basis.express(&[3, 0, 0]), Some(vec![1, 1]));
+        assert_eq!(basis.express(&[0, 0, 1]), None);
+        assert!(!basis.is_full());
+        assert!(basis.add(&[9, 9, 9]));
+        assert!(basis.is_full());
+        assert_eq!(Matrix::from_fn(2, 2, |_, _| 7).inverse(), None);
     }
 
-    #[test]
-    fn inverses_invert_and_singular_matrices_are_seen() {
-        let generator = Matrix::generator(5, 9);
-        let rows = generator.pick(&[8, 1, 6, 7, 3]);
-        assert_eq!(rows.times(&rows.inverse().unwrap()), Matrix::identity(5));
-        assert_eq!(generator.pick(&[8, 1, 6, 8, 3]).inverse(), None);
+    proptest! {
+        #[test]
+        fn inverses_invert(size in 1usize..20, cells in proptest::collection::vec(any::<u8>(), 400)) {
+            let matrix = Matrix::from_fn(size, size, |row, column| cells[row * size + column]);
+            if let Some(inverse) = matrix.inverse() {
+                prop_assert_eq!(matrix.times(&inverse), identity(size));
+                prop_assert_eq!(inverse.times(&matrix), identity(size));
+            }
+        }
+
+        #[test]
+        fn what_is_expressed_adds_up(size in 1usize..12, count in 1usize..14, cells in proptest::collection::vec(0u8..4, 180)) {
+            let rows: Vec<&[u8]> = cells.chunks_exact(size).take(count + 1).collect();
+            let mut basis = Basis::new(size);
+            let added: Vec<&[u8]> = rows[1..].iter().copied().filter(|row| basis.add(row)).collect();
+            prop_assert_eq!(basis.rank(), added.len());
+            match basis.express(rows[0]) {
+                Some(coefficients) => {
+                    let mut sum = vec![0; size];
+                    coefficients.iter().zip(&added).for_each(|(&factor, row)| add_multiple(&mut sum, factor, row));
+                    prop_assert_eq!(sum, rows[0]);
+                }
+                None => prop_assert!(basis.clone().add(rows[0])),
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A scheme: which code, with which parameters. The only way the rest of Cairn talks about codes.
 //!
-//! A scheme that exists is valid: it can be built by [`Scheme::rs`], [`Scheme::replica`] and parsing only, and those
-//! check. It prints as it parses: `rs(4,2)`, `replica(3)`.
+//! A scheme that exists is valid: it can be built by [`Scheme::rs`], [`Scheme::replica`], [`Scheme::lrc`] and parsing only,
+//! and those check. It prints as it parses: `rs(4,2)`, `replica(3)`, `lrc(12,2,2)`.
 //!
 //! Invariant: a scheme derived from another ([`Scheme::small`], [`Scheme::narrowed`]) survives as many losses as it.
 
@@ -20,6 +20,7 @@ pub struct Scheme(Code);
 enum Code {
     Replica { copies: u8 },
     Rs { data: u8, parity: u8 },
+    Lrc { data: u8, groups: u8, globals: u8 },
 }
 
 impl Scheme {
@@ -59,19 +60,73 @@ impl Scheme {
         }
     }
 
-    /// k: the shards that hold the stripe's bytes, and how many of a stripe's shards are enough to have it all.
-    pub fn data_shards(&self) -> usize {
-        match self.0 {
-            Code::Replica { .. } => 1,
-            Code::Rs { data, .. } => data.into(),
+    /// Locally repairable: `data` shards in `groups` groups of one size, at least 2 shards each, a local parity for each
+    /// group, and `globals` parities over all. Any `globals` + 1 shards can be lost. At most 255 in all.
+    pub fn lrc(data: usize, groups: usize, globals: usize) -> Result<Scheme> {
+        let bad = |why: String| {
+            Err(Error::BadScheme {
+                scheme: format!("lrc({data},{groups},{globals})"),
+                why,
+            })
+        };
+        if groups == 0 {
+            return bad("it needs groups, l ≥ 1".into());
+        }
+        if globals == 0 {
+            return bad("it needs global parities, g ≥ 1".into());
+        }
+        if !data.is_multiple_of(groups) {
+            return bad(format!(
+                "{data} data shards do not make {groups} groups of one size: l divides k"
+            ));
+        }
+        if data / groups < 2 {
+            return bad("a group has at least 2 data shards, k ≥ 2l".into());
+        }
+        match (u8::try_from(data), u8::try_from(groups), u8::try_from(globals)) {
+            (Ok(data), Ok(groups), Ok(globals))
+                if usize::from(data) + usize::from(groups) + usize::from(globals) <= STRIPE_SHARDS_MAX =>
+            {
+                Ok(Scheme(Code::Lrc {
+                    data,
+                    groups,
+                    globals,
+                }))
+            }
+            _ => bad("a stripe has at most 255 shards, k + l + g ≤ 255".into()),
         }
     }
 
-    /// m: how many shards of a stripe can be lost.
+    /// k: the shards that hold the stripe's bytes. It takes at least as many to have it all.
+    pub fn data_shards(&self) -> usize {
+        match self.0 {
+            Code::Replica { .. } => 1,
+            Code::Rs { data, .. } | Code::Lrc { data, .. } => data.into(),
+        }
+    }
+
+    /// m: the shards that are computed from the data.
     pub fn parity_shards(&self) -> usize {
         match self.0 {
             Code::Replica { copies } => usize::from(copies) - 1,
             Code::Rs { parity, .. } => parity.into(),
+            Code::Lrc { groups, globals, .. } => usize::from(groups) + usize::from(globals),
+        }
+    }
+
+    /// How many shards of a stripe can be lost, whichever they are.
+    pub fn losses_survived(&self) -> usize {
+        match self.0 {
+            Code::Replica { .. } | Code::Rs { .. } => self.parity_shards(),
+            Code::Lrc { globals, .. } => usize::from(globals) + 1,
+        }
+    }
+
+    /// The groups of a locally repairable code, each with a parity shard of its own; 0 of other codes.
+    pub fn local_groups(&self) -> usize {
+        match self.0 {
+            Code::Replica { .. } | Code::Rs { .. } => 0,
+            Code::Lrc { groups, .. } => groups.into(),
         }
     }
 
@@ -80,27 +135,32 @@ impl Scheme {
         self.data_shards() + self.parity_shards()
     }
 
-    /// The scheme for small objects, replica(m+1): it survives the same losses and reads from one disk.
+    /// The scheme for small objects, copies: it survives the same losses and reads from one disk.
     pub fn small(&self) -> Scheme {
-        match self.0 {
-            Code::Replica { .. } => *self,
-            Code::Rs { parity, .. } => Scheme(Code::Replica { copies: parity + 1 }),
+        match u8::try_from(self.losses_survived() + 1) {
+            Ok(copies) => Scheme(Code::Replica { copies }),
+            Err(_) => unreachable!("a stripe has more shards than it survives losses of"),
         }
     }
 
-    /// The scheme to write with when only `domains` failure domains are healthy. Width shrinks, parity never: rs(4,2)
-    /// gives way to rs(3,2), rs(2,2), replica(3). `None` when the same number of losses could not be survived.
+    /// The scheme to write with when only `domains` failure domains are healthy. Width shrinks, the losses survived
+    /// never: rs(4,2) gives way to rs(3,2), rs(2,2), replica(3); lrc(12,2,2) to lrc(10,2,2) and so on, then rs(4,3), rs(3,3), rs(2,3),
+    /// replica(4). `None` when the same number of losses could not be survived.
     pub fn narrowed(&self, domains: usize) -> Option<Scheme> {
         if domains >= self.total_shards() {
             return Some(*self);
         }
-        match self.0 {
-            Code::Replica { .. } => None,
-            Code::Rs { parity, .. } => match domains.checked_sub(parity.into())? {
-                0 => None,
-                1 => Some(self.small()),
-                data => Scheme::rs(data, parity.into()).ok(),
-            },
+        let losses = self.losses_survived();
+        let group_len = domains
+            .saturating_sub(self.parity_shards())
+            .checked_div(self.local_groups());
+        if let (Code::Lrc { groups, globals, .. }, Some(group_len @ 2..)) = (self.0, group_len) {
+            return Scheme::lrc(group_len * usize::from(groups), groups.into(), globals.into()).ok();
+        }
+        match domains.checked_sub(losses)?.min(self.data_shards()) {
+            0 => None,
+            1 => Some(self.small()),
+            data => Scheme::rs(data, losses).ok(),
         }
     }
 }
@@ -110,6 +170,11 @@ impl fmt::Display for Scheme {
         match self.0 {
             Code::Replica { copies } => write!(f, "replica({copies})"),
             Code::Rs { data, parity } => write!(f, "rs({data},{parity})"),
+            Code::Lrc {
+                data,
+                groups,
+                globals,
+            } => write!(f, "lrc({data},{groups},{globals})"),
         }
     }
 }
@@ -122,7 +187,7 @@ impl FromStr for Scheme {
             scheme: text.to_owned(),
             why,
         };
-        let form = || bad("write rs(k,m), as in rs(4,2), or replica(n), as in replica(3)".to_owned());
+        let form = || bad("write rs(4,2), lrc(12,2,2) or replica(3), with your numbers".to_owned());
         let (name, rest) = text.trim().split_once('(').ok_or_else(form)?;
         let arguments = rest.strip_suffix(')').ok_or_else(form)?;
         let number = |text: &str| {
@@ -137,12 +202,13 @@ impl FromStr for Scheme {
             ("rs", other) => Err(bad(format!("rs takes two numbers, k and m, not {}", other.len()))),
             ("replica", [copies]) => Scheme::replica(number(copies)?),
             ("replica", other) => Err(bad(format!("replica takes one number, not {}", other.len()))),
-            ("lrc", _) => Err(Error::UnsupportedScheme {
-                scheme: text.trim().to_owned(),
-                code: "lrc",
-            }),
+            ("lrc", [data, groups, globals]) => Scheme::lrc(number(data)?, number(groups)?, number(globals)?),
+            ("lrc", other) => Err(bad(format!(
+                "lrc takes three numbers, k, l and g, not {}",
+                other.len()
+            ))),
             (name, _) => Err(bad(format!(
-                "there is no code {name:?}; there are rs and replica"
+                "there is no code {name:?}; there are rs, lrc and replica"
             ))),
         }
     }
@@ -168,6 +234,9 @@ mod tests {
             "replica(1)",
             "replica(3)",
             "replica(255)",
+            "lrc(12,2,2)",
+            "lrc(2,1,1)",
+            "lrc(240,12,3)",
         ] {
             assert_eq!(scheme(text).to_string(), text);
         }
@@ -179,9 +248,9 @@ mod tests {
     #[test]
     fn a_bad_one_says_why() {
         for (text, why) in [
-            ("", "write rs(k,m)"),
-            ("rs", "write rs(k,m)"),
-            ("rs(4,2", "write rs(k,m)"),
+            ("", "write rs(4,2)"),
+            ("rs", "write rs(4,2)"),
+            ("rs(4,2", "write rs(4,2)"),
             ("rs(4,2))", "is not a number"),
             ("rs(4)", "two numbers"),
             ("rs(4,2,1)", "two numbers"),
@@ -198,7 +267,14 @@ mod tests {
             ("replica(256)", "1 to 255"),
             ("replica(1,2)", "one number"),
             ("RS(4,2)", "no code \"RS\""),
-            ("lrc(12,2,2)", "not supported yet"),
+            ("lrc(12,2)", "three numbers"),
+            ("lrc(12,0,2)", "l ≥ 1"),
+            ("lrc(12,2,0)", "g ≥ 1"),
+            ("lrc(12,5,2)", "l divides k"),
+            ("lrc(0,2,2)", "k ≥ 2l"),
+            ("lrc(4,4,2)", "k ≥ 2l"),
+            ("lrc(240,12,4)", "k + l + g ≤ 255"),
+            ("lrc(99999999999,1,1)", "k + l + g ≤ 255"),
         ] {
             let error = text.parse::<Scheme>().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
@@ -226,6 +302,21 @@ mod tests {
         assert_eq!(scheme("rs(4,2)").small(), scheme("replica(3)"));
         assert_eq!(scheme("rs(2,253)").small(), scheme("replica(254)"));
         assert_eq!(scheme("replica(2)").small(), scheme("replica(2)"));
+        for (domains, expected) in [
+            (16, Some("lrc(12,2,2)")),
+            (15, Some("lrc(10,2,2)")),
+            (14, Some("lrc(10,2,2)")),
+            (8, Some("lrc(4,2,2)")),
+            (7, Some("rs(4,3)")),
+            (5, Some("rs(2,3)")),
+            (4, Some("replica(4)")),
+            (3, None),
+        ] {
+            assert_eq!(narrowed("lrc(12,2,2)", domains).as_deref(), expected, "{domains}");
+        }
+        assert_eq!(scheme("lrc(12,2,2)").small(), scheme("replica(4)"));
+        // Never more data shards than the scheme has.
+        assert_eq!(narrowed("lrc(20,10,2)", 31).as_deref(), Some("rs(20,3)"));
     }
 
     proptest! {
@@ -242,6 +333,27 @@ mod tests {
                     prop_assert_eq!(narrow.total_shards(), domains.min(data + parity));
                 }
                 None => prop_assert!(domains <= parity),
+            }
+        }
+
+        #[test]
+        fn derived_lrcs_survive_the_same_losses(
+            group_len in 2usize..=40,
+            groups in 1usize..=20,
+            globals in 1usize..=20,
+            domains in 0usize..300,
+        ) {
+            prop_assume!(group_len * groups + groups + globals <= STRIPE_SHARDS_MAX);
+            let scheme = Scheme::lrc(group_len * groups, groups, globals).unwrap();
+            prop_assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);
+            prop_assert_eq!(scheme.small().losses_survived(), globals + 1);
+            match scheme.narrowed(domains) {
+                Some(narrow) => {
+                    prop_assert_eq!(narrow.losses_survived(), globals + 1);
+                    prop_assert!(narrow.total_shards() <= domains);
+                    prop_assert!(narrow.data_shards() <= scheme.data_shards());
+                }
+                None => prop_assert!(domains <= globals + 1),
             }
         }
 

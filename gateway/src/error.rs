@@ -1,6 +1,7 @@
 //! What can go wrong behind the S3 protocol, once, typed. `s3/error.rs` maps it to S3's codes and nothing else does.
 
 use crate::ledger::store::LedgerError;
+use ec_core::Scheme;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +119,8 @@ pub enum Error {
     StorageFull,
     /// Too few shards of a stripe can be read right now.
     #[error(
-        "blob {blob} of volume {volume} cannot be read: {readable} of the {needed} shards stripe {stripe} needs are readable"
+        "blob {blob} of volume {volume} cannot be read: of stripe {stripe} only {readable} of {total} shards are readable, \
+         too few for {scheme}", total = scheme.total_shards()
     )]
     Unreadable {
         /// The volume.
@@ -127,10 +129,10 @@ pub enum Error {
         blob: u64,
         /// The stripe.
         stripe: u32,
-        /// Shards that were read right.
+        /// Shards that were read right, or might be.
         readable: usize,
-        /// k.
-        needed: usize,
+        /// How the stripe is coded.
+        scheme: Scheme,
     },
     /// Shards could not be stored although volumes were tried.
     #[error("the data could not be stored: {0}")]

@@ -15,13 +15,14 @@ use crate::ledger::Ledger;
 use crate::maintenance::garbage::Garbage;
 use crate::maintenance::orphans::Orphans;
 use crate::maintenance::repair::Repair;
+use crate::maintenance::scrub::Scrub;
 use crate::maintenance::sealing::Sealing;
 use crate::maintenance::worker::Running;
 use crate::metrics::Metrics;
-use crate::object::Objects;
+use crate::object::{Codecs, Objects};
 use crate::placement::volumes::Volumes;
 use crate::s3::{S3Gateway, StaticKeys, answer};
-use ec_core::Scheme;
+use ec_core::{Kernel, Scheme};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -49,6 +50,8 @@ pub struct GatewayConfig {
     pub name: String,
     /// The default scheme.
     pub scheme: Scheme,
+    /// What codes.
+    pub kernel: Kernel,
     /// Bytes that may be in flight.
     pub memory_bytes: u64,
 }
@@ -88,7 +91,7 @@ impl Gateway {
             hedges: Default::default(),
             suspects: Default::default(),
             gate: Default::default(),
-            codecs: Default::default(),
+            codecs: Codecs::new(config.kernel),
         });
         take_in_usage(&objects).await;
         objects.finish_bucket_deletions().await?;
@@ -102,6 +105,7 @@ impl Gateway {
                 stopped.clone(),
             ),
             Running::start(Repair::new(objects.clone()), stopped.clone()),
+            Running::start(Scrub::new(objects.clone()), stopped.clone()),
             Running::start(
                 Sealing {
                     objects: objects.clone(),

@@ -4,7 +4,7 @@
 //! a typed [`NodeError`]. `put` and `delete` answer once the change is durable: flushed, not in a cache.
 
 use crate::protocol::{
-    BlockRange, DiskId, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
+    BlockRange, DiskId, Findings, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
     UnitAddress, UnitInfo,
 };
 use async_trait::async_trait;
@@ -51,6 +51,15 @@ pub trait StorageClient: Send + Sync + 'static {
 
     /// Drops a whole unit and everything in it.
     async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError>;
+
+    /// What verifying a disk found, all that was numbered above `after`.
+    async fn findings(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        after: u64,
+        deadline: Duration,
+    ) -> Result<Findings, NodeError>;
 
     /// What the node knows of its disks.
     async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError>;

@@ -22,6 +22,7 @@ pub use buffer::{AlignedBuf, AlignedBytes};
 pub use completion::{Completer, Completion, completion};
 pub use file::{DiskFile, create_file};
 pub use latched::Latched;
+pub(crate) use uring::check as check_uring;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -118,7 +119,11 @@ pub enum Backend {
 
 /// Opens a file or block device, locked against any other opener.
 pub fn open_file(path: &Path, backend: Backend) -> Result<Arc<dyn Device>, DeviceError> {
-    let file = Arc::new(DiskFile::open(path)?);
+    start(Arc::new(DiskFile::open(path)?), backend)
+}
+
+/// Starts a backend on an open file: the one place that chooses.
+pub(crate) fn start(file: Arc<DiskFile>, backend: Backend) -> Result<Arc<dyn Device>, DeviceError> {
     let buffered = if file.is_direct() { "" } else { ", page cache" };
     if backend == Backend::Pread {
         return Ok(Arc::new(fallback::Fallback::start(

@@ -16,11 +16,13 @@ mod compaction;
 mod index;
 mod queue;
 mod reader;
-mod recovery;
-mod scan;
+pub(crate) mod recovery;
+pub(crate) mod scan;
+mod stream;
 mod superblocks;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use crate::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX};
 use crate::device::{AlignedBuf, BLOCK, Device, DeviceError, Latched};
@@ -29,19 +31,23 @@ use crate::format::layout::Layout;
 use crate::format::superblock::Superblock;
 use crate::metrics::{DiskMetrics, DiskMetricsSnapshot};
 use crate::protocol::{
-    BlockRange, DiskState, InventoryEntry, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, SealedShard,
-    ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
+    BlockRange, DiskState, Findings, InventoryEntry, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX,
+    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
 };
 use committer::Committer;
 use index::{ExtentUse, Index};
 use queue::{Change, Queue, Request};
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
+use verify::Found;
+#[cfg(test)]
+use verify::Verified;
 
 /// Reads in progress on one disk, those that a hung device never answers included; more are refused.
 const READS_MAX: usize = 1024;
@@ -64,6 +70,9 @@ struct Shared {
     metrics: DiskMetrics,
     free_extents: AtomicU64,
     checked: Mutex<Option<Instant>>,
+    found: Found,
+    /// The extent that verifying goes on with.
+    verify_cursor: AtomicU32,
 }
 
 impl Shared {
@@ -196,6 +205,7 @@ pub fn format(device: &dyn Device, format: &Format) -> Result<Superblock, String
         extent_size: format.extent_size,
         generation_limit: 1,
         flushed: 0,
+        verified: 0,
     };
     superblocks::write(device, &superblock).map_err(|e| e.to_string())?;
     Ok(superblock)
@@ -251,6 +261,13 @@ pub struct Engine {
     superblock: Superblock,
     reads: Arc<Semaphore>,
     committer: Mutex<Option<JoinHandle<()>>>,
+    verifier: Mutex<Option<Verifier>>,
+}
+
+/// The thread that verifies a disk. It ends when the sender is dropped.
+struct Verifier {
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
 }
 
 impl Engine {
@@ -278,6 +295,9 @@ impl Engine {
             metrics: DiskMetrics::default(),
             free_extents: AtomicU64::new(0),
             checked: Mutex::new(None),
+            // Random, as far as somebody can tell who compares it with the one before.
+            found: Found::new(RandomState::new().hash_one(superblock.sequence)),
+            verify_cursor: AtomicU32::new(superblock.verified % layout.extents()),
         });
         shared.metrics.corrupt_shards.add(found.rotten);
         let free: VecDeque<u32> = {
@@ -317,6 +337,7 @@ impl Engine {
             superblock,
             reads,
             committer: Mutex::new(Some(thread)),
+            verifier: Mutex::new(None),
         })
     }
 
@@ -414,19 +435,11 @@ impl Engine {
         self.shared.check_epoch(from)?;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let index = self.shared.index();
-        let Some(unit) = index.units.get(&from.unit) else {
-            return Ok(Vec::new());
-        };
-        let entries = unit
-            .entries
-            .range((start, Bound::Unbounded))
+        let shards = index
+            .shards(from.unit, start)
             .take(limit.min(INVENTORY_LIMIT_MAX));
-        Ok(entries
-            .map(|(key, entry)| InventoryEntry {
-                key: *key,
-                len: entry.len,
-            })
-            .collect())
+        let line = |(key, entry): (ShardKey, index::Entry)| InventoryEntry { key, len: entry.len };
+        Ok(shards.map(line).collect())
     }
 
     /// Lists units by id.
@@ -436,7 +449,7 @@ impl Engine {
         let info = |(id, unit): (&UnitId, &index::Unit)| UnitInfo {
             unit: *id,
             epoch: unit.epoch,
-            shards: unit.entries.len() as u64,
+            shards: unit.shards.len() as u64,
             live_bytes: unit.live_bytes,
         };
         Ok(index.units.iter().map(info).collect())
@@ -467,11 +480,51 @@ impl Engine {
             capacity_bytes: extents * capacity,
             free_bytes: (extents * capacity).saturating_sub(used),
             live_bytes: index.units.values().map(|u| u.live_bytes).sum(),
-            shards: index.units.values().map(|u| u.entries.len() as u64).sum(),
+            shards: index.units.values().map(|u| u.shards.len() as u64).sum(),
             units: index.units.len() as u64,
             free_extents: shared.free_extents.load(Ordering::Relaxed),
             corrupt_shards: shared.metrics.corrupt_shards.get(),
         }
+    }
+
+    /// Starts to verify the disk, all of it once in every cycle, for as long as it is open.
+    pub fn start_verifying(&self, cycle: Duration) -> Result<(), String> {
+        let (stop, stopped) = mpsc::channel();
+        let shared = self.shared.clone();
+        let spawned = std::thread::Builder::new()
+            .name("verify".into())
+            .spawn(move || verify::run(&shared, cycle, stopped));
+        let verifier = Verifier {
+            stop,
+            thread: spawned.map_err(|e| e.to_string())?,
+        };
+        let before = self.lock_verifier().replace(verifier);
+        drop(before);
+        Ok(())
+    }
+
+    fn lock_verifier(&self) -> std::sync::MutexGuard<'_, Option<Verifier>> {
+        self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Verifies every extent now, as fast as the disk reads. Blocks.
+    #[cfg(test)]
+    fn verify_now(&self) -> Verified {
+        let mut all = Verified::default();
+        let mut pace = verify::Pace::unbounded();
+        for number in 0..self.shared.layout.extents() {
+            if let Some(one) = verify::verify_extent(&self.shared, number, &mut pace) {
+                all.bytes += one.bytes;
+                all.shards += one.shards;
+                all.findings += one.findings;
+            }
+        }
+        all
+    }
+
+    /// What verifying found, all that was numbered above `after`.
+    pub fn findings(&self, after: u64) -> Findings {
+        self.shared.found.after(after)
     }
 
     /// What was counted.
@@ -482,6 +535,12 @@ impl Engine {
     /// Finishes what is queued, flushes and stops. Later calls fail at once. Blocks, but not for ever: a disk that
     /// hangs is left to itself.
     pub fn shutdown(&self) {
+        let until = Instant::now() + SHUTDOWN_PATIENCE;
+        // First, so that the committer's last superblock has where verifying came to. Dropping the sender says stop.
+        if let Some(Verifier { stop, thread }) = self.lock_verifier().take() {
+            drop(stop);
+            wait_for(&thread, until);
+        }
         self.shared.queue.close();
         let thread = self
             .committer
@@ -489,10 +548,7 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(thread) = thread {
-            let started = Instant::now();
-            while !thread.is_finished() && started.elapsed() < SHUTDOWN_PATIENCE {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            wait_for(&thread, until);
             if !thread.is_finished() {
                 tracing::error!(disk = %self.superblock.disk, "the disk hangs: not waiting for its committer");
             } else if thread.join().is_err() {
@@ -500,6 +556,13 @@ impl Engine {
             }
         }
         self.shared.fence.get_or_init(|| "the node is shut down".into());
+    }
+}
+
+/// Waits for a thread to end, but not for ever: its disk may hang.
+fn wait_for(thread: &JoinHandle<()>, until: Instant) {
+    while !thread.is_finished() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::client::{DELETE_BLOBS_MAX, StorageClient};
 use crate::protocol::{
-    BlockRange, DiskId, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
+    BlockRange, DiskId, Findings, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
     UnitAddress, UnitInfo,
 };
 use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, Pieces};
@@ -185,6 +185,17 @@ impl StorageClient for HttpClient {
     ) -> Result<Vec<UnitInfo>, NodeError> {
         self.call_json(wire::units_path(disk, incarnation), deadline)
             .await
+    }
+
+    async fn findings(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        after: u64,
+        deadline: Duration,
+    ) -> Result<Findings, NodeError> {
+        let path = wire::findings_path(disk, incarnation, after);
+        self.call_json(path, deadline).await
     }
 
     async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError> {

@@ -1,7 +1,8 @@
 //! Cairn's storage node: devices, the disk engine, the node server and its client.
 //!
 //! From the bottom up: [`device`] moves aligned bytes, [`format`] says what they mean, [`engine`] keeps one disk,
-//! [`node`] keeps several, [`server`] and [`http_client`] carry [`client::StorageClient`] over HTTP.
+//! [`node`] keeps several, [`server`] and [`http_client`] carry [`client::StorageClient`] over HTTP. [`offline`] reads a
+//! disk that nobody serves, without the engine.
 pub mod client;
 pub mod device;
 pub mod engine;
@@ -9,6 +10,7 @@ pub mod format;
 pub mod http_client;
 pub mod metrics;
 pub mod node;
+pub mod offline;
 pub mod protocol;
 pub mod server;
 mod wire;

@@ -54,6 +54,12 @@ metrics! {
     records_moved,
     /// Reads that the device failed.
     read_errors,
-    /// Shards found corrupt or unreadable, by reads and by recovery.
+    /// Bytes read to verify them.
+    verified_bytes,
+    /// Live shards verified.
+    verified_shards,
+    /// What verifying found wrong.
+    verify_findings,
+    /// Shards found corrupt or unreadable, by reads, by recovery and by verifying.
     corrupt_shards,
 }

@@ -8,8 +8,8 @@ use crate::engine::{Engine, Format, Trace, find_superblock, format, peek_superbl
 use crate::format::layout::extent_size_for;
 use crate::metrics::DiskMetricsSnapshot;
 use crate::protocol::{
-    BlockRange, ClusterId, DiskId, DiskState, DiskStatus, InventoryEntry, NodeError, NodeStatus, SealedShard,
-    ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings, InventoryEntry, NodeError, NodeStatus,
+    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
 };
 use async_trait::async_trait;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub struct NodeOptions {
     pub cluster: Option<ClusterId>,
     /// The I/O backend.
     pub backend: Backend,
+    /// How long it takes to verify a whole disk, over and over; not at all if none.
+    pub verify_cycle: Option<Duration>,
 }
 
 /// How a disk is formatted.
@@ -217,7 +219,11 @@ fn open_engine(spec: &DiskSpec, options: &NodeOptions) -> Result<Engine, String>
             found.incarnation
         ));
     }
-    Engine::open(device)
+    let engine = Engine::open(device)?;
+    if let Some(cycle) = options.verify_cycle {
+        engine.start_verifying(cycle)?;
+    }
+    Ok(engine)
 }
 
 /// A storage node in this process.
@@ -316,6 +322,16 @@ impl StorageClient for Node {
         _deadline: Duration,
     ) -> Result<Vec<UnitInfo>, NodeError> {
         self.engine(disk, incarnation)?.units()
+    }
+
+    async fn findings(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        after: u64,
+        _deadline: Duration,
+    ) -> Result<Findings, NodeError> {
+        Ok(self.engine(disk, incarnation)?.findings(after))
     }
 
     async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError> {

@@ -247,6 +247,46 @@ pub enum NodeError {
     },
 }
 
+/// What is wrong with a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    /// The live record is not there, or its head or payload does not match its checksums.
+    Corrupt,
+    /// The disk fails to read it.
+    Unreadable,
+    /// A valid record is on the disk, and the index neither has it nor knows why it is dead.
+    Forgotten,
+}
+
+/// Something that verifying a disk found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What.
+    pub kind: FindingKind,
+    /// Whose shard.
+    pub unit: UnitId,
+    /// Which shard.
+    pub key: ShardKey,
+    /// The extent it is in.
+    pub extent: u32,
+    /// Where its head is, from the extent's start.
+    pub offset: u32,
+    /// In words.
+    pub what: String,
+}
+
+/// What verifying a disk found since some other time; numbered from 1 each time the disk is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Another number each time the disk is opened.
+    pub opened: u64,
+    /// The number of the newest finding.
+    pub last: u64,
+    /// The findings, oldest first; of very many only the newest are kept.
+    pub found: Vec<Finding>,
+}
+
 /// The seed of a shard's block CRCs: CRC-32 of volume, blob (u64 LE), stripe (u32 LE), index (u8), shard length (u32 LE).
 pub fn seal_seed(unit: UnitId, key: ShardKey, shard_len: u32) -> u32 {
     let mut identity = [0u8; 25];

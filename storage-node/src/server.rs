@@ -137,6 +137,7 @@ fn done() -> Response<Pieces> {
 enum Target {
     Status,
     Units(DiskId, u64),
+    Findings(DiskId, u64),
     Unit(UnitAddress),
     Shard(UnitAddress, ShardKey),
     Delete(UnitAddress),
@@ -166,6 +167,7 @@ fn parse_path(path: &str) -> Result<Target, NodeError> {
     match parts[..] {
         ["v1", "status"] => Ok(Target::Status),
         ["v1", "disks", disk, inc, "units"] => Ok(Target::Units(parse(disk)?, parse(inc)?)),
+        ["v1", "disks", disk, inc, "findings"] => Ok(Target::Findings(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "units", v, i, e] => Ok(Target::Unit(address(disk, inc, v, i, e)?)),
         ["v1", "disks", disk, inc, "units", v, i, e, "delete"] => {
             Ok(Target::Delete(address(disk, inc, v, i, e)?))
@@ -222,6 +224,11 @@ async fn handle(
             StatusCode::OK,
             &client.units(disk, incarnation, deadline).await?,
         )),
+        (&Method::GET, Target::Findings(disk, incarnation)) => {
+            let after = query(&request, "after")?.unwrap_or(0);
+            let findings = client.findings(disk, incarnation, after, deadline).await?;
+            Ok(json(StatusCode::OK, &findings))
+        }
         (&Method::GET, Target::Inventory(unit)) => {
             let after = match (query(&request, "after_blob")?, query(&request, "after_stripe")?) {
                 (Some(blob), Some(stripe)) => Some(ShardKey { blob, stripe }),

@@ -54,6 +54,11 @@ pub fn units_path(disk: DiskId, incarnation: u64) -> String {
     format!("/v1/disks/{disk}/{incarnation}/units")
 }
 
+/// The path of what verifying a disk found.
+pub fn findings_path(disk: DiskId, incarnation: u64, after: u64) -> String {
+    format!("/v1/disks/{disk}/{incarnation}/findings?after={after}")
+}
+
 fn bad(what: &str) -> NodeError {
     NodeError::BadRequest { what: what.into() }
 }

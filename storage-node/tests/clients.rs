@@ -44,6 +44,7 @@ fn house(backend: Backend) -> House {
         NodeOptions {
             cluster: Some(CLUSTER),
             backend,
+            ..NodeOptions::default()
         },
     ));
     House { folder, node }
@@ -103,6 +104,11 @@ async fn suite(client: &dyn StorageClient) {
             (len, 0, shard.seal.digests)
         );
     }
+    let incarnation = status.disks[0].incarnation;
+    let nothing = client.findings(to.disk, incarnation, 0, DEADLINE).await.unwrap();
+    assert_eq!((nothing.last, nothing.found), (0, Vec::new()));
+    let other = client.findings(to.disk, incarnation + 1, 0, DEADLINE).await;
+    assert_eq!(other, Err(NodeError::WrongDisk));
     let part = client
         .get(&to, key(3, 7), BlockRange { first: 5, count: 2 }, DEADLINE)
         .await

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::http;
+use crate::setting;
 use crate::sigv4::Keys;
 use crate::tools;
 
@@ -34,15 +35,18 @@ pub struct Options {
     pub disk_size: String,
     /// As on the command line.
     pub memory: String,
+    /// As on the command line.
+    pub verify_days: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            disks: 6,
-            scheme: "rs(4,2)".into(),
+            disks: setting::scheme().total_shards(),
+            scheme: setting::scheme().to_string(),
             disk_size: "1GiB".into(),
             memory: "256MiB".into(),
+            verify_days: "7".into(),
         }
     }
 }
@@ -59,7 +63,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Six disks of rs(4,2), ready for requests.
+    /// As many disks as the scheme needs, six of rs(4,2) by default, ready for requests.
     pub fn start() -> Self {
         Self::start_with(Options::default())
     }
@@ -85,9 +89,14 @@ impl Cluster {
         self.restart_until("/health/ready");
     }
 
+    /// As `restart`, with perhaps too few disks to be ready: waits until it lives.
+    pub fn restart_alive(&mut self) {
+        self.restart_until("/health/live");
+    }
+
     /// As `restart`, with too few disks to be ready: waits until it lives.
     pub fn restart_unready(&mut self) {
-        self.restart_until("/health/live");
+        self.restart_alive();
         assert_ne!(self.admin("/health/ready").unwrap().status, 200);
     }
 
@@ -150,7 +159,9 @@ impl Cluster {
             .arg("--disk-size")
             .arg(&options.disk_size)
             .arg("--memory")
-            .arg(&options.memory);
+            .arg(&options.memory)
+            .arg("--verify-days")
+            .arg(&options.verify_days);
         command.args(["--log-format", "json"]).stdin(Stdio::null());
         let keys = keys();
         command

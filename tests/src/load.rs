@@ -7,7 +7,7 @@ use crate::content::Content;
 use crate::model::Model;
 
 /// Sizes on both sides of every boundary: nothing, small (replicated), a block, a stripe, more than a stripe.
-pub const SIZES: [usize; 12] = [
+pub const SIZES: [usize; 13] = [
     0,
     1,
     4096,
@@ -20,6 +20,7 @@ pub const SIZES: [usize; 12] = [
     4 << 20,
     (4 << 20) + 1,
     9_000_000,
+    (12 << 20) + 1,
 ];
 /// The largest object that is replicated instead of coded.
 pub const REPLICATED_BYTES_MAX: usize = 16_384;

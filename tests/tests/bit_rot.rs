@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use cairn_tests::client::Client;
-use cairn_tests::cluster::Cluster;
+use cairn_tests::cluster::{Cluster, Options};
 use cairn_tests::content::Content;
 use cairn_tests::faults::{self, Flip, Place};
 use cairn_tests::load::{self, SIZES};
@@ -74,8 +74,40 @@ fn flips_that_reads_meet_are_counted_and_repaired() {
     cluster.allow("");
 }
 
+/// Nobody reads, and yet what rots is found by verifying and repaired: while the flips last, no read meets one.
+#[test]
+fn flips_that_no_read_meets_are_found_and_repaired() {
+    let mut cluster = Cluster::start_with(Options {
+        verify_days: "0.00002".into(),
+        ..Options::default()
+    });
+    let client = cluster.client();
+    client.create_bucket(BUCKET);
+    let model = load::store(&client, BUCKET, "", &[16_385, 300_000, 1 << 20, 5_000_000]);
+    for number in 0..setting::scaled(5, 50) {
+        let (key, content) = *model.contents().choose(&mut rand::rng()).unwrap();
+        let repaired = status::repaired_shards(&cluster);
+        let (places, needle) = places_of_a_piece(&cluster, &content);
+        let what = format!("flip {number} of {key} at {places:?}");
+        places.into_iter().for_each(|place| drop(Flip::new(place)));
+        assert!(faults::find(&cluster.disks(), &needle).is_empty(), "{what}");
+        let is_repaired =
+            || status::repaired_shards(&cluster) > repaired && status::suspect_shards(&cluster) == 0;
+        let seen = || format!("{repaired} repaired before");
+        status::wait_until(&format!("{what} is repaired"), REPAIR_TIME_MAX, is_repaired, seen);
+        assert!(
+            !faults::find(&cluster.disks(), &needle).is_empty(),
+            "{what}: the right bytes are on no disk again"
+        );
+        read(&client, key, &content, &what);
+    }
+    assert_eq!(status::corrupt_shards(&cluster), 0.0, "a read met one");
+    cluster.allow("found by verifying");
+    cluster.allow("queued for repair");
+}
+
 /// Headers, parity, tables, free space between: wherever it hits, reads are right, also after a restart. What no read
-/// meets is not repaired (that is for the scrub), so each bit is flipped back before the next: one at a time.
+/// meets is repaired within a week, so each bit is flipped back before the next: one at a time.
 #[test]
 fn flips_anywhere_never_show() {
     let mut cluster = Cluster::start();

@@ -91,7 +91,12 @@ fn an_idle_cluster_stops_at_once_and_keeps_everything_many_times() {
 
 #[test]
 fn another_scheme_or_disk_count_is_refused() {
-    let mut cluster = Cluster::start();
+    let six = || Options {
+        scheme: "rs(4,2)".into(),
+        disks: 6,
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start_with(six());
     let client = cluster.client();
     client.create_bucket(BUCKET);
     let mut model = load::store(&client, BUCKET, "", &SIZES);
@@ -100,22 +105,16 @@ fn another_scheme_or_disk_count_is_refused() {
         (
             Options {
                 scheme: "rs(3,2)".into(),
-                ..Options::default()
+                ..six()
             },
             "rs(4,2)",
         ),
-        (
-            Options {
-                disks: 7,
-                ..Options::default()
-            },
-            "6",
-        ),
+        (Options { disks: 7, ..six() }, "6"),
         (
             Options {
                 disks: 5,
                 scheme: "rs(3,2)".into(),
-                ..Options::default()
+                ..six()
             },
             "rs(4,2)",
         ),

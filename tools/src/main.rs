@@ -30,6 +30,8 @@ enum Command {
     Node(commands::node::NodeArgs),
     /// Show disks, volumes, capacity, what is degraded and what is queued
     Status(commands::status::StatusArgs),
+    /// Look at a disk that nobody serves: what it offers, what it holds, whether it is sound. Writes nothing
+    Disk(commands::disk::DiskArgs),
     /// Measure an S3 endpoint
     Bench(bench::BenchArgs),
 }
@@ -58,7 +60,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cairn: {error}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<commands::disk::CannotRead>() {
+                Some(_) => ExitCode::from(2),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -68,6 +73,7 @@ async fn run(command: Command) -> CommandResult {
         Command::Dev(args) => commands::dev::run(args).await,
         Command::Node(args) => commands::node::run(args).await,
         Command::Status(args) => commands::status::run(args).await,
+        Command::Disk(args) => commands::disk::run(args).await,
         Command::Bench(args) => bench::run(args).await.map_err(Into::into),
     }
 }

@@ -20,6 +20,8 @@ pub struct Status {
     pub scheme: String,
     /// The scheme that new objects get right now: narrower when too few disks can be written; none if writes are refused.
     pub write_scheme: Option<String>,
+    /// The kernel that codes.
+    pub kernel: String,
     /// Per disk.
     pub disks: Vec<DiskLine>,
     /// Volumes by scheme and state.
@@ -143,6 +145,7 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Sta
     let settled = queued.garbage_blobs + queued.suspect_shards + queued.orphan_ranges == 0;
     Ok(Status {
         scheme: objects.scheme.to_string(),
+        kernel: objects.codecs.kernel().to_string(),
         write_scheme: objects.scheme.narrowed(writable).map(|s| s.to_string()),
         healthy: degraded.disks == 0 && settled && !failing,
         disks: disks.iter().map(|d| disk_line(d)).collect(),
@@ -198,9 +201,18 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
             VolumeState::Sealed => "sealed",
         };
         *lines.entry((volume.scheme.to_string(), state)).or_default() += 1;
-        let lost = volume.disks.iter().filter(|d| !online.contains(d)).count();
+        let there: Vec<usize> = (0..volume.disks.len())
+            .filter(|&i| online.contains(&volume.disks[i]))
+            .collect();
+        let lost = volume.disks.len() - there.len();
         degraded.volumes += usize::from(lost > 0);
-        degraded.unreadable_volumes += usize::from(lost > volume.scheme.parity_shards());
+        if lost > volume.scheme.losses_survived() {
+            let decodable = objects
+                .codecs
+                .get(volume.scheme)
+                .is_ok_and(|c| c.code().is_decodable(there) == Ok(true));
+            degraded.unreadable_volumes += usize::from(!decodable);
+        }
     }
     let line = |((scheme, state), count): ((String, &str), usize)| VolumeLine {
         scheme,

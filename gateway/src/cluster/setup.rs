@@ -97,7 +97,8 @@ async fn open(ledger: &Ledger, settings: SettingsRow, wanted: &Wanted) -> Result
 
 async fn plan(ledger: &Ledger, wanted: &Wanted) -> Result<Cluster> {
     let scheme = wanted.scheme.unwrap_or(wanted.scheme_default);
-    let count = wanted.disks.unwrap_or(wanted.disks_default);
+    let enough = wanted.disks_default.max(scheme.total_shards() as u32);
+    let count = wanted.disks.unwrap_or(enough);
     if scheme.total_shards() > count as usize {
         return Err(Error::InvalidRequest(format!(
             "{scheme} needs {} disks, and there are {count}: give more --disks or a narrower --scheme",

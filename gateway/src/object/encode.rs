@@ -73,12 +73,12 @@ pub fn geometry(codec: &Codec, blob_len: u64) -> Result<Geometry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ec_core::Scheme;
+    use ec_core::{Kernel, Scheme};
     use storage_node::protocol::block_crc;
 
     #[test]
     fn both_sides_of_the_envelope_compute_the_same_seal() {
-        let codec = Codec::new(Scheme::rs(4, 2).expect("scheme")).expect("codec");
+        let codec = Codec::new(Scheme::rs(4, 2).expect("scheme"), Kernel::best()).expect("codec");
         let key = ShardKey { blob: 77, stripe: 3 };
         for len in [1, 3, 4, 5, 262_144, 262_145, 1_000_003, 4 << 20] {
             let bytes: Vec<u8> = (0..len).map(|i| ((i * 31) >> 2) as u8).collect();

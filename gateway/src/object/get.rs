@@ -132,8 +132,8 @@ impl Objects {
         Ok((found, bytes))
     }
 
-    /// Fails where a download would have to be cut off later: a piece is on a disk that is down, and too few other
-    /// shards are left to compute it.
+    /// Fails where a download would have to be cut off later: a piece is on a disk that is down, and the shards that are
+    /// left do not make it up.
     async fn check_readable(&self, parts: &[(BlobRef, Range<u64>)]) -> Result<()> {
         for (blob, range) in parts {
             let volume = self.volumes.get(blob.volume).await?;
@@ -142,22 +142,18 @@ impl Objects {
                     .get(*id)
                     .is_some_and(|d| d.client.is_some() && !matches!(d.health, Health::Down(_)))
             };
-            let readable = volume.disks.iter().filter(|d| up(d)).count();
-            let needed = volume.scheme.data_shards();
-            if readable >= needed {
+            let up: Vec<usize> = (0..volume.disks.len())
+                .filter(|&i| up(&volume.disks[i]))
+                .collect();
+            if volume.disks.len() - up.len() <= volume.scheme.losses_survived() {
                 continue;
             }
             let codec = self.codecs.get(volume.scheme)?;
-            let mut pieces = encode::geometry(&codec, blob.length)?.pieces(range.clone());
-            if let Some(piece) = pieces.find(|p| !up(&volume.disks[p.shard as usize])) {
-                let (volume, blob, stripe) = (volume.id, blob.blob, piece.stripe);
-                return Err(Error::Unreadable {
-                    volume,
-                    blob,
-                    stripe,
-                    readable,
-                    needed,
-                });
+            for piece in encode::geometry(&codec, blob.length)?.pieces(range.clone()) {
+                let shard = usize::from(piece.shard);
+                if !up.contains(&shard) && codec.plan(&[shard], up.iter().map(|&i| (i, 1))).is_err() {
+                    return Err(StripeSource::new(&codec, volume, blob, piece.stripe)?.unreadable(up.len()));
+                }
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! put ─► ingest (fill a stripe ‖ hash, encode, send the one before) ─► blob_writer ─► commit
-//! get ─► reader (pieces ahead, within the budget) ─► shard_reader (verify, hedge, decode around)
+//! get ─► reader (pieces ahead, within the budget) ─► shard_reader (verify, hedge, decode from sources)
 //! ```
 //!
 //! Invariants: an object row is committed only after every shard it needs is durable. A blob that was begun ends
@@ -24,6 +24,7 @@ pub mod multipart;
 pub mod put;
 pub mod readers;
 pub mod shard_reader;
+pub mod sources;
 
 use crate::budget::Budget;
 use crate::clock::Clock;
@@ -35,7 +36,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::placement::volumes::Volumes;
 use abandoned::Abandoned;
-use ec_core::{Codec, Scheme};
+use ec_core::{Codec, Kernel, Scheme};
 use readers::Readers;
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -82,20 +83,33 @@ pub struct Objects {
     pub codecs: Codecs,
 }
 
-/// Codecs, made once per scheme.
-#[derive(Default)]
+/// Codecs, made once per scheme, all for one kernel.
 pub struct Codecs {
+    kernel: Kernel,
     made: RwLock<HashMap<Scheme, Arc<Codec>>>,
 }
 
 impl Codecs {
+    /// None made yet.
+    pub fn new(kernel: Kernel) -> Codecs {
+        Codecs {
+            kernel,
+            made: RwLock::default(),
+        }
+    }
+
+    /// What computes.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
     /// The codec of a scheme.
     pub fn get(&self, scheme: Scheme) -> Result<Arc<Codec>> {
         if let Some(codec) = self.made.read().unwrap_or_else(|e| e.into_inner()).get(&scheme) {
             return Ok(codec.clone());
         }
-        let codec =
-            Arc::new(Codec::new(scheme).map_err(|e| Error::Internal(format!("codec {scheme}: {e}")))?);
+        let codec = Codec::new(scheme, self.kernel);
+        let codec = Arc::new(codec.map_err(|e| Error::Internal(format!("codec {scheme}: {e}")))?);
         self.made
             .write()
             .unwrap_or_else(|e| e.into_inner())

@@ -3,6 +3,7 @@
 //! A client never sees a wrong byte. Every block is checked against its CRC, which is seeded with the shard's
 //! identity; what fails is decoded from other shards, each checked the same way, and queued for repair.
 
+use super::sources::{Gathering, LATE_AFTER, Sources};
 use super::{Objects, encode, off_reactor};
 use crate::budget::Reserved;
 use crate::error::{Error, Result};
@@ -10,7 +11,7 @@ use crate::ledger::CommitBuilder;
 use crate::ledger::key;
 use crate::ledger::model::{BlobRef, SuspectRow};
 use crate::placement::volumes::Volume;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ec_core::stripe::Piece;
 use ec_core::{Codec, seal};
 use futures::StreamExt;
@@ -20,10 +21,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use storage_node::protocol::{BLOCK_BYTES, BlockRange, NodeError, ShardBlocks, ShardKey, seal_seed};
+use tokio::time::Instant;
 
 const READ_DEADLINE: Duration = Duration::from_secs(10);
-/// A read that has not answered by then is raced by a decode.
-const HEDGE_AFTER: Duration = Duration::from_millis(400);
 /// CRCs of up to this many bytes are checked where they arrive: that takes less than handing them to another thread.
 const INLINE_CHECK_BYTES: usize = 64 * 1024;
 
@@ -88,6 +88,17 @@ impl StripeSource {
             shard_len,
         })
     }
+
+    /// That too few of the stripe's shards can be read.
+    pub fn unreadable(&self, readable: usize) -> Error {
+        Error::Unreadable {
+            volume: self.volume.id,
+            blob: self.key.blob,
+            stripe: self.key.stripe,
+            readable,
+            scheme: self.volume.scheme,
+        }
+    }
 }
 
 impl Objects {
@@ -112,7 +123,7 @@ impl Objects {
         }
         let direct = self.read_shard(source, piece.shard, blocks);
         tokio::pin!(direct);
-        let found = match tokio::time::timeout(HEDGE_AFTER, &mut direct).await {
+        let found = match tokio::time::timeout(LATE_AFTER, &mut direct).await {
             Ok(found) => found,
             Err(_) if self.hedges.spend() => {
                 self.metrics.hedged_reads.inc();
@@ -158,67 +169,57 @@ impl Objects {
         }
     }
 
-    /// Blocks of a shard computed from k others.
+    /// Blocks of a shard computed from others.
     async fn decode(&self, source: &StripeSource, wanted: u8, blocks: BlockRange) -> Result<Bytes> {
         self.metrics.decoded_pieces.inc();
-        let codec = self.codecs.get(source.volume.scheme)?;
-        let needed = codec.scheme().data_shards();
-        let bytes = blocks.count as u64 * BLOCK_BYTES as u64 * (needed as u64 + 1);
+        // Slow sources may be replaced while they are still being read: at worst every shard is held, and the result.
+        let shards = source.volume.scheme.total_shards() as u64 + 1;
+        let bytes = blocks.count as u64 * BLOCK_BYTES as u64 * shards;
         let _reserved: Reserved = self.budget.decode.reserve_patiently(bytes).await?;
-        let others = self.read_any(source, wanted, blocks, needed).await?;
-        let others: Vec<(usize, Bytes)> = others.into_iter().map(|(i, shard)| (i, shard.payload)).collect();
-        off_reactor(move || reconstruct(&codec, &others, wanted)).await?
+        let sources = self.read_sources(source, wanted, blocks).await?;
+        off_reactor(move || sources.compute()).await?
     }
 
-    /// Any `needed` shards other than `except`, verified: starts with as many as are needed on disks that serve and
-    /// replaces each that fails.
-    pub async fn read_any(
+    /// What it takes to compute the `wanted` shard, verified.
+    pub async fn read_sources(
         &self,
         source: &StripeSource,
-        except: u8,
+        wanted: u8,
         blocks: BlockRange,
-        needed: usize,
-    ) -> Result<Vec<(usize, ShardBlocks)>> {
-        let total = source.volume.scheme.total_shards() as u8;
-        let mut candidates: Vec<u8> = (0..total).filter(|i| *i != except).collect();
-        candidates.sort_by_key(|i| !self.disks.prompt(source.volume.disks[*i as usize]));
-        let mut candidates = candidates.into_iter();
+    ) -> Result<Sources> {
+        let disks = &source.volume.disks;
+        let codec = self.codecs.get(source.volume.scheme)?;
+        let mut gathering = Gathering::new(codec, wanted, |index| self.disks.prompt(disks[index]));
         let read = |index: u8| async move { (index, self.read_shard(source, index, blocks).await) };
-        let mut waiting: Vec<u8> = candidates.by_ref().take(needed).collect();
-        let mut running: FuturesUnordered<_> = waiting.iter().copied().map(read).collect();
-        let mut found = Vec::with_capacity(needed);
-        let mut slow = tokio::time::interval_at(tokio::time::Instant::now() + HEDGE_AFTER, HEDGE_AFTER);
-        while found.len() < needed {
-            let next = tokio::select! {
-                finished = running.next() => match finished {
-                    None => break,
-                    Some((index, read)) => {
-                        waiting.retain(|i| *i != index);
-                        let failed = read.is_err();
-                        found.extend(read.ok().map(|shard| (index as usize, shard)));
-                        if failed { candidates.next() } else { None }
-                    }
-                },
-                _ = slow.tick() => {
-                    // Those asked so far had their time: the next read does not begin with them.
-                    waiting.iter().for_each(|i| self.disks.report_slow(source.volume.disks[*i as usize]));
-                    candidates.next()
+        let mut running = FuturesUnordered::new();
+        loop {
+            let begun = gathering.begin(Instant::now());
+            running.extend(
+                begun
+                    .map_err(|left| source.unreadable(left))?
+                    .into_iter()
+                    .map(read),
+            );
+            if let Some(sources) = gathering.complete() {
+                return Ok(sources);
+            }
+            let late_at = gathering.late_at();
+            let late = async {
+                match late_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
             };
-            waiting.extend(next);
-            running.extend(next.map(read));
+            tokio::select! {
+                biased; // What has answered is not late.
+                Some((index, read)) = running.next() => gathering.answered(index, read.ok()),
+                () = late => {
+                    // They had their time: the next read does not begin with them.
+                    let expired = gathering.expire(Instant::now());
+                    expired.into_iter().for_each(|index| self.disks.report_slow(disks[index]));
+                }
+            }
         }
-        if found.len() < needed {
-            let (volume, blob, stripe) = (source.volume.id, source.key.blob, source.key.stripe);
-            return Err(Error::Unreadable {
-                volume,
-                blob,
-                stripe,
-                readable: found.len(),
-                needed,
-            });
-        }
-        Ok(found)
     }
 
     /// Whole blocks of one shard, verified against their CRCs. What is wrong with the record, rather than with its
@@ -275,23 +276,36 @@ impl Objects {
 
     /// Queues a shard for repair, once.
     pub async fn suspect(&self, source: &StripeSource, index: u8, error: &NodeError) {
-        let key = key::suspect(source.volume.id, source.key.blob, source.key.stripe, index);
-        if !self.suspects.remember(&key) {
-            return;
+        let reason = error.to_string();
+        let queued = self.queue_for_repair(source.volume.id, source.key, index, reason);
+        if let Err(error) = queued.await {
+            tracing::warn!(%error, "the shard could not be queued; the next read of it will try again");
         }
-        tracing::warn!(volume = source.volume.id, blob = source.key.blob, stripe = source.key.stripe, index, %error,
-            "shard queued for repair");
-        let row = SuspectRow {
-            reason: error.to_string(),
-        };
+    }
+
+    /// The same for whoever has a reason of its own.
+    pub async fn queue_for_repair(
+        &self,
+        volume: u64,
+        shard: ShardKey,
+        index: u8,
+        reason: String,
+    ) -> Result<()> {
+        let key = key::suspect(volume, shard.blob, shard.stripe, index);
+        if !self.suspects.remember(&key) {
+            return Ok(());
+        }
+        tracing::warn!(volume, blob = shard.blob, stripe = shard.stripe, index, error = %reason, "shard queued for repair");
+        let row = SuspectRow { reason };
         let commit = self
             .lease
             .fence(CommitBuilder::new().put(key.clone(), &row))
             .build();
         if let Err(error) = self.ledger.commit(commit).await {
             self.suspects.forget(&key);
-            tracing::warn!(%error, "the shard could not be queued; the next read of it will try again");
+            return Err(error.into());
         }
+        Ok(())
     }
 }
 
@@ -373,17 +387,6 @@ async fn check(
     off_reactor(move || verify(shard))
         .await
         .map_err(|e| corrupt(e.to_string()))?
-}
-
-/// Computes one shard (or the same blocks of it) from others.
-pub fn reconstruct(codec: &Codec, sources: &[(usize, Bytes)], wanted: u8) -> Result<Bytes> {
-    let len = sources.first().map_or(0, |(_, b)| b.len());
-    let available: Vec<(usize, &[u8])> = sources.iter().map(|(i, b)| (*i, b.as_ref())).collect();
-    let mut out = BytesMut::zeroed(len);
-    codec
-        .reconstruct(&available, &[wanted as usize], &mut [&mut out[..]])
-        .map_err(|e| Error::Internal(format!("decode: {e}")))?;
-    Ok(out.freeze())
 }
 
 /// Cuts the piece out of the blocks that hold it.

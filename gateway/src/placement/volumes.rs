@@ -264,7 +264,7 @@ impl Volumes {
     }
 
     fn cannot_write(&self, wanted: Scheme, healthy: usize) -> Error {
-        let needed = wanted.parity_shards() + 1;
+        let needed = wanted.losses_survived() + 1;
         let full = self
             .disks
             .all()

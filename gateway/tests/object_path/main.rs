@@ -15,5 +15,6 @@ mod races;
 mod reads;
 mod repair;
 mod round_trips;
+mod scrub;
 mod support;
 mod writes;

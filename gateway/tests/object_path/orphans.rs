@@ -4,6 +4,7 @@
 use crate::support::cluster::{BUCKET, Cluster, World};
 use crate::support::content::{body, content, stalled};
 use crate::support::memory_node::Faults;
+use ec_core::Kernel;
 use gateway::clock::SystemClock;
 use gateway::object::put::Expected;
 use gateway::s3::StaticKeys;
@@ -221,6 +222,7 @@ fn config(cluster: &Cluster) -> GatewayConfig {
     GatewayConfig {
         name: "test".into(),
         scheme: cluster.scheme,
+        kernel: Kernel::from_environment().unwrap(),
         memory_bytes: 256 << 20,
     }
 }

@@ -149,6 +149,96 @@ async fn every_pair_of_disks_may_be_lost() {
     );
 }
 
+/// Every loss of three, and those of four that can be decoded, which are most; the others are refused, not answered wrongly.
+#[tokio::test]
+async fn a_locally_repairable_code_survives_what_its_matrix_says() {
+    let world = World::new("lrc(4,2,2)", 8).await;
+    let bytes = content(3, 700_001);
+    world.put("object", &bytes).await.unwrap();
+    let codec = world.objects.codecs.get(world.cluster.scheme).unwrap();
+    let volumes = world.objects.volumes.all();
+    let volume = volumes.iter().find(|v| v.scheme == world.cluster.scheme).unwrap();
+    let (mut read, mut refused) = (0, 0);
+    for lost in (0u32..256).filter(|lost| lost.count_ones() <= 4) {
+        let disks: Vec<usize> = (0..8).filter(|n| lost >> n & 1 == 1).collect();
+        world.lose(&disks).await;
+        let gone: Vec<DiskId> = disks.iter().map(|&n| world.disk(n)).collect();
+        let left = (0..8).filter(|&index| !gone.contains(&volume.disks[index]));
+        let readable = (0..4).all(|data| codec.plan(&[data], left.clone().map(|i| (i, 1))).is_ok());
+        match world.get("object").await {
+            Ok(got) => {
+                assert!(readable && got == bytes, "{disks:?} lost");
+                read += 1;
+            }
+            Err(Error::Unreadable { .. }) => {
+                assert!(!readable && disks.len() == 4, "{disks:?} lost");
+                refused += 1;
+            }
+            Err(error) => panic!("{disks:?} lost: {error}"),
+        }
+        world.heal().await;
+    }
+    assert!(read > 93 && refused > 0, "{read} read, {refused} refused");
+}
+
+/// A read around a lost disk reads the rest of its shard's group.
+#[tokio::test]
+async fn a_locally_repairable_piece_is_decoded_from_its_group() {
+    let world = World::new("lrc(12,2,2)", 16).await;
+    let bytes = content(4, 12 * (64 << 10));
+    world.put("object", &bytes).await.unwrap();
+    let volumes = world.objects.volumes.all();
+    let volume = volumes.iter().find(|v| v.scheme == world.cluster.scheme).unwrap();
+    let first = (0..16).find(|&n| world.disk(n) == volume.disks[0]).unwrap();
+    world.lose(&[first]).await;
+    let gets = || {
+        let mut gets = 0;
+        world.cluster.node.each(|_, disk| gets += disk.gets);
+        gets
+    };
+    let before = gets();
+    let piece = Wanted::From {
+        first: 0,
+        last: Some(9),
+    };
+    assert!(world.get_range("object", piece).await.unwrap() == bytes[..10]);
+    assert_eq!(gets() - before, 6);
+}
+
+/// The rest of a group may hang or be wrong as well: the globals make it up, and soon.
+#[tokio::test(start_paused = true)]
+async fn a_group_that_is_no_help_is_gone_around() {
+    for hang in [true, false] {
+        let world = World::new("lrc(12,2,2)", 16).await;
+        let bytes = content(4, 12 * (64 << 10));
+        world.put("object", &bytes).await.unwrap();
+        let volumes = world.objects.volumes.all();
+        let volume = volumes.iter().find(|v| v.scheme == world.cluster.scheme).unwrap();
+        let disk_of = |index: usize| (0..16).find(|&n| world.disk(n) == volume.disks[index]).unwrap();
+        world.lose(&[disk_of(0)]).await;
+        match hang {
+            true => world.fault(
+                disk_of(1),
+                Faults {
+                    get_delay: Duration::from_secs(3600),
+                    ..Default::default()
+                },
+            ),
+            false => world.cluster.node.with(world.disk(disk_of(1)), |d| {
+                d.shards_mut().for_each(|(_, s)| flip_bit(s, 99))
+            }),
+        }
+        let started = tokio::time::Instant::now();
+        assert!(world.get("object").await.unwrap() == bytes);
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            started.elapsed()
+        );
+        assert_eq!(world.census().await.suspects, usize::from(!hang));
+    }
+}
+
 #[tokio::test]
 async fn one_disk_lost_and_one_corrupt() {
     let world = filled().await;
@@ -182,11 +272,7 @@ async fn three_disks_lost_is_an_error_and_never_wrong_bytes() {
             damage(&world, world.disk(n));
         }
         match world.get("object").await {
-            Err(Error::Unreadable {
-                readable: 3,
-                needed: 4,
-                ..
-            }) => {}
+            Err(Error::Unreadable { readable: 3, .. }) => {}
             other => panic!("{what}: {:?}", other.map(|b| b.len())),
         }
         for (id, units) in pristine {

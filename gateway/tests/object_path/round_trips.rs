@@ -49,7 +49,7 @@ async fn around_an_edge(scheme: &str, disks: u32, data_shards: usize) {
     let census = world.census().await;
     census.assert_clean();
     let small = sizes.iter().filter(|s| (1..=16 * KIB).contains(*s)).count();
-    let copies = format!("replica({})", world.cluster.scheme.parity_shards() + 1);
+    let copies = format!("replica({})", world.cluster.scheme.losses_survived() + 1);
     if scheme != copies {
         assert_eq!(
             census.schemes.get(&copies),
@@ -75,10 +75,21 @@ async fn sizes_around_every_edge_replica_3() {
     around_an_edge("replica(3)", 3, 1).await;
 }
 
+#[tokio::test]
+async fn sizes_around_every_edge_lrc_12_2_2() {
+    around_an_edge("lrc(12,2,2)", 16, 12).await;
+}
+
 /// A blob holds 64 MiB: one byte more is two blobs, for every width of stripe.
 #[tokio::test]
 async fn a_blob_is_64_mib() {
-    for (scheme, disks) in [("rs(4,2)", 6), ("rs(2,1)", 3), ("replica(3)", 3), ("rs(3,2)", 5)] {
+    for (scheme, disks) in [
+        ("rs(4,2)", 6),
+        ("rs(2,1)", 3),
+        ("replica(3)", 3),
+        ("rs(3,2)", 5),
+        ("lrc(12,2,2)", 16),
+    ] {
         let world = World::new(scheme, disks).await;
         let full = 64 * MIB / (world.cluster.scheme.data_shards() * MIB)
             * (world.cluster.scheme.data_shards() * MIB);
@@ -226,11 +237,12 @@ fn ranges_match_the_model() {
         ("rs(4,2)", 6, 9 * MIB + 77_777),
         ("rs(2,1)", 3, 100_001),
         ("replica(3)", 3, 5_000),
+        ("lrc(4,2,2)", 8, 5 * MIB + 7_777),
     ] {
         let bytes = content(size as u64, size);
         let world = runtime.block_on(World::new(scheme, disks));
         runtime.block_on(world.put("ranges", &bytes)).unwrap();
-        let losses = world.cluster.scheme.parity_shards();
+        let losses = world.cluster.scheme.losses_survived();
         let case = (
             wanted(size as u64),
             proptest::collection::vec(0..disks as usize, 0..=losses),

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// How often a lock that is taken is asked for.
 const LOCK_ATTEMPTS: u32 = 30;
+/// How often by who only reads: a person waits for the answer.
+const SHARED_LOCK_ATTEMPTS: u32 = 10;
 /// How long lies between.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
 
@@ -31,9 +33,9 @@ fn gone(path: &Path, error: io::Error) -> DeviceError {
 
 /// Locks a disk for this process. The kernel ends the requests of a killed process's io_uring, and with them its hold
 /// on the file, a moment after the process is gone: so a lock that is taken is asked for a few times.
-fn lock(file: &File) -> io::Result<()> {
-    for _ in 0..LOCK_ATTEMPTS {
-        match file.try_lock() {
+fn lock(attempts: u32, try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
+    for _ in 0..attempts {
+        match try_lock() {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_RETRY),
@@ -42,24 +44,34 @@ fn lock(file: &File) -> io::Result<()> {
     Err(io::Error::other("the disk is in use by another process"))
 }
 
+/// Opens a file past the page cache, or through it where the filesystem cannot; and which of the two.
+fn open_direct(path: &Path, options: &mut OpenOptions) -> Result<(File, bool), DeviceError> {
+    let mut open = |flags| options.custom_flags(flags).open(path);
+    match open(libc::O_DIRECT) {
+        Ok(file) => Ok((file, true)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Ok((open(0).map_err(|e| gone(path, e))?, false))
+        }
+        Err(error) => Err(gone(path, error)),
+    }
+}
+
 impl DiskFile {
-    /// Opens what is at `path`.
+    /// Opens what is at `path`, for this process alone.
     pub fn open(path: &Path) -> Result<Self, DeviceError> {
-        let open = |flags| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(flags)
-                .open(path)
-        };
-        let (mut file, direct) = match open(libc::O_DIRECT) {
-            Ok(file) => (file, true),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                (open(0).map_err(|e| gone(path, e))?, false)
-            }
-            Err(error) => return Err(gone(path, error)),
-        };
-        lock(&file).map_err(|e| gone(path, e))?;
+        let (file, direct) = open_direct(path, OpenOptions::new().read(true).write(true))?;
+        lock(LOCK_ATTEMPTS, || file.try_lock()).map_err(|e| gone(path, e))?;
+        Self::measure(path, file, direct)
+    }
+
+    /// Opens what is at `path` to read only, beside other readers and never beside a writer.
+    pub fn open_to_read(path: &Path) -> Result<Self, DeviceError> {
+        let (file, direct) = open_direct(path, OpenOptions::new().read(true))?;
+        lock(SHARED_LOCK_ATTEMPTS, || file.try_lock_shared()).map_err(|e| gone(path, e))?;
+        Self::measure(path, file, direct)
+    }
+
+    fn measure(path: &Path, mut file: File, direct: bool) -> Result<Self, DeviceError> {
         let metadata = file.metadata().map_err(|e| gone(path, e))?;
         let block_device = metadata.file_type().is_block_device();
         let size = file.seek(SeekFrom::End(0)).map_err(|e| gone(path, e))?;
@@ -90,6 +102,11 @@ impl DiskFile {
     /// Whether reads and writes bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// Whether it is a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
     }
 
     /// The file.

@@ -49,14 +49,7 @@ pub struct Uring {
 impl Uring {
     /// Sets the ring up and starts its thread; says why when the kernel does not let us.
     pub fn start(file: Arc<DiskFile>, backend: String) -> io::Result<Self> {
-        let ring = IoUring::new(2 * IN_FLIGHT_MAX as u32)?;
-        let mut probe = io_uring::Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        for needed in [opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE] {
-            if !probe.is_supported(needed) {
-                return Err(io::Error::other("the kernel is too old"));
-            }
-        }
+        let ring = new_ring()?;
         let wake = Arc::new(eventfd()?);
         let (sender, receiver) = channel();
         let thread_state = RingThread {
@@ -99,6 +92,24 @@ impl Uring {
             tracing::error!(%error, "cannot wake the ring thread");
         }
     }
+}
+
+/// A ring that can do what is needed, or why the kernel does not give us one.
+fn new_ring() -> io::Result<IoUring> {
+    let ring = IoUring::new(2 * IN_FLIGHT_MAX as u32)?;
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    for needed in [opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE] {
+        if !probe.is_supported(needed) {
+            return Err(io::Error::other("the kernel is too old"));
+        }
+    }
+    Ok(ring)
+}
+
+/// Whether the kernel gives us a ring, and why not.
+pub fn check() -> io::Result<()> {
+    new_ring().map(drop)
 }
 
 fn eventfd() -> io::Result<File> {

@@ -20,6 +20,7 @@ use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad
 use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The most bytes of one batch.
@@ -148,6 +149,7 @@ impl Committer {
 
     fn is_unmarked(&self) -> bool {
         self.superblock.flushed < self.counters.flushed
+            || self.superblock.verified != self.shared.verify_cursor.load(Ordering::Relaxed)
     }
 
     /// Says in the superblock that the last batch was flushed. Until then only the next batch would say it, and rot in
@@ -167,6 +169,7 @@ impl Committer {
     fn write_superblock(&mut self) -> Result<(), DeviceError> {
         self.superblock.sequence += 1;
         self.superblock.flushed = self.counters.flushed;
+        self.superblock.verified = self.shared.verify_cursor.load(Ordering::Relaxed);
         superblocks::write(&*self.shared.device, &self.superblock)
     }
 
@@ -224,7 +227,7 @@ impl Committer {
         let device = &*self.shared.device;
         if let Err(error) = device.check() {
             self.shared.fence_with(&error);
-        } else if superblocks::is_overwritten(&superblocks::read(device), &self.superblock) {
+        } else if superblocks::is_overwritten(&superblocks::read(device), &self.shared.identity) {
             self.shared.fence_because(superblocks::OVERWRITTEN);
         }
     }
@@ -372,7 +375,9 @@ impl Committer {
             for head in admitted.chain(&pending.unanswered) {
                 let mark = Mark::of(head);
                 match head.kind {
-                    RecordKind::Shard => index.insert(head.unit, head.key, Entry::of(head), head.epoch),
+                    RecordKind::Shard => {
+                        index.insert(head.unit, head.key, Entry::of(head), head.sequence, head.epoch)
+                    }
                     RecordKind::Tombstone => index.delete_blob(head.unit, head.key.blob, mark),
                     RecordKind::UnitDropped => index.drop_unit(head.unit, mark),
                     RecordKind::Cut => {}

@@ -15,6 +15,7 @@ use crate::format::record::{RecordHead, RecordKind, RecordPlace, encode_cut_plac
 use crate::protocol::{BLOCK_BYTES, ShardKey, UnitId, bad_block, block_crc, seal_seed};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -310,9 +311,9 @@ pub fn cut_crcs(payload: &[u8]) -> Vec<u32> {
 
 fn live_items(index: &Index, owner: UnitId, victim: u32) -> Vec<Item> {
     if owner != SYSTEM_UNIT {
-        let entries = index.units.get(&owner).into_iter().flat_map(|unit| &unit.entries);
-        let here = entries.filter(|(_, entry)| entry.place.extent == victim);
-        return here.map(|(key, entry)| Item::Shard(*key, *entry)).collect();
+        let shards = index.shards(owner, Bound::Unbounded);
+        let here = shards.filter(|(_, entry)| entry.place.extent == victim);
+        return here.map(|(key, entry)| Item::Shard(key, entry)).collect();
     }
     let needed = |mark: &&Mark| mark.place.extent == victim && mark.is_needed();
     let tombstones = index.tombstones.iter().filter(|(_, mark)| needed(mark));
@@ -329,7 +330,7 @@ fn live_items(index: &Index, owner: UnitId, victim: u32) -> Vec<Item> {
 fn is_current(index: &Index, owner: UnitId, item: &Item) -> bool {
     let at = |mark: &Mark| mark.place == item.place() && mark.is_needed();
     match item {
-        Item::Shard(key, entry) => index.find(owner, *key) == Some(entry),
+        Item::Shard(key, entry) => index.find(owner, *key) == Some(*entry),
         Item::Tombstone(unit, blob, _) => index.tombstones.get(&(*unit, *blob)).is_some_and(at),
         Item::Drop(unit, _) => index.drops.get(unit).is_some_and(at),
         Item::Cut(..) => index.cuts.iter().any(|(mark, _)| at(mark)),
@@ -338,7 +339,7 @@ fn is_current(index: &Index, owner: UnitId, item: &Item) -> bool {
 
 fn follow(index: &mut Index, owner: UnitId, item: Item, copy: &RecordHead) {
     match item {
-        Item::Shard(key, entry) => index.relocate(owner, key, entry.place, Entry::of(copy)),
+        Item::Shard(key, entry) => index.relocate(owner, key, entry.place, Entry::of(copy), copy.sequence),
         Item::Tombstone(unit, blob, _) => index.delete_blob(unit, blob, Mark::of(copy)),
         Item::Drop(unit, _) => index.drop_unit(unit, Mark::of(copy)),
         Item::Cut(mark, _) => index.relocate_cut(mark.place, Mark::of(copy)),

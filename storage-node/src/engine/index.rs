@@ -8,14 +8,17 @@
 //!   while that count is positive; a drop while an older extent of its unit is there; a cut while a place it names is.
 //! - The write position of an extent is `Extent::end`, and nothing else says where to write.
 
+mod shards;
+
 use crate::format::extent::SYSTEM_UNIT;
-use crate::format::record::{CutPlace, HEAD_FIXED_BYTES, RecordHead, RecordPlace};
-use crate::protocol::{ShardKey, UnitId};
+use crate::format::record::{CutPlace, HEAD_FIXED_BYTES, RecordHead, RecordPlace, head_len, place};
+use crate::protocol::{ShardKey, UnitId, block_count};
+pub use shards::{Location, Shards};
 use std::collections::{BTreeMap, HashMap};
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 
-/// Where a shard is and what is needed to read it.
+/// Where a shard is and what is needed to read it; made from a [`Location`] when it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Where its head is.
@@ -26,8 +29,6 @@ pub struct Entry {
     pub len: u32,
     /// Digests in the head's table.
     pub digests: u8,
-    /// Which put wrote it.
-    pub sequence: u64,
 }
 
 impl Entry {
@@ -38,7 +39,31 @@ impl Entry {
             payload_at: head.payload_at,
             len: head.len,
             digests: head.digests.len() as u8,
-            sequence: head.sequence,
+        }
+    }
+
+    /// The entry of the record at a location, in the extent's use of this generation.
+    fn at(location: &Location, generation: u64) -> Self {
+        let head = head_len(block_count(location.len), location.digests.into());
+        let (payload_at, _) = place(location.offset, head, location.len);
+        Entry {
+            place: RecordPlace {
+                extent: location.extent,
+                generation,
+                offset: location.offset,
+            },
+            payload_at,
+            len: location.len,
+            digests: location.digests,
+        }
+    }
+
+    fn location(&self) -> Location {
+        Location {
+            extent: self.place.extent,
+            offset: self.place.offset,
+            len: self.len,
+            digests: self.digests,
         }
     }
 
@@ -54,7 +79,7 @@ pub struct Unit {
     /// The newest epoch seen.
     pub epoch: u32,
     /// Its live shards.
-    pub entries: BTreeMap<ShardKey, Entry>,
+    pub shards: Shards,
     /// Their payload bytes.
     pub live_bytes: u64,
     /// The extent that takes its next record.
@@ -188,50 +213,82 @@ impl Index {
     }
 
     /// Where a shard is.
-    pub fn find(&self, unit: UnitId, key: ShardKey) -> Option<&Entry> {
-        self.units.get(&unit)?.entries.get(&key)
+    pub fn find(&self, unit: UnitId, key: ShardKey) -> Option<Entry> {
+        let location = self.units.get(&unit)?.shards.get(key)?;
+        Some(self.entry(&location))
     }
 
-    /// A record became durable: it lives if nothing deletes it and no newer one is there.
-    pub fn insert(&mut self, unit_id: UnitId, key: ShardKey, entry: Entry, epoch: u32) {
-        let extent = self.extent(entry.place.extent);
-        extent.oldest = extent.oldest.min(entry.sequence);
-        extent.live += 1;
-        extent.live_bytes += entry.footprint();
-        if self.is_deleted(unit_id, key.blob, entry.sequence) {
+    /// A unit's shards in key order.
+    pub fn shards(&self, unit: UnitId, after: Bound<ShardKey>) -> impl Iterator<Item = (ShardKey, Entry)> {
+        let shards = self
+            .units
+            .get(&unit)
+            .into_iter()
+            .flat_map(move |unit| unit.shards.range(after));
+        shards.map(|(key, location)| (key, self.entry(&location)))
+    }
+
+    fn entry(&self, location: &Location) -> Entry {
+        Entry::at(location, self.extents[location.extent as usize].generation)
+    }
+
+    /// A record became durable, made by request `sequence`: it lives unless something deletes it, in the place of the one
+    /// that was there. Of one key, records come in the order of their sequences; copies of one record in any.
+    pub fn insert(&mut self, unit_id: UnitId, key: ShardKey, entry: Entry, sequence: u64, epoch: u32) {
+        self.note_shard(&entry, sequence);
+        if self.is_deleted(unit_id, key.blob, sequence) {
             return self.bury(unit_id, key.blob, &entry);
         }
         let unit = self.unit(unit_id, epoch);
-        let rank = |e: &Entry| (e.sequence, e.place.generation, e.place.offset);
-        let loser = match unit.entries.get(&key) {
-            Some(there) if rank(there) >= rank(&entry) => Some(entry),
-            _ => {
-                unit.live_bytes += u64::from(entry.len);
-                unit.entries
-                    .insert(key, entry)
-                    .inspect(|old| unit.live_bytes -= u64::from(old.len))
-            }
-        };
-        if let Some(loser) = loser {
-            self.bury(unit_id, key.blob, &loser);
+        let before = unit.shards.insert(key, entry.location());
+        unit.live_bytes += u64::from(entry.len);
+        unit.live_bytes -= before.map_or(0, |before| u64::from(before.len));
+        if let Some(before) = before {
+            let before = self.entry(&before);
+            self.bury(unit_id, key.blob, &before);
         }
     }
 
-    /// A copy of a record became durable: the index follows it if it still points at `from`. No rank decides here: the
-    /// copy may be in an extent that was opened before the one it leaves.
-    pub fn relocate(&mut self, unit_id: UnitId, key: ShardKey, from: RecordPlace, copy: Entry) {
-        let extent = self.extent(copy.place.extent);
-        extent.oldest = extent.oldest.min(copy.sequence);
+    /// A record was found that something newer has replaced: it is dead.
+    pub fn insert_dead(&mut self, unit: UnitId, key: ShardKey, entry: Entry, sequence: u64) {
+        self.note_shard(&entry, sequence);
+        self.bury(unit, key.blob, &entry);
+    }
+
+    /// A shard is given up: its record counts as dead.
+    pub fn remove(&mut self, unit_id: UnitId, key: ShardKey) {
+        if let Some(entry) = self.find(unit_id, key) {
+            let unit = self.unit(unit_id, 0);
+            unit.shards.remove(key);
+            unit.live_bytes -= u64::from(entry.len);
+            self.bury(unit_id, key.blob, &entry);
+        }
+    }
+
+    /// A record counts in its extent, as live until it is buried.
+    fn note_shard(&mut self, entry: &Entry, sequence: u64) {
+        let extent = self.extent(entry.place.extent);
+        extent.oldest = extent.oldest.min(sequence);
         extent.live += 1;
-        extent.live_bytes += copy.footprint();
-        let entry = self
-            .units
-            .get_mut(&unit_id)
-            .and_then(|unit| unit.entries.get_mut(&key));
-        let dead = match entry {
-            Some(entry) if entry.place == from => std::mem::replace(entry, copy),
-            _ => copy,
-        };
+        extent.live_bytes += entry.footprint();
+    }
+
+    /// A copy of a record became durable: the index follows it if it still points at `from`. The copy may be in an extent
+    /// that was opened before the one it leaves.
+    pub fn relocate(
+        &mut self,
+        unit_id: UnitId,
+        key: ShardKey,
+        from: RecordPlace,
+        copy: Entry,
+        sequence: u64,
+    ) {
+        self.note_shard(&copy, sequence);
+        let mut dead = copy;
+        if let Some(there) = self.find(unit_id, key).filter(|there| there.place == from) {
+            self.unit(unit_id, 0).shards.insert(key, copy.location());
+            dead = there;
+        }
         self.bury(unit_id, key.blob, &dead);
     }
 
@@ -252,17 +309,16 @@ impl Index {
         self.note_system_record(&tombstone);
         self.tombstones.insert((unit_id, blob), tombstone);
         self.review_tombstone(unit_id, blob);
-        self.kill_entries(
+        self.kill_shards(
             unit_id,
             ShardKey { blob, stripe: 0 }..=ShardKey {
                 blob,
                 stripe: u32::MAX,
             },
-            u64::MAX,
         );
     }
 
-    /// A drop became durable (or moved): it kills every record of the unit with a smaller sequence.
+    /// A drop became durable (or moved): it kills every record of the unit that is there.
     pub fn drop_unit(&mut self, unit_id: UnitId, drop: Mark) {
         let moved = self
             .drops
@@ -270,7 +326,6 @@ impl Index {
             .is_some_and(|old| old.sequence == drop.sequence);
         self.forget_drop(unit_id);
         self.note_system_record(&drop);
-        let sequence = drop.sequence;
         self.drops.insert(unit_id, drop);
         if moved {
             return self.review_marks();
@@ -279,11 +334,11 @@ impl Index {
             blob: u64::MAX,
             stripe: u32::MAX,
         };
-        self.kill_entries(unit_id, all, sequence);
+        self.kill_shards(unit_id, all);
         if self
             .units
             .get(&unit_id)
-            .is_some_and(|unit| unit.entries.is_empty())
+            .is_some_and(|unit| unit.shards.is_empty())
         {
             self.units.remove(&unit_id);
         }
@@ -306,22 +361,13 @@ impl Index {
         }
     }
 
-    fn kill_entries(&mut self, unit_id: UnitId, keys: RangeInclusive<ShardKey>, before: u64) {
-        let Some(unit) = self.units.get_mut(&unit_id) else {
-            return;
-        };
-        let doomed = unit
-            .entries
-            .range(keys)
-            .filter(|(_, entry)| entry.sequence < before);
-        let doomed: Vec<(ShardKey, Entry)> = doomed.map(|(key, entry)| (*key, *entry)).collect();
-        for (key, entry) in &doomed {
-            unit.entries.remove(key);
-            unit.live_bytes -= u64::from(entry.len);
-        }
-        for (key, entry) in &doomed {
-            self.bury(unit_id, key.blob, entry);
-        }
+    fn kill_shards(&mut self, unit_id: UnitId, keys: RangeInclusive<ShardKey>) {
+        let shards = self.shards(unit_id, Bound::Included(*keys.start()));
+        let doomed: Vec<ShardKey> = shards
+            .map(|(key, _)| key)
+            .take_while(|key| key <= keys.end())
+            .collect();
+        doomed.into_iter().for_each(|key| self.remove(unit_id, key));
     }
 
     fn note_system_record(&mut self, mark: &Mark) {

@@ -54,6 +54,7 @@ struct Waiting {
     requests: VecDeque<Request>,
     bytes: usize,
     closed: bool,
+    nudged: bool,
 }
 
 /// The queue.
@@ -109,6 +110,9 @@ impl Queue {
             if waiting.closed {
                 return None;
             }
+            if std::mem::take(&mut waiting.nudged) {
+                break;
+            }
             match patience {
                 None => waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 Some(patience) => {
@@ -133,6 +137,12 @@ impl Queue {
         }
         waiting.bytes -= bytes;
         Some(taken)
+    }
+
+    /// Wakes who waits for ever: there is something to do besides requests.
+    pub fn nudge(&self) {
+        self.lock().nudged = true;
+        self.arrived.notify_all();
     }
 
     /// Refuses everything from now on; what waits is still taken.

@@ -125,7 +125,7 @@ impl Shared {
 
     fn locate(&self, unit: UnitId, key: ShardKey) -> Option<(Entry, Arc<()>)> {
         let index = self.index();
-        let entry = *index.find(unit, key)?;
+        let entry = index.find(unit, key)?;
         Some((entry, index.extents[entry.place.extent as usize].pin.clone()))
     }
 
@@ -175,15 +175,18 @@ impl Shared {
         )
     }
 
-    fn report_read_error(&self, error: &DeviceError) -> NodeError {
-        if let Err(error) = self.check_serving() {
-            return error;
-        }
+    /// Whether a read failed because the disk is out of service, or gone and so taken out of it.
+    pub fn fence_if_gone(&self, error: &DeviceError) -> Result<(), NodeError> {
+        self.check_serving()?;
         if error.kind == DeviceErrorKind::Gone {
-            return self.fence_with(error);
+            return Err(self.fence_with(error));
         }
-        if let Err(gone) = self.device.check() {
-            return self.fence_with(&gone);
+        self.device.check().map_err(|gone| self.fence_with(&gone))
+    }
+
+    fn report_read_error(&self, error: &DeviceError) -> NodeError {
+        if let Err(error) = self.fence_if_gone(error) {
+            return error;
         }
         tracing::warn!(disk = %self.identity.disk, %error, "read failed");
         self.metrics.read_errors.add(1);

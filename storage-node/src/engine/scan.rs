@@ -1,5 +1,7 @@
 //! Walking one extent's log: record after record, and past damage to the next valid one.
 //!
+//! Heads are handed out one by one: an extent of small records has hundreds of thousands of them.
+//!
 //! Invariant: no damage hides more than the records it touches. Where a head is bad, every 64 B boundary up to the end
 //! of the extent is tried; heads are bound to their place, so nothing that merely looks like a record passes.
 
@@ -28,14 +30,12 @@ pub struct Gap {
     pub batch: u64,
 }
 
-/// What an extent's log holds.
+/// What an extent's log is like, besides its records.
 #[derive(Debug)]
-pub struct Scan {
+pub struct Log {
     /// Which extent.
     pub extent: u32,
-    /// Every valid head, in order.
-    pub heads: Vec<RecordHead>,
-    /// Damage between them.
+    /// Damage between records.
     pub gaps: Vec<Gap>,
     /// Where the next batch goes.
     pub end: u32,
@@ -45,14 +45,15 @@ pub struct Scan {
     pub unreadable: bool,
 }
 
-/// Walks an extent.
-pub fn scan_extent(
+/// Walks an extent and hands every valid head to `visit`, in order.
+pub fn walk_extent(
     device: &dyn Device,
     layout: &Layout,
     identity: &DiskIdentity,
     extent: u32,
     generation: u64,
-) -> Scan {
+    mut visit: impl FnMut(RecordHead),
+) -> Log {
     let mut window = Window {
         device,
         start: layout.extent_offset(extent),
@@ -66,9 +67,8 @@ pub fn scan_extent(
         generation,
         offset,
     };
-    let mut scan = Scan {
+    let mut log = Log {
         extent,
-        heads: Vec::new(),
         gaps: Vec::new(),
         end: layout.data_start(),
         ordinal: 0,
@@ -77,9 +77,9 @@ pub fn scan_extent(
     let (mut at, mut step) = (layout.data_start(), STEP_BYTES);
     while let Some((found, head)) = next_head(&mut window, identity, at, step, &place) {
         if found != at {
-            let lost = head.ordinal.saturating_sub(scan.ordinal);
+            let lost = head.ordinal.saturating_sub(log.ordinal);
             let batch = if at >= head.part_start { head.batch } else { 0 };
-            scan.gaps.push(Gap {
+            log.gaps.push(Gap {
                 place: place(at),
                 lost,
                 batch,
@@ -90,12 +90,12 @@ pub fn scan_extent(
             STEP_BYTES.. => STEP_BYTES,
             _ => (2 * step).min(SEARCH_BYTES),
         };
-        scan.ordinal = head.ordinal + 1;
-        scan.end = align_up(u64::from(at)) as u32;
-        scan.heads.push(head);
+        log.ordinal = head.ordinal + 1;
+        log.end = align_up(u64::from(at)) as u32;
+        visit(head);
     }
-    scan.unreadable = window.unreadable;
-    scan
+    log.unreadable = window.unreadable;
+    log
 }
 
 /// The first valid head at or after `at`.

@@ -3,6 +3,7 @@
 use super::Trace;
 use crate::device::{AlignedBuf, BLOCK, Device, DeviceError};
 use crate::format::FormatError;
+use crate::format::extent::DiskIdentity;
 use crate::format::layout::superblock_offset;
 use crate::format::superblock::{SUPERBLOCK_COPIES, Superblock};
 
@@ -78,7 +79,7 @@ pub fn first_is_ours(device: &dyn Device, ours: &Superblock) -> bool {
 }
 
 /// Whether somebody overwrote the disk: every copy can be read, and none is of this disk and incarnation. Pure.
-pub fn is_overwritten(copies: &Copies, ours: &Superblock) -> bool {
+pub fn is_overwritten(copies: &Copies, ours: &DiskIdentity) -> bool {
     copies.iter().all(|copy| match copy {
         Ok(found) => (found.disk, found.incarnation) != (ours.disk, ours.incarnation),
         Err(reason) => *reason != UNREADABLE,
@@ -124,6 +125,7 @@ mod tests {
             extent_size: 10,
             generation_limit: sequence,
             flushed: 0,
+            verified: 0,
         };
         for case in 0..81u32 {
             let kinds: [u32; SUPERBLOCK_COPIES] =

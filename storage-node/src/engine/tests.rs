@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod model;
 mod space;
+mod verify;
 
 use super::*;
 use crate::device::simulated::SimulatedDisk;
@@ -155,7 +156,7 @@ pub fn eventually(what: &str, is_so: impl Fn() -> bool) {
 
 /// Where a shard's record is on the device.
 pub fn offset_of(engine: &Engine, unit: UnitId, key: ShardKey) -> (u64, index::Entry) {
-    let entry = *engine.shared.index().find(unit, key).unwrap();
+    let entry = engine.shared.index().find(unit, key).unwrap();
     let extent = engine.shared.layout.extent_offset(entry.place.extent);
     (extent + u64::from(entry.place.offset), entry)
 }

@@ -242,6 +242,26 @@ impl RecordHead {
         Ok(head)
     }
 
+    /// What damaged bytes at the start of `b` claim to be a record of: unit, key and batch. Nothing vouches for it; but
+    /// they carry the magic number and the right place, so a record was here in this use of the extent.
+    pub fn claim(b: &[u8], here: RecordPlace) -> Option<(UnitId, ShardKey, u64)> {
+        let b = b.get(..HEAD_FIXED_BYTES as usize)?;
+        let place = RecordPlace {
+            extent: get_u32(b, 88),
+            generation: get_u64(b, 72),
+            offset: get_u32(b, 92),
+        };
+        let unit = UnitId {
+            volume: get_u64(b, 24),
+            index: b[9],
+        };
+        let key = ShardKey {
+            blob: get_u64(b, 32),
+            stripe: get_u32(b, 40),
+        };
+        (b.starts_with(RECORD_MAGIC) && place == here).then(|| (unit, key, get_u64(b, 56)))
+    }
+
     fn check_geometry(&self, head_len: u32) -> Result<(), FormatError> {
         let payload_end = u64::from(self.payload_at) + u64::from(self.len);
         let next = u64::from(self.next_at);

@@ -12,7 +12,8 @@
 //!  72  extent size    8
 //!  80  generation     8   no extent has this generation or a greater one yet
 //!  88  flushed        8   every batch up to this one was flushed
-//!  96  zero          32
+//!  96  verified       4   the extent that verifying goes on with
+//! 100  zero          28
 //! ```
 //! It changes to reserve generations, so that a generation is never used twice, even when the newest extent header is
 //! lost; and when a disk falls idle or stops, to say that its last batch was flushed, so that later damage there is not
@@ -53,6 +54,8 @@ pub struct Superblock {
     pub generation_limit: u64,
     /// Every batch up to this one was flushed.
     pub flushed: u64,
+    /// The extent that verifying goes on with.
+    pub verified: u32,
 }
 
 impl Superblock {
@@ -69,6 +72,7 @@ impl Superblock {
         put(&mut b, 72, &self.extent_size.to_le_bytes());
         put(&mut b, 80, &self.generation_limit.to_le_bytes());
         put(&mut b, 88, &self.flushed.to_le_bytes());
+        put(&mut b, 96, &self.verified.to_le_bytes());
         let crc = crc32fast::hash(&b[12..]);
         put(&mut b, 8, &crc.to_le_bytes());
         b
@@ -98,6 +102,7 @@ impl Superblock {
             extent_size: get_u64(b, 72),
             generation_limit: get_u64(b, 80),
             flushed: get_u64(b, 88),
+            verified: get_u32(b, 96),
         })
     }
 }

@@ -26,6 +26,7 @@ fn superblock() -> Superblock {
         extent_size: 4 << 20,
         generation_limit: 1024,
         flushed: 0,
+        verified: 0,
     }
 }
 
@@ -112,6 +113,8 @@ proptest! {
     fn a_superblock_and_an_extent_header_notice_any_flipped_bit(bit in 0..SUPERBLOCK_BYTES * 8, owned: bool) {
         let mut bytes = superblock().encode();
         prop_assert_eq!(Superblock::decode(&bytes), Ok(superblock()));
+        let verified = Superblock { verified: 17, ..superblock() };
+        prop_assert_eq!(Superblock::decode(&verified.encode()), Ok(verified));
         bytes[bit / 8] ^= 1 << (bit % 8);
         prop_assert!(Superblock::decode(&bytes).is_err());
         let owner = owned.then_some(UnitId { volume: 4, index: 1 });

@@ -5,10 +5,11 @@
 //! DIR/disk-0 … disk-N      the disks, one file each
 //! ```
 
+use super::VerifyArgs;
 use crate::CommandResult;
 use crate::size::{format_size, parse_size};
 use clap::Args;
-use ec_core::Scheme;
+use ec_core::{KERNEL_VARIABLE, Kernel, Scheme};
 use gateway::clock::SystemClock;
 use gateway::cluster::setup::{self, Cluster, PlannedDisk, Wanted};
 use gateway::ledger::Ledger;
@@ -38,7 +39,7 @@ pub struct DevArgs {
     /// How many disks; 6 for a new directory
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     disks: Option<u32>,
-    /// The scheme: `rs(k,m)` or `replica(n)`; rs(4,2) for a new directory
+    /// The scheme: `rs(k,m)`, `lrc(k,l,g)` or `replica(n)`; rs(4,2) for a new directory
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<Scheme>,
     /// The size of each disk of a new directory; the files are sparse
@@ -53,9 +54,14 @@ pub struct DevArgs {
     /// Bytes of objects in flight at most; a quarter of the machine's memory by default
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// What codes: gfni-avx512, gfni-avx2, avx2, neon or scalar; else what CAIRN_KERNEL names, or the fastest
+    #[arg(long, value_name = "NAME")]
+    kernel: Option<Kernel>,
     /// Reach the disks through storage nodes that run already (`cairn node`) instead of in this process
     #[arg(long, value_name = "URL")]
     node: Vec<String>,
+    #[command(flatten)]
+    verify: VerifyArgs,
     /// The access key
     #[arg(long, env = "CAIRN_ACCESS_KEY", default_value = "cairn", value_name = "KEY")]
     access_key: String,
@@ -72,6 +78,10 @@ pub struct DevArgs {
 
 pub async fn run(args: DevArgs) -> CommandResult {
     let stop = super::stop_signal()?;
+    let kernel = match args.kernel {
+        Some(kernel) => kernel,
+        None => Kernel::from_environment().map_err(|e| format!("{KERNEL_VARIABLE}: {e}"))?,
+    };
     // Bind first: a port that is taken is found out before anything is written.
     let s3 = bind(args.listen, "--listen").await?;
     let admin = bind(args.admin_listen, "--admin-listen").await?;
@@ -92,6 +102,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
     let config = GatewayConfig {
         name: "dev".into(),
         scheme: cluster.scheme,
+        kernel,
         memory_bytes: memory,
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
@@ -190,6 +201,7 @@ async fn open_nodes(
     let specs = cluster.disks.iter().map(spec).collect();
     let options = NodeOptions {
         cluster: Some(cluster.id),
+        verify_cycle: args.verify.cycle()?,
         ..NodeOptions::default()
     };
     let node = Arc::new(tokio::task::spawn_blocking(move || Node::open(specs, options)).await?);

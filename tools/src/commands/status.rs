@@ -67,6 +67,7 @@ fn render(status: &Status) -> String {
     };
     let health = if status.healthy { "healthy" } else { "attention" };
     line(format!("cluster   {health}   scheme {}{writes}", status.scheme));
+    line(format!("kernel    {}", status.kernel));
     let capacity = &status.capacity;
     line(format!(
         "capacity  {} in all, {} free, {} of live shards",
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_status_is_readable() {
-        let json = r#"{"scheme":"rs(4,2)","write_scheme":"rs(3,2)","healthy":false,
+        let json = r#"{"scheme":"rs(4,2)","write_scheme":"rs(3,2)","kernel":"avx2","healthy":false,
             "disks":[{"label":"disk-0","id":"00","state":"down","reason":"file was removed","path":null,"backend":null,
                 "capacity_bytes":1073741824,"free_bytes":0,"live_bytes":0,"shards":7,"corrupt_shards":1}],
             "volumes":[{"scheme":"rs(4,2)","state":"open","count":2}],

@@ -3,7 +3,7 @@
 use super::cluster::{Cluster, World};
 use super::memory_node::verify;
 use bytes::Bytes;
-use ec_core::{Codec, Scheme};
+use ec_core::{Codec, Kernel, Scheme};
 use gateway::ledger::model::{
     BlobRow, BucketRow, GarbageRow, IdRangeRow, ObjectRow, PartRow, SuspectRow, UploadRow, VolumeRow,
 };
@@ -203,7 +203,7 @@ fn check_blob(
     shards: &mut Shards,
     census: &mut Census,
 ) {
-    let codec = Codec::new(volume.scheme).unwrap();
+    let codec = Codec::new(volume.scheme, Kernel::Scalar).unwrap();
     let geometry = encode::geometry(&codec, row.length).unwrap();
     *census.schemes.entry(volume.scheme.to_string()).or_default() += 1;
     for stripe in 0..geometry.stripes() {

@@ -4,7 +4,7 @@ use super::content::drain;
 use super::memory_node::{Faults, MemoryNode};
 use super::store::GatedStore;
 use bytes::Bytes;
-use ec_core::Scheme;
+use ec_core::{Kernel, Scheme};
 use gateway::budget::Budget;
 use gateway::clock::SystemClock;
 use gateway::cluster::disks::Disks;
@@ -22,7 +22,7 @@ use gateway::object::condition::{ReadConditions, WriteConditions};
 use gateway::object::copy::Source;
 use gateway::object::get::Wanted;
 use gateway::object::put::{Expected, Stored};
-use gateway::object::{Body, Objects};
+use gateway::object::{Body, Codecs, Objects};
 use gateway::placement::volumes::Volumes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +103,7 @@ impl Cluster {
             hedges: Default::default(),
             suspects: Default::default(),
             gate: Default::default(),
-            codecs: Default::default(),
+            codecs: Codecs::new(Kernel::from_environment().unwrap()),
         });
         objects.finish_bucket_deletions().await?;
         Ok(objects)

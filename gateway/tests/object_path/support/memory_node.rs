@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use storage_node::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX, StorageClient};
 use storage_node::protocol::{
-    BLOCK_BYTES, BlockRange, DiskId, DiskState, DiskStatus, InventoryEntry, NodeError, NodeStatus,
+    BLOCK_BYTES, BlockRange, DiskId, DiskState, DiskStatus, Findings, InventoryEntry, NodeError, NodeStatus,
     SHARD_BYTES_MAX, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
     block_crc, seal_seed,
 };
@@ -59,6 +59,8 @@ pub struct MemoryDisk {
     pub puts: u64,
     pub gets: u64,
     pub deletes: u64,
+    /// What it says verifying found.
+    pub findings: Findings,
 }
 
 impl MemoryDisk {
@@ -72,6 +74,7 @@ impl MemoryDisk {
             puts: 0,
             gets: 0,
             deletes: 0,
+            findings: Findings::default(),
         }
     }
 
@@ -353,6 +356,22 @@ impl StorageClient for MemoryNode {
                 len: s.payload.len() as u32,
             };
             Ok(entries.take(limit.min(INVENTORY_LIMIT_MAX)).map(entry).collect())
+        })
+    }
+
+    async fn findings(
+        &self,
+        disk: DiskId,
+        _incarnation: u64,
+        after: u64,
+        _deadline: Duration,
+    ) -> Result<Findings, NodeError> {
+        self.on(disk, |d| {
+            let mut findings = d.findings.clone();
+            let new = findings.last.saturating_sub(after) as usize;
+            let old = findings.found.len().saturating_sub(new);
+            findings.found.drain(..old);
+            Ok(findings)
         })
     }
 

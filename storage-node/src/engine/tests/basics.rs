@@ -274,10 +274,9 @@ fn a_put_to_a_removed_or_overwritten_disk_is_refused_within_a_second() {
 #[test]
 fn the_index_follows_a_copy_into_an_older_extent() {
     let mut index = Index::default();
-    for _ in 0..2 {
-        index
-            .extents
-            .push(index::Extent::new(ExtentUse::Owned(unit(1).unit), 4, 4096));
+    for generation in [5, 4] {
+        let used = ExtentUse::Owned(unit(1).unit);
+        index.extents.push(index::Extent::new(used, generation, 4096));
     }
     let entry = |extent, generation| index::Entry {
         place: crate::format::record::RecordPlace {
@@ -285,15 +284,14 @@ fn the_index_follows_a_copy_into_an_older_extent() {
             generation,
             offset: 4096,
         },
-        payload_at: 384,
+        payload_at: 324,
         len: 10,
         digests: 6,
-        sequence: 9,
     };
     let (from, copy) = (entry(0, 5), entry(1, 4));
-    index.insert(unit(1).unit, key(1, 0), from, 1);
-    index.relocate(unit(1).unit, key(1, 0), from.place, copy);
-    assert_eq!(index.find(unit(1).unit, key(1, 0)), Some(&copy));
+    index.insert(unit(1).unit, key(1, 0), from, 9, 1);
+    index.relocate(unit(1).unit, key(1, 0), from.place, copy, 9);
+    assert_eq!(index.find(unit(1).unit, key(1, 0)), Some(copy));
     assert_eq!((index.extents[0].live, index.extents[1].live), (0, 1));
     assert_eq!(index.units[&unit(1).unit].live_bytes, 10);
 }

@@ -48,7 +48,7 @@ fn one_flipped_bit_costs_at_most_one_shard() {
     let places: Vec<_> = {
         let index = engine.shared.index();
         keys.iter()
-            .map(|key| *index.find(unit(1).unit, *key).unwrap())
+            .map(|key| index.find(unit(1).unit, *key).unwrap())
             .collect()
     };
     let start = |entry: &super::index::Entry| {
@@ -75,7 +75,7 @@ fn one_flipped_bit_costs_at_most_one_shard() {
 fn rot_in_a_head_is_counted_by_recovery() {
     let (disk, keys) = filled();
     let engine = Engine::open(disk.device()).unwrap();
-    let entry = *engine.shared.index().find(unit(1).unit, key(7, 0)).unwrap();
+    let entry = engine.shared.index().find(unit(1).unit, key(7, 0)).unwrap();
     let at = engine.shared.layout.extent_offset(entry.place.extent) + u64::from(entry.place.offset);
     drop(engine);
     disk.flip_bit(at + 20, 3);
@@ -292,4 +292,52 @@ fn tombstones_outlive_an_extent_whose_headers_cannot_be_read() {
     let engine = Engine::open(device).unwrap();
     assert_eq!(get(&engine, &to, two), Err(NodeError::NotFound));
     assert!(engine.shared.index().tombstones[&(to.unit, 1)].is_needed());
+}
+
+/// Recovery reads a record again to tell which of two is newer. When it cannot, it serves neither: an old version is
+/// wrong, a missing one is repaired.
+#[test]
+fn a_version_that_may_be_the_older_one_is_not_served() {
+    for failures in [1, 100] {
+        let disk = SimulatedDisk::new(64 << 20, 1);
+        format_simulated(&disk, 4 << 20);
+        let to = unit(1);
+        let start = {
+            let engine = Engine::open(disk.device()).unwrap();
+            for blob in 0..8 {
+                put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, 20_000)).unwrap();
+            }
+            let (old, _) = offset_of(&engine, to.unit, key(5, 0));
+            put(&engine, &to, key(5, 0), payload(&to, key(5, 0), 1, 20_000)).unwrap();
+            crate::device::align_down(old)
+        };
+        let left = std::sync::atomic::AtomicU32::new(failures);
+        let device = Tampered::over(&disk, move |offset, buf| {
+            // The scan reads more at a time.
+            let again = offset == start && buf.len() <= 3 * BLOCK;
+            let fail = again && left.load(Ordering::Relaxed) > 0;
+            if fail {
+                left.fetch_sub(1, Ordering::Relaxed);
+                return Err(DeviceError::new(DeviceErrorKind::Read, "a bad sector"));
+            }
+            Ok(())
+        });
+        let engine = Engine::open(device).unwrap();
+        let found = get(&engine, &to, key(5, 0)).map(|blocks| blocks.payload);
+        match failures {
+            1 => assert_eq!(found, Ok(payload(&to, key(5, 0), 1, 20_000))),
+            _ => assert_eq!(found, Err(NodeError::NotFound)),
+        }
+        assert_eq!(engine.status().corrupt_shards, u64::from(failures > 1));
+        assert_eq!(engine.status().shards, if failures > 1 { 7 } else { 8 });
+        assert!(get(&engine, &to, key(4, 0)).is_ok());
+        drop(engine);
+        let engine = Engine::open(disk.device()).unwrap();
+        let found = get(&engine, &to, key(5, 0)).map(|blocks| blocks.payload);
+        assert_eq!(
+            found,
+            Ok(payload(&to, key(5, 0), 1, 20_000)),
+            "it can be read again"
+        );
+    }
 }

@@ -247,23 +247,25 @@ impl House {
     }
 }
 
-type Snapshot = Vec<(UnitId, Vec<(ShardKey, u32, u64)>)>;
+type Snapshot = Vec<(UnitId, ShardKey, Result<ShardBlocks, NodeError>)>;
 
 /// What an engine holds, without places: compaction may move things.
 fn snapshot(engine: &Engine) -> Snapshot {
-    let index = engine.shared.index();
-    let shards = |unit: &index::Unit| {
-        unit.entries
-            .iter()
-            .map(|(k, e)| (*k, e.len, e.sequence))
-            .collect()
+    let shards: Vec<(UnitAddress, ShardKey)> = {
+        let index = engine.shared.index();
+        let all = index.units.iter().flat_map(|(id, unit)| {
+            let address = UnitAddress {
+                unit: *id,
+                epoch: unit.epoch,
+                ..self::unit(id.volume)
+            };
+            let keys = unit.shards.range(Bound::Unbounded);
+            keys.map(move |(key, _)| (address, key))
+        });
+        all.collect()
     };
-    index
-        .units
-        .iter()
-        .filter(|(_, u)| !u.entries.is_empty())
-        .map(|(id, u)| (*id, shards(u)))
-        .collect()
+    let read = |(from, key): (UnitAddress, ShardKey)| (from.unit, key, get(engine, &from, key));
+    shards.into_iter().map(read).collect()
 }
 
 #[test]

@@ -1,0 +1,150 @@
+//! Many small shards on one disk: what they cost in memory, and how long a disk with them takes to open and to list.
+//!
+//! The disk is opened again by a process of its own: only there does resident memory belong to the index alone.
+
+use crate::Result;
+use crate::disk::Disk;
+use crate::loads::{Shards, put_all};
+use crate::sample::{Memory, Sample};
+use crate::watched::Counts;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use storage_node::client::INVENTORY_LIMIT_MAX;
+use tokio::runtime::Runtime;
+
+/// The argument by which the process of its own is told the disk.
+pub const REOPEN: &str = "--reopen";
+const SHARD_BYTES: usize = 256;
+const UNITS: u64 = 16;
+/// A shard of three copies.
+const WIDTH: usize = 3;
+/// What one takes on the disk, at most: head, tables, payload, its part of what pads a batch.
+const FOOTPRINT_BYTES: u64 = 640;
+const EXTENT_BYTES: u64 = 16 << 20;
+const IN_FLIGHT: usize = 1024;
+/// Makes the allocator give back at once what was freed, so that what is resident is in use.
+const GIVE_BACK: &[(&str, &str)] = &[("MIMALLOC_PURGE_DELAY", "0")];
+const GIB: u64 = 1 << 30;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Census {
+    /// How the puts went.
+    pub puts: Sample,
+    /// What the device saw of them.
+    pub counts: Counts,
+    /// What the fresh process said.
+    pub reopened: Reopened,
+}
+
+/// What a fresh process found on the disk.
+#[derive(Debug)]
+pub struct Reopened {
+    /// How long it took to open.
+    pub open: Duration,
+    /// How long to list one unit, page by page.
+    pub list: Duration,
+    /// Shards of that unit.
+    pub listed: u64,
+    /// Shards of the disk.
+    pub shards: u64,
+    /// How much memory the open disk took.
+    pub resident: u64,
+    /// How much at the most while it was opened.
+    pub peak: u64,
+}
+
+/// Puts `count` small shards on a new disk at `path`, stops it cleanly, and opens it again in a fresh process.
+pub fn measure(runtime: &Runtime, path: &Path, incarnation: u64, count: u64) -> Result<Census> {
+    let size = (count * FOOTPRINT_BYTES + (2 * UNITS + 8) * EXTENT_BYTES).next_multiple_of(GIB / 16);
+    let disk = Disk::format(path, size, EXTENT_BYTES, incarnation)?;
+    let shards = Arc::new(Shards::new(count, SHARD_BYTES, UNITS, WIDTH));
+    let puts = Sample::of(count, shards.bytes(), || {
+        runtime.block_on(put_all(&disk, &shards, IN_FLIGHT))
+    })?;
+    let counts = disk.watch.take();
+    drop(disk);
+    // Memory is taken from a second run: giving it back at once makes opening slow.
+    let mut reopened = Reopened::by_fresh_process(path, &[])?;
+    reopened.resident = Reopened::by_fresh_process(path, GIVE_BACK)?.resident;
+    if reopened.shards != count {
+        return Err(format!("{} shards were put, {} found", count, reopened.shards).into());
+    }
+    Ok(Census {
+        puts,
+        counts,
+        reopened,
+    })
+}
+
+/// In the fresh process: opens the disk, lists a unit, prints what [`measure`] reads.
+pub fn reopen(path: &Path) -> Result<()> {
+    let before = Memory::now()?;
+    let started = Instant::now();
+    let disk = Disk::open(path)?;
+    let open = started.elapsed();
+    let after = Memory::now()?;
+    let (unit, mut last, mut listed) = (disk.unit(1), None, 0);
+    let started = Instant::now();
+    loop {
+        let page = disk.engine.inventory(&unit, last, INVENTORY_LIMIT_MAX)?;
+        let Some(entry) = page.last() else { break };
+        last = Some(entry.key);
+        listed += page.len();
+    }
+    let list = started.elapsed();
+    println!(
+        "{} {} {listed} {} {} {}",
+        open.as_nanos(),
+        list.as_nanos(),
+        disk.engine.status().shards,
+        after.resident.saturating_sub(before.resident),
+        after.peak.saturating_sub(before.resident),
+    );
+    Ok(())
+}
+
+impl Reopened {
+    fn by_fresh_process(path: &Path, environment: &[(&str, &str)]) -> Result<Reopened> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(REOPEN).arg(path);
+        let output = command.envs(environment.iter().copied()).output()?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).trim().into());
+        }
+        Reopened::parse(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    fn parse(line: &str) -> Result<Reopened> {
+        let numbers = line.split_whitespace().map(str::parse);
+        let numbers = numbers.collect::<std::result::Result<Vec<u64>, _>>()?;
+        let [open, list, listed, shards, resident, peak] = numbers[..] else {
+            return Err(format!("the fresh process said {line:?}").into());
+        };
+        Ok(Reopened {
+            open: Duration::from_nanos(open),
+            list: Duration::from_nanos(list),
+            listed,
+            shards,
+            resident,
+            peak,
+        })
+    }
+}
+
+impl std::fmt::Display for Reopened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let each = |bytes: u64| bytes as f64 / self.shards as f64;
+        write!(
+            f,
+            "opened again in {:.2?}; {:.0} B resident for each shard, {:.0} at the peak; {} shards of a unit listed in {:.2?}",
+            self.open,
+            each(self.resident),
+            each(self.peak),
+            self.listed,
+            self.list,
+        )
+    }
+}

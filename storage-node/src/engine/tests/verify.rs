@@ -1,0 +1,245 @@
+//! Verifying finds what is wrong, all of it, and nothing else; also while the disk is at work.
+
+use super::model::House;
+use super::*;
+use crate::device::{DeviceErrorKind, align_down};
+use crate::protocol::{Finding, FindingKind};
+use std::sync::atomic::AtomicBool;
+
+fn filled() -> (SimulatedDisk, Vec<ShardKey>) {
+    let disk = SimulatedDisk::new(64 << 20, 1);
+    format_simulated(&disk, 4 << 20);
+    let engine = Engine::open(disk.device()).unwrap();
+    let to = unit(1);
+    let keys: Vec<ShardKey> = (0..40).map(|blob| key(blob, 0)).collect();
+    for (number, key) in keys.iter().enumerate() {
+        let len = [1, 500, 4096, 20_000, 70_000, 1 << 20][number % 6];
+        put(&engine, &to, *key, payload(&to, *key, 0, len)).unwrap();
+    }
+    (disk, keys)
+}
+
+fn found(engine: &Engine) -> Vec<(FindingKind, ShardKey)> {
+    let before = engine.findings(0).last;
+    let verified = engine.verify_now();
+    let findings = engine.findings(before);
+    assert_eq!(verified.findings, findings.found.len() as u64);
+    assert_eq!(findings.last, before + verified.findings);
+    let what = |finding: &Finding| (finding.kind, finding.key);
+    findings.found.iter().map(what).collect()
+}
+
+#[test]
+fn every_flipped_bit_of_a_live_record_is_found() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    let clean = engine.verify_now();
+    assert_eq!((clean.shards, clean.findings), (40, 0));
+    assert!(clean.bytes > 6 << 20, "{} bytes", clean.bytes);
+    for (number, key) in keys.iter().enumerate() {
+        let (start, entry) = offset_of(&engine, unit(1).unit, *key);
+        let last = start + entry.footprint() - 1;
+        for at in [
+            start,
+            start + 9,
+            start + 130,
+            start + u64::from(entry.payload_at),
+            last,
+        ] {
+            disk.flip_bit(at, number as u8);
+            assert_eq!(
+                found(&engine),
+                [(FindingKind::Corrupt, *key)],
+                "byte {}",
+                at - start
+            );
+            disk.flip_bit(at, number as u8);
+        }
+    }
+    assert_eq!(found(&engine), []);
+    assert_eq!(engine.status().corrupt_shards, 200);
+}
+
+/// With pauses it sees what it sees in one go, damage included.
+#[test]
+fn bursts_see_what_one_pass_sees() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    for key in [keys[5], keys[9], keys[23], keys[39]] {
+        let (start, entry) = offset_of(&engine, unit(1).unit, key);
+        disk.flip_bit(start + entry.footprint() / 2, 3);
+    }
+    let whole = engine.verify_now();
+    let mut pace = crate::engine::verify::Pace::new(1e12, None);
+    let extents = 0..engine.shared.layout.extents();
+    let parts = extents.map(|n| crate::engine::verify::verify_extent(&engine.shared, n, &mut pace).unwrap());
+    let (mut shards, mut findings) = (0, 0);
+    parts.for_each(|part| (shards, findings) = (shards + part.shards, findings + part.findings));
+    assert_eq!((shards, findings), (whole.shards, whole.findings));
+    assert_eq!((shards, findings), (40, 4));
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_its_records_only() {
+    let (disk, keys) = filled();
+    let at = {
+        let engine = Engine::open(disk.device()).unwrap();
+        offset_of(&engine, unit(1).unit, keys[11]).0 + 500_000
+    };
+    let broken = Arc::new(AtomicBool::new(false));
+    let fails = broken.clone();
+    let device = Tampered::over(&disk, move |offset, buf| {
+        match (offset..offset + buf.len() as u64).contains(&at) && fails.load(Ordering::Relaxed) {
+            true => Err(DeviceError::new(DeviceErrorKind::Read, "a bad sector")),
+            false => Ok(()),
+        }
+    });
+    let engine = Engine::open(device).unwrap();
+    broken.store(true, Ordering::Relaxed);
+    assert_eq!(found(&engine), [(FindingKind::Unreadable, keys[11])]);
+    broken.store(false, Ordering::Relaxed);
+    assert_eq!(found(&engine), []);
+}
+
+#[test]
+fn one_bad_read_is_no_finding() {
+    let (disk, keys) = filled();
+    let at = {
+        let engine = Engine::open(disk.device()).unwrap();
+        offset_of(&engine, unit(1).unit, keys[4]).0
+    };
+    let armed = Arc::new(AtomicBool::new(false));
+    let fires = armed.clone();
+    let device = Tampered::over(&disk, move |offset, buf| {
+        if (offset..offset + buf.len() as u64).contains(&at) && fires.swap(false, Ordering::Relaxed) {
+            buf[(at - offset) as usize + 20] ^= 1;
+        }
+        Ok(())
+    });
+    let engine = Engine::open(device).unwrap();
+    armed.store(true, Ordering::Relaxed);
+    assert_eq!(found(&engine), []);
+    assert!(!armed.load(Ordering::Relaxed), "the read was made");
+}
+
+#[test]
+fn a_record_that_the_index_forgot_is_found() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    engine.shared.index_mut().remove(unit(1).unit, keys[7]);
+    assert_eq!(found(&engine), [(FindingKind::Forgotten, keys[7])]);
+}
+
+#[test]
+fn an_overwritten_extent_is_found_shard_by_shard() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    let (start, entry) = offset_of(&engine, unit(1).unit, keys[0]);
+    let here: Vec<ShardKey> = keys
+        .iter()
+        .filter(|key| offset_of(&engine, unit(1).unit, **key).1.place.extent == entry.place.extent)
+        .copied()
+        .collect();
+    disk.overwrite(align_down(start), &vec![0x5a; 3 << 20]);
+    let mut lost: Vec<ShardKey> = found(&engine).into_iter().map(|(_, key)| key).collect();
+    lost.sort();
+    let within = |key: &&ShardKey| offset_of(&engine, unit(1).unit, **key).0 < align_down(start) + (3 << 20);
+    let expected: Vec<ShardKey> = here.iter().filter(within).copied().collect();
+    assert_eq!(lost, expected);
+    assert!(lost.len() > 10);
+}
+
+/// What is superseded, deleted, dropped, moved or cut is no finding, whatever happened.
+#[test]
+fn a_history_of_random_calls_and_power_cuts_verifies() {
+    for seed in seeds(12) {
+        println!("CAIRN_TEST_SEED={seed}");
+        let mut house = House::new(seed, 24, 64 * 1024);
+        for round in 0..6 {
+            if round % 2 == 1 {
+                house.disk.crash_after(round * 37 % 90);
+            }
+            let _ = (0..120).any(|_| !house.step());
+            if round % 2 == 1 {
+                house.power_cut(None);
+            }
+            let engine = house.engine();
+            // What compaction moves meanwhile to where the pass has been already is not met, and is when compaction is done.
+            eventually("a pass meets every shard", || {
+                engine.verify_now().shards == engine.status().shards
+            });
+            assert_eq!(engine.findings(0).found, [], "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_at_work_verifies() {
+    let disk = SimulatedDisk::new(16 << 20, 3);
+    format_simulated(&disk, 128 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    let working = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            for round in 0..3_000u64 {
+                let to = unit(round % 3);
+                let key = key(round * 7 % 60, 0);
+                let len = 100 + (round * 997 % 9_000) as usize;
+                match put(&engine, &to, key, payload(&to, key, round, len)) {
+                    Ok(()) | Err(NodeError::Deleted) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                if round % 11 == 0 {
+                    delete(&engine, &to, &[1_000 + round]).unwrap();
+                }
+            }
+            working.store(false, Ordering::Relaxed);
+        });
+        let mut passes = 0;
+        while working.load(Ordering::Relaxed) && !work.is_finished() {
+            engine.verify_now();
+            assert_eq!(engine.findings(0).found, []);
+            passes += 1;
+        }
+        assert!(passes > 1, "{passes} passes");
+    });
+    assert!(engine.metrics().extents_freed > 10, "compaction was at work");
+}
+
+#[test]
+fn the_cursor_survives_and_the_pace_stops_at_once() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    // A cycle that takes a day: it reads a little, then waits.
+    engine.start_verifying(Duration::from_secs(86_400)).unwrap();
+    engine.shutdown();
+    drop(engine);
+    let engine = Engine::open(disk.device()).unwrap();
+    assert_eq!(engine.shared.verify_cursor.load(Ordering::Relaxed), 0);
+    engine.shared.verify_cursor.store(1, Ordering::Relaxed);
+    engine.start_verifying(Duration::from_millis(1)).unwrap();
+    eventually("it went around", || {
+        engine.metrics().verified_shards >= keys.len() as u64
+    });
+    engine.shutdown();
+    let cursor = engine.shared.verify_cursor.load(Ordering::Relaxed);
+    drop(engine);
+    let engine = Engine::open(disk.device()).unwrap();
+    assert_eq!(engine.shared.verify_cursor.load(Ordering::Relaxed), cursor);
+}
+
+/// A disk that is gone, or was overwritten as a whole, is fenced once and not reported shard by shard.
+#[test]
+fn a_disk_that_is_gone_is_no_list_of_findings() {
+    for overwritten in [false, true] {
+        let (disk, _) = filled();
+        let engine = Engine::open(disk.device()).unwrap();
+        match overwritten {
+            true => disk.overwrite(0, &vec![0x5a; 64 << 20]),
+            false => disk.remove(),
+        }
+        assert_eq!(found(&engine), []);
+        assert!(engine.shared.fence.get().is_some());
+        assert_eq!(engine.shared.metrics.corrupt_shards.get(), 0);
+    }
+}

@@ -1,0 +1,423 @@
+//! Local scrub: reads every live record past the page cache, and checks the disk against the index and the index against the
+//! disk.
+//!
+//! - Index to disk: what the index says is live must be there, with its identity and its CRCs. What is not is read again, and
+//!   looked up again, before it counts: one bad read decides nothing, and the record may have moved or been deleted meanwhile.
+//! - Disk to index: a valid record that the index does not have must be dead for a reason (superseded, deleted, dropped, cut);
+//!   else it would come back at the next start.
+//!
+//! It goes extent by extent, from a cursor that the superblock remembers, at a pace: so many bytes a second that the whole
+//! disk takes one cycle. It reads in bursts; between them it holds no buffers and no extent, but the list of what is live in one.
+
+use super::index::{Entry, ExtentUse, Index};
+use super::reader::{check_head, read_span};
+use super::stream::Stream;
+use super::{Shared, superblocks};
+use crate::device::{BLOCK, align_down};
+use crate::format::FormatError;
+use crate::format::extent::SYSTEM_UNIT;
+use crate::format::record::{HEAD_BYTES_MAX, RecordHead, RecordKind, RecordPlace};
+use crate::protocol::{
+    Finding, FindingKind, Findings, SHARD_BYTES_MAX, ShardKey, UnitId, bad_block, seal_seed,
+};
+use std::collections::VecDeque;
+use std::iter::Peekable;
+use std::ops::Bound;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Findings that are kept; the oldest make room.
+const FINDINGS_MAX: usize = 1024;
+/// Bytes read in one go, between pauses.
+const BURST_BYTES: u32 = if cfg!(test) { 128 << 10 } else { 16 << 20 };
+/// The longest record.
+const RECORD_BYTES_MAX: u32 = SHARD_BYTES_MAX + 4 * BLOCK as u32;
+/// Shards looked up under one lock.
+const LOOK_UPS: usize = 4096;
+/// How often a record that looks wrong is read again.
+const READ_ATTEMPTS: usize = 3;
+/// How long a valid record may be missing in the index: its batch may just have been flushed.
+const INDEX_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5_000 });
+/// The pause between two looks at the index.
+const INDEX_PAUSE: Duration = Duration::from_millis(20);
+/// A verifier that has nothing to do looks again after this long.
+const REST: Duration = Duration::from_secs(60);
+
+/// What one pass over some extents did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Live shards that were checked.
+    pub shards: u64,
+    /// Findings.
+    pub findings: u64,
+}
+
+/// What verifying found since the disk was opened.
+#[derive(Debug)]
+pub struct Found {
+    opened: u64,
+    kept: Mutex<(u64, VecDeque<Finding>)>,
+}
+
+impl Found {
+    /// Nothing yet. `opened` is another number each time.
+    pub fn new(opened: u64) -> Found {
+        Found {
+            opened,
+            kept: Mutex::default(),
+        }
+    }
+
+    fn add(&self, finding: Finding) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, found) = &mut *kept;
+        *last += 1;
+        if found.len() >= FINDINGS_MAX {
+            found.pop_front();
+        }
+        found.push_back(finding);
+    }
+
+    /// Those numbered above `after`, as far as they are kept.
+    pub fn after(&self, after: u64) -> Findings {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, found) = &*kept;
+        let new = last.saturating_sub(after).min(found.len() as u64) as usize;
+        Findings {
+            opened: self.opened,
+            last: *last,
+            found: found.iter().skip(found.len() - new).cloned().collect(),
+        }
+    }
+}
+
+/// Sleeps so that reading goes at a pace, or until it is told to stop.
+pub struct Pace {
+    bytes_per_s: f64,
+    started: Instant,
+    done: u64,
+    stop: Option<Receiver<()>>,
+}
+
+impl Pace {
+    /// As fast as the disk reads.
+    #[cfg(test)]
+    pub fn unbounded() -> Pace {
+        Pace::new(f64::INFINITY, None)
+    }
+
+    /// So many bytes a second, until somebody says stop.
+    pub fn new(bytes_per_s: f64, stop: Option<Receiver<()>>) -> Pace {
+        Pace {
+            bytes_per_s,
+            started: Instant::now(),
+            done: 0,
+            stop,
+        }
+    }
+
+    /// How much to read before the next pause.
+    fn burst_bytes(&self) -> u32 {
+        match self.bytes_per_s.is_finite() {
+            true => BURST_BYTES,
+            false => u32::MAX,
+        }
+    }
+
+    /// Goes on at another pace, from now.
+    fn set(&mut self, bytes_per_s: f64) {
+        (self.bytes_per_s, self.started, self.done) = (bytes_per_s, Instant::now(), 0);
+    }
+
+    /// So many bytes were read. Says whether to go on.
+    fn spend(&mut self, bytes: u64) -> bool {
+        self.done += bytes;
+        let due = self.done as f64 / self.bytes_per_s;
+        let ahead = Duration::try_from_secs_f64(due).unwrap_or(Duration::MAX);
+        self.sleep(ahead.saturating_sub(self.started.elapsed()))
+    }
+
+    fn sleep(&self, time: Duration) -> bool {
+        match &self.stop {
+            Some(stop) => stop.recv_timeout(time) == Err(RecvTimeoutError::Timeout),
+            None => {
+                std::thread::sleep(time);
+                true
+            }
+        }
+    }
+}
+
+/// Verifies a disk for as long as it is open: each cycle once, `stop` ends it.
+pub fn run(shared: &Arc<Shared>, cycle: Duration, stop: Receiver<()>) {
+    let mut pace = Pace::new(f64::INFINITY, Some(stop));
+    loop {
+        let extents = shared.layout.extents();
+        let number = shared.verify_cursor.load(Ordering::Relaxed) % extents;
+        if number == 0 && !pace.sleep(REST.min(cycle)) {
+            return;
+        }
+        let used: u64 = shared
+            .index()
+            .extents
+            .iter()
+            .map(|extent| u64::from(extent.end))
+            .sum();
+        pace.set(used as f64 / cycle.as_secs_f64().max(1e-3));
+        if shared.fence.get().is_some() || verify_extent(shared, number, &mut pace).is_none() {
+            return;
+        }
+        shared
+            .verify_cursor
+            .store((number + 1) % extents, Ordering::Relaxed);
+        shared.queue.nudge();
+    }
+}
+
+/// Verifies one extent. None if it was told to stop half-way, or the disk went out of service.
+pub fn verify_extent(shared: &Shared, number: u32, pace: &mut Pace) -> Option<Verified> {
+    let mut verified = Verified::default();
+    // A file that was removed can still be read; it is no disk any more.
+    shared.check_presence();
+    if shared.fence.get().is_some() {
+        return None;
+    }
+    let Some(mut pass) = Pass::begin(shared, number) else {
+        return Some(verified);
+    };
+    let mut more = true;
+    while more {
+        let before = verified;
+        more = pass.burst(pace.burst_bytes(), &mut verified);
+        for (key, entry) in std::mem::take(&mut pass.doubtful) {
+            verified.findings += u64::from(settle_doubt(shared, pass.owner, key, &entry));
+        }
+        shared.metrics.verified_bytes.add(verified.bytes - before.bytes);
+        shared
+            .metrics
+            .verified_shards
+            .add(verified.shards - before.shards);
+        if shared.fence.get().is_some() || !pace.spend(verified.bytes - before.bytes) {
+            return None;
+        }
+    }
+    verified.findings += settle_unknown(shared, pass.owner, pass.unknown, pace)?;
+    Some(verified)
+}
+
+/// One extent on its way from its start to its end.
+struct Pass<'a> {
+    shared: &'a Shared,
+    extent: u32,
+    owner: UnitId,
+    generation: u64,
+    /// Where the log ended when the pass began. What is appended meanwhile is for the next time.
+    end: u32,
+    at: u32,
+    /// What the index had in the extent then, by place.
+    live: Peekable<std::vec::IntoIter<(ShardKey, Entry)>>,
+    doubtful: Vec<(ShardKey, Entry)>,
+    unknown: Vec<RecordHead>,
+}
+
+impl<'a> Pass<'a> {
+    /// None if the extent holds no unit's records. The system's tombstones are read and checked at every start.
+    fn begin(shared: &'a Shared, number: u32) -> Option<Pass<'a>> {
+        let (used, generation, end) = {
+            let extent = &shared.index().extents[number as usize];
+            (extent.used, extent.generation, extent.end)
+        };
+        let ExtentUse::Owned(owner) = used else {
+            return None;
+        };
+        if owner == SYSTEM_UNIT {
+            return None;
+        }
+        Some(Pass {
+            shared,
+            extent: number,
+            owner,
+            generation,
+            end,
+            at: shared.layout.data_start(),
+            live: live_shards(shared, owner, number).into_iter().peekable(),
+            doubtful: Vec::new(),
+            unknown: Vec::new(),
+        })
+    }
+
+    /// Keeps the extent from being used again, if it is still the same use: for a burst only, since compaction waits for it.
+    fn pin(&self) -> Option<Arc<()>> {
+        let index = self.shared.index();
+        let extent = &index.extents[self.extent as usize];
+        let same = extent.used == ExtentUse::Owned(self.owner) && extent.generation == self.generation;
+        same.then(|| extent.pin.clone())
+    }
+
+    /// Goes on for about so many bytes. Says whether there is more.
+    fn burst(&mut self, bytes_max: u32, verified: &mut Verified) -> bool {
+        let Some(_pin) = self.pin() else {
+            return false;
+        };
+        let from = align_down(u64::from(self.at)) as u32;
+        let until = from.saturating_add(bytes_max).min(self.end);
+        // A record that begins in the burst is read to its end.
+        let last = until.saturating_add(RECORD_BYTES_MAX).min(self.end);
+        let start = self.shared.layout.extent_offset(self.extent);
+        let mut stream = Stream::new(&*self.shared.device, start, from..last);
+        let mut more = true;
+        while more && self.at < until {
+            more = self.step(&mut stream, verified);
+        }
+        verified.bytes += u64::from(stream.position() - from);
+        more && self.at < self.end
+    }
+
+    /// Looks at the record at `at`, and finds the next. Records lie one after the other; where the chain breaks, the next
+    /// live one is where it goes on.
+    fn step(&mut self, stream: &mut Stream<'_>, verified: &mut Verified) -> bool {
+        let at = self.at;
+        let here = RecordPlace {
+            extent: self.extent,
+            generation: self.generation,
+            offset: at,
+        };
+        let live = self.live.next_if(|(_, entry)| entry.place.offset <= at);
+        let head = RecordHead::decode(stream.bytes(at, HEAD_BYTES_MAX), &self.shared.identity, here).ok();
+        let next = head.as_ref().map(|head| at + head.next_at);
+        match (live, head) {
+            (Some((key, entry)), head) => {
+                verified.shards += 1;
+                let right = head.is_some_and(|head| {
+                    let record = stream.bytes(at, entry.footprint() as u32);
+                    is_right(self.owner, key, &entry, &head, record)
+                });
+                if !right {
+                    self.doubtful.push((key, entry));
+                }
+            }
+            (None, Some(head)) if head.kind == RecordKind::Shard && self.unknown.len() < FINDINGS_MAX => {
+                if !is_explained(&self.shared.index(), self.owner, &head) {
+                    self.unknown.push(head);
+                }
+            }
+            (None, _) => {}
+        }
+        self.at = match (next, self.live.peek()) {
+            (Some(next), _) if next < self.end => next,
+            (_, Some((_, entry))) => entry.place.offset.max(at),
+            _ => return false,
+        };
+        true
+    }
+}
+
+/// The shards that the index has in an extent, by place.
+fn live_shards(shared: &Shared, owner: UnitId, number: u32) -> Vec<(ShardKey, Entry)> {
+    let (mut live, mut after) = (Vec::new(), Bound::Unbounded);
+    loop {
+        let index = shared.index();
+        let mut looked = 0;
+        for (key, entry) in index.shards(owner, after).take(LOOK_UPS) {
+            looked += 1;
+            after = Bound::Excluded(key);
+            if entry.place.extent == number {
+                live.push((key, entry));
+            }
+        }
+        if looked < LOOK_UPS {
+            break;
+        }
+    }
+    live.sort_unstable_by_key(|(_, entry)| entry.place.offset);
+    live
+}
+
+fn is_right(unit: UnitId, key: ShardKey, entry: &Entry, head: &RecordHead, record: &[u8]) -> bool {
+    let named =
+        head.kind == RecordKind::Shard && (head.unit, head.key) == (unit, key) && Entry::of(head) == *entry;
+    let payload = record.get(entry.payload_at as usize..);
+    let seed = seal_seed(unit, key, head.len);
+    named && payload.is_some_and(|payload| bad_block(seed, payload, &head.block_crcs).is_none())
+}
+
+/// A live record that did not look right is read again, alone. Says whether it is a finding; it is none when the whole
+/// disk is gone or overwritten, which fences it.
+fn settle_doubt(shared: &Shared, unit: UnitId, key: ShardKey, entry: &Entry) -> bool {
+    let mut found = None;
+    for _ in 0..READ_ATTEMPTS {
+        if shared.fence.get().is_some() || shared.index().find(unit, key) != Some(*entry) {
+            return false;
+        }
+        found = match read_span(shared, entry.place, 0, entry.footprint() as u32).wait() {
+            Err(error) if shared.fence_if_gone(&error).is_err() => return false,
+            Err(error) => Some((FindingKind::Unreadable, error.to_string())),
+            Ok(span) => {
+                let bytes = span.bytes();
+                match check_head(&shared.identity, &bytes, unit, key, entry) {
+                    Ok(head) if is_right(unit, key, entry, &head, &bytes) => return false,
+                    Ok(_) => Some((FindingKind::Corrupt, FormatError::Checksum("payload").to_string())),
+                    Err(error) => Some((FindingKind::Corrupt, error.to_string())),
+                }
+            }
+        };
+    }
+    let Some((kind, what)) = found else { return false };
+    if superblocks::is_overwritten(&superblocks::read(&*shared.device), &shared.identity) {
+        shared.fence_because(superblocks::OVERWRITTEN);
+        return false;
+    }
+    shared.metrics.corrupt_shards.add(1);
+    report(shared, kind, unit, key, entry.place, what);
+    true
+}
+
+/// Valid records that are not live must be dead for a reason, which the index may learn a moment later. How many are not, or
+/// none if it was told to stop.
+fn settle_unknown(shared: &Shared, unit: UnitId, mut unknown: Vec<RecordHead>, pace: &Pace) -> Option<u64> {
+    let started = Instant::now();
+    loop {
+        unknown.retain(|head| !is_explained(&shared.index(), unit, head));
+        if unknown.is_empty() || started.elapsed() > INDEX_PATIENCE {
+            break;
+        }
+        if !pace.sleep(INDEX_PAUSE) {
+            return None;
+        }
+    }
+    for head in &unknown {
+        let what = "a valid record that the index does not know".into();
+        report(shared, FindingKind::Forgotten, unit, head.key, head.place, what);
+    }
+    Some(unknown.len() as u64)
+}
+
+fn is_explained(index: &Index, unit: UnitId, head: &RecordHead) -> bool {
+    let extent = &index.extents[head.place.extent as usize];
+    let freed = extent.used != ExtentUse::Owned(unit) || extent.generation != head.place.generation;
+    // In the index is the record itself, or what took its place.
+    freed
+        || index.find(unit, head.key).is_some()
+        || index.is_deleted(unit, head.key.blob, head.sequence)
+        || index.cuts.iter().any(|(_, places)| places.contains(&head.place))
+}
+
+fn report(shared: &Shared, kind: FindingKind, unit: UnitId, key: ShardKey, place: RecordPlace, what: String) {
+    tracing::warn!(
+        disk = %shared.identity.disk, ?kind, unit = ?unit, key = ?key, extent = place.extent, offset = place.offset, %what,
+        "found by verifying"
+    );
+    shared.metrics.verify_findings.add(1);
+    shared.found.add(Finding {
+        kind,
+        unit,
+        key,
+        extent: place.extent,
+        offset: place.offset,
+        what,
+    });
+}
