@@ -103,7 +103,9 @@ def conditional_reads(s3, bucket):
 def conditional_writes(s3, bucket):
     k = {"Bucket": bucket, "Key": "k"}
     first = s3.put_object(**k, Body=b"1", IfNoneMatch="*")["ETag"]
-    refused("PreconditionFailed", lambda: s3.put_object(**k, Body=b"2", IfNoneMatch="*"), 412)
+    early = refused("PreconditionFailed", lambda: s3.put_object(**k, Body=b"2", IfNoneMatch="*"), 412)
+    # It was refused before its body was asked for, so the connection has ended: the client must know.
+    equal(early["ResponseMetadata"]["HTTPHeaders"].get("connection"), "close", "Connection of an early refusal")
     equal(s3.get_object(**k)["Body"].read(), b"1", "after a refused write")
     second = s3.put_object(**k, Body=b"3", IfMatch=first)["ETag"]
     refused("PreconditionFailed", lambda: s3.put_object(**k, Body=b"4", IfMatch=first), 412)

@@ -68,19 +68,18 @@ pub fn unexplained(cluster: &Cluster) -> Vec<String> {
     unexplained
 }
 
-/// Waits until no garbage, no repair and no sweep is queued.
+/// Waits until no request is in progress, and no garbage, no repair and no sweep is queued.
 pub fn wait_until_settled(cluster: &Cluster, time_max: Duration) {
     let names = [
+        "requests",
         "garbage_blobs",
         "abandoned_blobs",
         "suspect_shards",
         "orphan_ranges",
     ];
     let queued = || -> u64 {
-        names
-            .iter()
-            .map(|name| number(&cluster.status()["queued"], name))
-            .sum()
+        let status = cluster.status();
+        names.iter().map(|name| number(&status["queued"], name)).sum()
     };
     let seen = || cluster.status()["queued"].to_string();
     wait_until("nothing is queued", time_max, || queued() == 0, seen);

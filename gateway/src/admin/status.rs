@@ -159,6 +159,9 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Sta
 
 async fn queued(objects: &Objects) -> Result<Queued> {
     let ledger = &objects.ledger;
+    // In the order in which a blob passes through them, so that one on its way is seen at least once.
+    let requests = objects.metrics.requests_in_flight.get();
+    let abandoned_blobs = objects.abandoned.len();
     let own = objects.lease.id();
     let mut orphan_ranges = 0;
     ledger
@@ -169,10 +172,10 @@ async fn queued(objects: &Objects) -> Result<Queued> {
         .await?;
     let queued = Queued {
         garbage_blobs: ledger.count(key::table(b'g'), COUNT_MAX).await?,
-        abandoned_blobs: objects.abandoned.len(),
+        abandoned_blobs,
         suspect_shards: ledger.count(key::table(b's'), COUNT_MAX).await?,
         orphan_ranges,
-        requests: objects.metrics.requests_in_flight.get(),
+        requests,
         in_flight_bytes: [
             objects.budget.writes.used_bytes(),
             objects.budget.reads.used_bytes(),

@@ -47,21 +47,18 @@ impl Garbage {
 
     /// Writes garbage rows for blobs that were begun and not named. Answers how many.
     pub async fn queue_abandoned(objects: &Objects) -> Result<usize> {
-        let blobs = objects.abandoned.take(BATCH);
-        if blobs.is_empty() {
+        let taken = objects.abandoned.take(BATCH);
+        let count = taken.blobs.len();
+        if count == 0 {
             return Ok(0);
         }
         let mut commit = CommitBuilder::new();
-        for (volume, blob) in &blobs {
+        for (volume, blob) in &taken.blobs {
             commit = commit.put(key::garbage(*volume, *blob), &GarbageRow::default());
         }
-        match objects.ledger.commit(objects.lease.fence(commit).build()).await {
-            Ok(_) => Ok(blobs.len()),
-            Err(error) => {
-                objects.abandoned.add(blobs);
-                Err(error.into())
-            }
-        }
+        objects.ledger.commit(objects.lease.fence(commit).build()).await?;
+        taken.done();
+        Ok(count)
     }
 
     /// The next rows whose blobs nobody reads.

@@ -10,32 +10,68 @@ use tokio::sync::Notify;
 /// The blobs waiting to become garbage rows.
 #[derive(Clone, Default)]
 pub struct Abandoned {
-    blobs: Arc<Mutex<Vec<BlobKey>>>,
+    waiting: Arc<Mutex<Waiting>>,
     wake: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    blobs: Vec<BlobKey>,
+    /// Taken, and in the ledger at any moment: they count until they are.
+    taken: usize,
+}
+
+/// Blobs that are being made garbage rows; dropped without [`Taken::done`] they wait again.
+pub struct Taken {
+    from: Abandoned,
+    /// Which.
+    pub blobs: Vec<BlobKey>,
+}
+
+impl Taken {
+    /// They are rows now.
+    pub fn done(mut self) {
+        self.from.lock().taken -= self.blobs.len();
+        self.blobs.clear();
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut waiting = self.from.lock();
+        waiting.taken -= self.blobs.len();
+        waiting.blobs.append(&mut self.blobs);
+    }
 }
 
 impl Abandoned {
     /// Hands over blobs.
     pub fn add(&self, blobs: impl IntoIterator<Item = BlobKey>) {
-        self.lock().extend(blobs);
+        self.lock().blobs.extend(blobs);
         self.wake.notify_one();
     }
 
     /// Takes up to `most` of them.
-    pub fn take(&self, most: usize) -> Vec<BlobKey> {
-        let mut blobs = self.lock();
-        let at = blobs.len().saturating_sub(most);
-        blobs.split_off(at)
+    pub fn take(&self, most: usize) -> Taken {
+        let mut waiting = self.lock();
+        let at = waiting.blobs.len().saturating_sub(most);
+        let blobs = waiting.blobs.split_off(at);
+        waiting.taken += blobs.len();
+        Taken {
+            from: self.clone(),
+            blobs,
+        }
     }
 
-    /// How many wait.
+    /// How many no row names yet.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        let waiting = self.lock();
+        waiting.blobs.len() + waiting.taken
     }
 
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.len() == 0
     }
 
     /// Returns when there is, or may be, work: blobs were handed over, or rows were made garbage.
@@ -56,8 +92,8 @@ impl Abandoned {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<BlobKey>> {
-        self.blobs.lock().unwrap_or_else(|e| e.into_inner())
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

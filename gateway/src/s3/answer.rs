@@ -1,9 +1,10 @@
 //! From an HTTP request to an HTTP answer: s3s in the middle, and around it what it leaves to its surroundings.
 //!
 //! Chunk sizes are bounded before, a message is added to errors that s3s raises without one, every answer gets a request
-//! id, and a HEAD of a part or range says 206.
+//! id, a HEAD of a part or range says 206, and an answer before the end of the request's body says that it ends the connection.
 
 use super::rechunk::bound_chunks;
+use super::unread::Watched;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
@@ -19,7 +20,8 @@ pub fn answer(
     Box::pin(async move {
         let (mut head, body) = request.into_parts();
         drop_bad_range(&mut head.headers);
-        let (body, method) = (bound_chunks(&head.headers, body), head.method.clone());
+        let mut unread = Watched::new(body);
+        let (body, method) = (bound_chunks(&head.headers, unread.clone()), head.method.clone());
         let expects_to_send = head.headers.contains_key(header::EXPECT);
         let empty = body_is_empty(&head.headers);
         let mut response = service.call(http::Request::from_parts(head, body)).await?;
@@ -32,9 +34,9 @@ pub fn answer(
         if response.status().is_client_error() {
             explain(&mut response);
         }
-        if expects_to_send && empty {
-            // No "100 Continue" is sent for a body of no bytes, and botocore then misreads the next answer on the
-            // connection (aws s3 sync of a tree with empty files hung for ever).
+        // No "100 Continue" is sent for a body of no bytes, and botocore then misreads the next answer on the connection (aws s3
+        // sync of a tree with empty files hung for ever).
+        if expects_to_send && empty || !unread.finish(expects_to_send).await {
             response
                 .headers_mut()
                 .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -14,6 +14,7 @@ mod multipart;
 mod object;
 mod rechunk;
 mod service;
+mod unread;
 
 pub use answer::answer;
 pub use auth::StaticKeys;

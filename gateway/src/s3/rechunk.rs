@@ -9,6 +9,7 @@
 //! last  = "0" … CRLF                        what follows it passes through
 //! ```
 
+use super::unread::Watched;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::Stream;
 use http::HeaderMap;
@@ -26,13 +27,13 @@ const SIGNED_CHUNK_BYTES_MAX: u64 = 4 << 20;
 const HEAD_BYTES_MAX: usize = 256;
 
 /// The body of a request as s3s may have it.
-pub fn bound_chunks(headers: &HeaderMap, body: Incoming) -> Body {
+pub fn bound_chunks(headers: &HeaderMap, body: Watched<Incoming>) -> Body {
     let sha256 = headers
         .get("x-amz-content-sha256")
         .and_then(|v| v.to_str().ok())
         .unwrap_or_default();
     if !sha256.starts_with("STREAMING-") {
-        return Body::from(body);
+        return Body::http_body_unsync(body);
     }
     let cut = Cutter {
         at: At::Head(BytesMut::new()),
@@ -48,7 +49,7 @@ fn boxed<S: Stream<Item = Result<Frame<Bytes>, StdError>> + Send + 'static>(
     Box::pin(frames)
 }
 
-type State = Option<(Incoming, Cutter)>;
+type State = Option<(Watched<Incoming>, Cutter)>;
 
 async fn step(state: State) -> Option<(Result<Frame<Bytes>, StdError>, State)> {
     let (mut body, mut cutter) = state?;
