@@ -130,12 +130,12 @@ impl Device for Watched {
         self.device.read(offset, buf)
     }
 
-    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
+    fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()> {
         let answered = self.begin(Kind::Write, |counts| {
             counts.writes += 1;
-            counts.bytes_written += bytes.len() as u64;
+            counts.bytes_written += parts.iter().map(|part| part.len() as u64).sum::<u64>();
         });
-        self.device.write(offset, bytes).holding(answered)
+        self.device.write_parts(offset, parts).holding(answered)
     }
 
     fn flush(&self) -> Completion<()> {

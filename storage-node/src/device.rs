@@ -32,6 +32,10 @@ use std::time::{Duration, Instant};
 /// The alignment of offsets, lengths and memory, in bytes.
 pub const BLOCK: usize = 4096;
 
+/// The most parts of one write.
+pub const PARTS_MAX: usize = 1024;
+const _: () = assert!(PARTS_MAX <= libc::UIO_MAXIOV as usize);
+
 /// What kind of operation failed: the engine decides on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceErrorKind {
@@ -96,7 +100,11 @@ pub trait Device: Send + Sync {
     /// Fills the whole buffer from `offset`.
     fn read(&self, offset: u64, buf: AlignedBuf) -> Completion<AlignedBuf>;
     /// Writes all the bytes at `offset`.
-    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()>;
+    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
+        self.write_parts(offset, vec![bytes])
+    }
+    /// Writes all the parts, one behind the other from `offset` on: at most [`PARTS_MAX`].
+    fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()>;
     /// Makes every completed write durable.
     fn flush(&self) -> Completion<()>;
     /// Reserves space for a range, so that running out of it is known before anything is written. Blocks.

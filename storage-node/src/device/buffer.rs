@@ -5,10 +5,10 @@
 #![allow(unsafe_code)]
 
 use super::BLOCK;
+use bytes::Bytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 /// An owned aligned buffer.
 pub struct AlignedBuf {
@@ -40,11 +40,7 @@ impl AlignedBuf {
 
     /// Freezes the buffer so that it can be shared.
     pub fn share(self) -> AlignedBytes {
-        let range = 0..self.len;
-        AlignedBytes {
-            buf: Arc::new(self),
-            range,
-        }
+        AlignedBytes(Bytes::from_owner(self))
     }
 }
 
@@ -84,27 +80,25 @@ impl std::fmt::Debug for AlignedBuf {
 
 /// Shared read-only aligned bytes.
 #[derive(Clone, Debug)]
-pub struct AlignedBytes {
-    buf: Arc<AlignedBuf>,
-    range: Range<usize>,
-}
+pub struct AlignedBytes(Bytes);
 
 impl AlignedBytes {
+    /// Bytes of anybody's, if they are whole blocks in memory that direct I/O accepts: they are written from where they are.
+    pub fn of(bytes: Bytes) -> Option<AlignedBytes> {
+        let aligned = bytes.as_ptr().addr().is_multiple_of(BLOCK) && bytes.len().is_multiple_of(BLOCK);
+        aligned.then_some(AlignedBytes(bytes))
+    }
+
     /// A part of it, in whole blocks.
     pub fn slice(&self, range: Range<usize>) -> AlignedBytes {
         assert!(range.start.is_multiple_of(BLOCK) && range.end.is_multiple_of(BLOCK));
-        assert!(range.start <= range.end && range.end <= self.range.len());
-        let start = self.range.start + range.start;
-        AlignedBytes {
-            buf: self.buf.clone(),
-            range: start..start + range.len(),
-        }
+        AlignedBytes(self.0.slice(range))
     }
 }
 
 impl Deref for AlignedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.buf[self.range.clone()]
+        &self.0
     }
 }

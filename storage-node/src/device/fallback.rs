@@ -8,7 +8,8 @@ use super::{
     DiskFile, completion,
 };
 use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +18,7 @@ const THREADS: usize = 4;
 
 enum Operation {
     Read(u64, AlignedBuf, Completer<AlignedBuf>),
-    Write(u64, AlignedBytes, Completer<()>),
+    Write(u64, Vec<AlignedBytes>, Completer<()>),
     Flush(Completer<()>),
 }
 
@@ -100,8 +101,8 @@ fn perform(file: &DiskFile, operation: Operation) {
             let result = file.file().read_exact_at(&mut buf, offset);
             completer.complete(result.map(|()| buf).map_err(|e| failed(DeviceErrorKind::Read, e)));
         }
-        Operation::Write(offset, bytes, completer) => {
-            let result = file.file().write_all_at(&bytes, offset);
+        Operation::Write(offset, parts, completer) => {
+            let result = write_all(file.file(), offset, &parts);
             completer.complete(result.map_err(|e| failed(DeviceErrorKind::Write, e)));
         }
         Operation::Flush(completer) => {
@@ -109,6 +110,23 @@ fn perform(file: &DiskFile, operation: Operation) {
             completer.complete(result.map_err(|e| failed(DeviceErrorKind::Flush, e)));
         }
     }
+}
+
+fn write_all(file: &File, mut offset: u64, parts: &[AlignedBytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        match rustix::io::pwritev(file, left, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut left, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 impl Device for Fallback {
@@ -122,9 +140,9 @@ impl Device for Fallback {
         completion
     }
 
-    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
+    fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()> {
         let (completer, completion) = completion();
-        self.submit(Operation::Write(offset, bytes, completer));
+        self.submit(Operation::Write(offset, parts, completer));
         completion
     }
 

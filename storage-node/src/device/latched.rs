@@ -50,8 +50,8 @@ impl Device for Latched {
         self.unless_latched(|| self.device.read(offset, buf))
     }
 
-    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
-        self.latching(|| self.device.write(offset, bytes))
+    fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()> {
+        self.latching(|| self.device.write_parts(offset, parts))
     }
 
     fn flush(&self) -> Completion<()> {

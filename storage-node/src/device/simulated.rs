@@ -348,8 +348,9 @@ impl Device for SimulatedDevice {
         completion
     }
 
-    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
+    fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()> {
         let (completer, completion) = completion();
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let result = self.disk.lock().write(offset, &bytes);
         self.answer(result, completer, ());
         completion

@@ -28,13 +28,39 @@ const WAKE_TOKEN: u64 = u64::MAX;
 
 enum Operation {
     Read(u64, AlignedBuf, Completer<AlignedBuf>),
-    Write(u64, AlignedBytes, Completer<()>),
+    Write(u64, Vec<AlignedBytes>, Completer<()>),
     Flush(Completer<()>),
 }
 
 struct InFlight {
     operation: Operation,
     done: usize,
+    /// What is left of a write, for the kernel: in place until it has answered.
+    left: Left,
+}
+
+/// Where the bytes of a write are.
+#[derive(Default)]
+struct Left(Vec<libc::iovec>);
+
+// SAFETY: these are the addresses of bytes that the operation beside them owns, and nothing here reads through them.
+unsafe impl Send for Left {}
+
+/// The parts from byte `done` on.
+fn left_of(parts: &[AlignedBytes], mut done: usize) -> Left {
+    let mut left = Vec::with_capacity(parts.len());
+    for part in parts {
+        let skip = done.min(part.len());
+        done -= skip;
+        let rest = &part[skip..];
+        if !rest.is_empty() {
+            left.push(libc::iovec {
+                iov_base: rest.as_ptr().cast_mut().cast(), // The kernel only reads it.
+                iov_len: rest.len(),
+            });
+        }
+    }
+    Left(left)
 }
 
 /// The io_uring backend.
@@ -99,7 +125,12 @@ fn new_ring() -> io::Result<IoUring> {
     let ring = IoUring::new(2 * IN_FLIGHT_MAX as u32)?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    for needed in [opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE] {
+    for needed in [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+    ] {
         if !probe.is_supported(needed) {
             return Err(io::Error::other("the kernel is too old"));
         }
@@ -139,7 +170,7 @@ impl Drop for RingThread {
         for in_flight in self.in_flight.drain(..).flatten() {
             match in_flight.operation {
                 Operation::Read(_, buf, _) => std::mem::forget(buf),
-                Operation::Write(_, bytes, _) => std::mem::forget(bytes),
+                Operation::Write(_, parts, _) => std::mem::forget((parts, in_flight.left)),
                 Operation::Flush(_) => {}
             }
         }
@@ -209,7 +240,11 @@ impl RingThread {
                         self.in_flight.push(None);
                         self.in_flight.len() - 1
                     });
-                    self.in_flight[index] = Some(InFlight { operation, done: 0 });
+                    self.in_flight[index] = Some(InFlight {
+                        operation,
+                        done: 0,
+                        left: Left::default(),
+                    });
                     self.submit(index);
                 }
                 Err(TryRecvError::Empty) => return,
@@ -231,11 +266,17 @@ impl RingThread {
                     .offset(*offset + done as u64)
                     .build()
             }
-            Operation::Write(offset, bytes, _) => {
-                let rest = &bytes[done..];
-                opcode::Write::new(fd, rest.as_ptr(), rest.len() as u32)
-                    .offset(*offset + done as u64)
-                    .build()
+            Operation::Write(offset, parts, _) => {
+                in_flight.left = left_of(parts, done);
+                let offset = *offset + done as u64;
+                match &in_flight.left.0[..] {
+                    [one] => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32)
+                        .offset(offset)
+                        .build(),
+                    several => opcode::Writev::new(fd, several.as_ptr(), several.len() as u32)
+                        .offset(offset)
+                        .build(),
+                }
             }
             Operation::Flush(_) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         };
@@ -243,7 +284,7 @@ impl RingThread {
     }
 
     fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: every buffer an entry points to lives in `self.in_flight` or `self.wake_count`, at a stable heap
+        // SAFETY: every buffer and vector an entry points to lives in `self.in_flight` or `self.wake_count`, at a stable heap
         // address, and is dropped only after its completion was reaped.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             if let Err(error) = self.ring.submit() {
@@ -273,7 +314,7 @@ impl RingThread {
         };
         let total = match &in_flight.operation {
             Operation::Read(_, buf, _) => buf.len(),
-            Operation::Write(_, bytes, _) => bytes.len(),
+            Operation::Write(_, parts, _) => parts.iter().map(|part| part.len()).sum(),
             Operation::Flush(_) => 0,
         };
         if result == -libc::EINTR || result == -libc::EAGAIN {
@@ -322,9 +363,9 @@ impl Device for Uring {
         completion
     }
 
-    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
+    fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()> {
         let (completer, completion) = completion();
-        self.submit(Operation::Write(offset, bytes, completer));
+        self.submit(Operation::Write(offset, parts, completer));
         completion
     }
 

@@ -528,8 +528,9 @@ impl Committer {
             writes.push(device.write(start, block.clone()));
             writes.push(device.write(start + u64::from(layout.data_end()), block));
         }
-        for (extent, offset, bytes) in batch.encode(&self.shared.identity) {
-            writes.push(device.write(layout.extent_offset(extent) + u64::from(offset), bytes));
+        for write in batch.encode(&self.shared.identity) {
+            let at = layout.extent_offset(write.extent) + u64::from(write.offset);
+            writes.push(device.write_parts(at, write.parts));
         }
         // All are waited for, also after a failure: the kernel may still be writing.
         let results: Vec<_> = writes.into_iter().map(|write| write.wait()).collect();

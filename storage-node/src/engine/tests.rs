@@ -130,9 +130,9 @@ impl Device for Tampered {
         let read = self.inner.read(offset, buf).wait();
         Completion::ready(read.and_then(|mut buf| (self.on_read)(offset, &mut buf).map(|()| buf)))
     }
-    fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
+    fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()> {
         assert!(!self.panics.load(Ordering::Relaxed), "a test wants this panic");
-        self.inner.write(offset, bytes)
+        self.inner.write_parts(offset, parts)
     }
     fn flush(&self) -> Completion<()> {
         self.inner.flush()

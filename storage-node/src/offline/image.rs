@@ -95,7 +95,7 @@ impl Device for Mapped {
         Completion::ready(filled.map(|()| buf))
     }
 
-    fn write(&self, _offset: u64, _bytes: AlignedBytes) -> Completion<()> {
+    fn write_parts(&self, _offset: u64, _parts: Vec<AlignedBytes>) -> Completion<()> {
         Completion::ready(Err(read_only(DeviceErrorKind::Write)))
     }
 
