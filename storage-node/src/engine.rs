@@ -13,6 +13,7 @@
 mod batch;
 mod committer;
 mod compaction;
+mod flusher;
 mod index;
 mod queue;
 mod reader;
@@ -35,6 +36,7 @@ use crate::protocol::{
     SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
 };
 use committer::Committer;
+use flusher::Flusher;
 use index::{ExtentUse, Index};
 use queue::{Change, Queue, Request};
 use std::collections::VecDeque;
@@ -322,6 +324,8 @@ impl Engine {
             checked: Instant::now(),
             granted: Default::default(),
             starved: false,
+            flusher: Flusher::start(shared.clone()).map_err(|e| e.to_string())?,
+            in_flight: VecDeque::new(),
         };
         committer.settle(&found.new_cuts).map_err(|error| match error {
             NodeError::Fenced { reason } => reason,

@@ -44,6 +44,7 @@ impl Draft {
 struct Part {
     generation: u64,
     start: u32,
+    loose_start: u32,
     cursor: u32,
     ordinal: u32,
     records: Vec<(RecordHead, Bytes)>,
@@ -67,10 +68,27 @@ pub struct Batch {
     bytes: u64,
 }
 
+/// Where an extent's log stands before a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct LogEnd {
+    /// The extent.
+    pub extent: u32,
+    /// Which use of it this is.
+    pub generation: u64,
+    /// Its write position.
+    pub end: u32,
+    /// Where what is not flushed yet begins: at the write position, unless the batch before is still being written.
+    pub loose_start: u32,
+    /// Its next record's number.
+    pub ordinal: u32,
+}
+
 /// Where an extent's log stands after a batch.
 pub struct Advance {
     /// The extent.
     pub extent: u32,
+    /// Where the batch's part of it starts.
+    pub start: u32,
     /// Its new write position.
     pub end: u32,
     /// Its next record's number.
@@ -78,6 +96,11 @@ pub struct Advance {
 }
 
 impl Batch {
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// An empty batch.
     pub fn new(number: u64, flushed: u64) -> Self {
         Batch {
@@ -105,14 +128,16 @@ impl Batch {
         (at + length).next_multiple_of(BLOCK as u32) <= data_end
     }
 
-    /// Adds a record to an extent whose log stood at `end` before this batch; it must fit. Returns its head, whose
+    /// Adds a record to an extent whose log stood like this before this batch; it must fit. Returns its head, whose
     /// `next at` is not final.
-    pub fn add(&mut self, extent: u32, generation: u64, end: u32, ordinal: u32, draft: Draft) -> RecordHead {
+    pub fn add(&mut self, log: LogEnd, draft: Draft) -> RecordHead {
+        let extent = log.extent;
         let part = self.parts.entry(extent).or_insert_with(|| Part {
-            generation,
-            start: end,
-            cursor: end,
-            ordinal,
+            generation: log.generation,
+            start: log.end,
+            loose_start: log.loose_start,
+            cursor: log.end,
+            ordinal: log.ordinal,
             records: Vec::new(),
         });
         let len = draft.payload.len() as u32;
@@ -132,6 +157,7 @@ impl Batch {
             },
             ordinal: part.ordinal,
             part_start: part.start,
+            loose_start: part.loose_start,
             payload_at,
             next_at: length.next_multiple_of(RECORD_ALIGN),
             len,
@@ -168,6 +194,7 @@ impl Batch {
     pub fn advances(&self) -> Vec<Advance> {
         let advance = |(extent, part): (&u32, &Part)| Advance {
             extent: *extent,
+            start: part.start,
             end: part.cursor.next_multiple_of(BLOCK as u32),
             ordinal: part.ordinal,
         };
@@ -265,6 +292,16 @@ mod tests {
         Bytes::from_owner(buf).slice(start..start + len)
     }
 
+    fn log(extent: u32, end: u32) -> LogEnd {
+        LogEnd {
+            extent,
+            generation: 9,
+            end,
+            loose_start: end,
+            ordinal: 0,
+        }
+    }
+
     const IDENTITY: DiskIdentity = DiskIdentity {
         disk: crate::protocol::DiskId(1),
         incarnation: 1,
@@ -288,7 +325,7 @@ mod tests {
         let write = |aligned: fn(usize) -> bool| {
             let mut batch = Batch::new(5, 4);
             for (number, len) in sizes.into_iter().enumerate() {
-                batch.add(3, 9, 8192, 0, draft(bytes(len, aligned(number)), number as u64));
+                batch.add(log(3, 8192), draft(bytes(len, aligned(number)), number as u64));
             }
             let writes = batch.encode(&IDENTITY);
             let [
@@ -315,7 +352,7 @@ mod tests {
         let mut batch = Batch::new(5, 4);
         let payload = bytes(32 << 10, true);
         for blob in 0..600 {
-            batch.add(0, 1, 4096, 0, draft(payload.clone(), blob));
+            batch.add(log(0, 4096), draft(payload.clone(), blob));
         }
         let writes = batch.encode(&IDENTITY);
         assert!(writes.len() == 2 && writes.iter().all(|write| write.parts.len() <= PARTS_MAX));

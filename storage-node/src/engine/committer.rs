@@ -1,24 +1,28 @@
-//! The one thread that writes to a disk: takes what arrived, makes it one batch with one flush, then answers.
+//! The one thread that writes to a disk: takes what arrived, lays it out as one batch, starts its writes, and hands it to the
+//! [`Flusher`], which answers when it is durable.
 //!
 //! Invariants:
-//! - The index changes, and an answer leaves, only after the flush that covers the records.
-//! - Batches are serial: a batch is written after the one before it was flushed.
+//! - A batch may be written while the one before it is still in flight, never two before it. Its records say what was
+//!   flushed by then, and where in their extent the loose part begins.
+//! - Background work, and whatever else writes to the disk, waits until nothing is in flight.
+//! - `Extent::end` moves on when a batch is laid out: nothing is written there twice, since a failed write fences the disk.
 //! - A failed write or flush fences the disk; nothing is retried, and everybody who waits is told.
 //! - Puts never touch the reserve; deletes leave the last two extents to compaction, and
 //!   compaction the last one to recovery. Part of the reserve has its space granted by the filesystem.
 
-use super::batch::{Batch, Draft};
+use super::batch::{Batch, Draft, LogEnd};
 use super::compaction::Job;
-use super::index::{Entry, Extent, ExtentUse, Mark};
-use super::queue::{Change, Reply, Request};
+use super::flusher::{Admitted, Decided, Flusher, IN_FLIGHT_MAX, Pending, Started, make_durable};
+use super::index::{Extent, ExtentUse, Mark};
+use super::queue::{Change, Request};
 use super::{Shared, WRITE_CHECK_INTERVAL, superblocks};
-use crate::device::{AlignedBuf, BLOCK, DeviceError, DeviceErrorKind};
+use crate::device::{AlignedBuf, BLOCK, Completion, DeviceError, DeviceErrorKind};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind};
 use crate::format::superblock::Superblock;
 use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad_block, seal_seed};
 use bytes::Bytes;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -78,23 +82,20 @@ pub struct Committer {
     pub(super) granted: HashSet<u32>,
     /// It refused to, the last time.
     pub(super) starved: bool,
+    pub(super) flusher: Flusher,
+    /// What the flusher has not finished yet, oldest first.
+    pub(super) in_flight: VecDeque<InFlight>,
 }
 
-struct Admitted {
-    reply: Reply,
-    records: Vec<RecordHead>,
-}
-
-#[derive(Default)]
-struct Pending {
-    admitted: Vec<Admitted>,
-    /// Tombstones in the batch of deletes that ran out of space half-way: on the disk all the same, so in the index.
-    unanswered: Vec<RecordHead>,
-    tombstones: HashSet<(UnitId, u64)>,
+/// What must be known of a batch until it is flushed.
+pub struct InFlight {
+    decided: Decided,
+    /// Where its part of each extent starts.
+    starts: HashMap<u32, u32>,
 }
 
 /// A committer that panics takes its disk out of service: nobody may wait for it.
-struct FenceOnPanic(Arc<Shared>);
+pub(super) struct FenceOnPanic(pub(super) Arc<Shared>);
 
 impl Drop for FenceOnPanic {
     fn drop(&mut self) {
@@ -137,8 +138,12 @@ impl Committer {
             } else if patience == Some(MARK_AFTER) {
                 self.mark_flushed();
             }
-            background = self.shared.fence.get().is_none() && self.background_step();
+            background = self.shared.fence.get().is_none() && self.has_background_work() && {
+                self.drain();
+                self.background_step()
+            };
         }
+        self.drain();
         if self.shared.fence.get().is_none()
             && let Err(error) = self.shared.device.flush().wait()
         {
@@ -148,13 +153,14 @@ impl Committer {
     }
 
     fn is_unmarked(&self) -> bool {
-        self.superblock.flushed < self.counters.flushed
+        self.superblock.flushed < self.counters.batch - 1
             || self.superblock.verified != self.shared.verify_cursor.load(Ordering::Relaxed)
     }
 
     /// Says in the superblock that the last batch was flushed. Until then only the next batch would say it, and rot in
     /// the last batch of an idle disk would look like a torn write.
     fn mark_flushed(&mut self) {
+        self.drain();
         if self.shared.fence.get().is_some() || !self.is_unmarked() {
             return;
         }
@@ -232,8 +238,31 @@ impl Committer {
         }
     }
 
+    /// Takes in what the flusher has finished; waits for it while more than `most` batches are in flight.
+    fn collect(&mut self, most: usize) {
+        while !self.in_flight.is_empty() {
+            match self.flusher.next_done(self.in_flight.len() > most) {
+                Ok(Some(flushed)) => {
+                    self.in_flight.pop_front();
+                    self.counters.flushed = flushed.unwrap_or(self.counters.flushed);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    self.shared.fence_because(&error.to_string());
+                    self.in_flight.clear();
+                }
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    pub(super) fn drain(&mut self) {
+        self.collect(0);
+    }
+
     fn serve(&mut self, requests: Vec<Request>) {
         self.check_disk();
+        self.collect(IN_FLIGHT_MAX - 1);
         let mut batch = self.new_batch();
         let mut pending = Pending::default();
         let mut requests = VecDeque::from(requests);
@@ -265,10 +294,46 @@ impl Committer {
             }
         }
         self.shared.queue.put_back(requests.into());
-        self.finish(batch, pending);
+        self.submit(batch, pending);
         if no_space {
+            self.drain();
             self.make_room();
         }
+    }
+
+    /// Starts a batch's writes and leaves the rest to the flusher.
+    fn submit(&mut self, batch: Batch, mut pending: Pending) {
+        if batch.is_empty() && self.headers.is_empty() && pending.is_empty() {
+            return;
+        }
+        let (number, bytes) = (batch.number(), batch.bytes());
+        let decided = std::mem::take(&mut pending.decided);
+        let (writes, starts) = self.start_writes(batch);
+        self.in_flight.push_back(InFlight { decided, starts });
+        self.shared.queue.batch_started();
+        let started = Started {
+            number,
+            writes,
+            bytes,
+            pending,
+        };
+        if !self.flusher.hand_over(started) {
+            self.shared.fence_because("the flusher stopped");
+        }
+    }
+
+    /// Whether a blob was deleted, by the index, a batch in flight or the one in the making.
+    fn is_deleted(&self, pending: &Pending, deleted: (UnitId, u64)) -> bool {
+        self.decided(pending)
+            .any(|decided| decided.tombstones.contains(&deleted))
+            || self.shared.index().tombstones.contains_key(&deleted)
+    }
+
+    fn decided<'a>(&'a self, pending: &'a Pending) -> impl Iterator<Item = &'a Decided> {
+        self.in_flight
+            .iter()
+            .map(|batch| &batch.decided)
+            .chain([&pending.decided])
     }
 
     fn admit(
@@ -279,6 +344,14 @@ impl Committer {
     ) -> Result<Vec<RecordHead>, NodeError> {
         let address = &request.address;
         self.shared.check_epoch(address)?;
+        let dropped = self
+            .decided(pending)
+            .filter_map(|decided| decided.drops.get(&address.unit));
+        if let Some(&current) = dropped.max()
+            && address.epoch < current
+        {
+            return Err(NodeError::StaleEpoch { current });
+        }
         match &request.change {
             Change::Put(shard) => self
                 .admit_put(batch, pending, address, shard)
@@ -286,8 +359,9 @@ impl Committer {
             Change::Delete(blobs) => self.admit_delete(batch, pending, address, blobs),
             Change::DropUnit => {
                 let draft = self.mark_draft(RecordKind::UnitDropped, address.unit, 0, address.epoch);
-                self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)
-                    .map(|head| vec![head])
+                let head = self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?;
+                pending.decided.drops.insert(address.unit, address.epoch);
+                Ok(vec![head])
             }
         }
     }
@@ -300,7 +374,7 @@ impl Committer {
         shard: &SealedShard,
     ) -> Result<RecordHead, NodeError> {
         let deleted = (address.unit, shard.key.blob);
-        if pending.tombstones.contains(&deleted) || self.shared.index().tombstones.contains_key(&deleted) {
+        if self.is_deleted(pending, deleted) {
             return Err(NodeError::Deleted);
         }
         check_seal(address.unit, shard)?;
@@ -327,8 +401,7 @@ impl Committer {
         let mut heads = Vec::new();
         for &blob in blobs {
             let deleted = (address.unit, blob);
-            if pending.tombstones.contains(&deleted) || self.shared.index().tombstones.contains_key(&deleted)
-            {
+            if self.is_deleted(pending, deleted) {
                 continue;
             }
             let draft = self.mark_draft(RecordKind::Tombstone, address.unit, blob, address.epoch);
@@ -339,7 +412,7 @@ impl Committer {
                     return Err(error);
                 }
             }
-            pending.tombstones.insert(deleted);
+            pending.decided.tombstones.insert(deleted);
         }
         Ok(heads)
     }
@@ -364,29 +437,6 @@ impl Committer {
 
     pub(super) fn new_batch(&self) -> Batch {
         Batch::new(self.counters.batch, self.counters.flushed)
-    }
-
-    /// Writes, flushes, updates the index, answers.
-    fn finish(&mut self, batch: Batch, pending: Pending) {
-        let result = self.write_batch(batch);
-        if result.is_ok() {
-            let mut index = self.shared.index_mut();
-            let admitted = pending.admitted.iter().flat_map(|a| &a.records);
-            for head in admitted.chain(&pending.unanswered) {
-                let mark = Mark::of(head);
-                match head.kind {
-                    RecordKind::Shard => {
-                        index.insert(head.unit, head.key, Entry::of(head), head.sequence, head.epoch)
-                    }
-                    RecordKind::Tombstone => index.delete_blob(head.unit, head.key.blob, mark),
-                    RecordKind::UnitDropped => index.drop_unit(head.unit, mark),
-                    RecordKind::Cut => {}
-                }
-            }
-        }
-        for admitted in pending.admitted {
-            let _ = admitted.reply.send(result.clone());
-        }
     }
 
     /// Adds a record to the open extent of its owner, opening another one when it does not fit.
@@ -414,7 +464,18 @@ impl Committer {
         };
         let index = self.shared.index();
         let extent = &index.extents[number as usize];
-        Ok(batch.add(number, extent.generation, extent.end, extent.ordinal, draft))
+        let loose = self
+            .in_flight
+            .iter()
+            .filter_map(|batch| batch.starts.get(&number));
+        let log = LogEnd {
+            extent: number,
+            generation: extent.generation,
+            end: extent.end,
+            loose_start: loose.copied().min().unwrap_or(extent.end),
+            ordinal: extent.ordinal,
+        };
+        Ok(batch.add(log, draft))
     }
 
     fn open_new(&mut self, owner: UnitId, purpose: Purpose) -> Result<u32, NodeError> {
@@ -498,28 +559,27 @@ impl Committer {
         });
     }
 
-    /// Writes a batch and the staged headers, waits, flushes, advances the logs.
-    pub(super) fn write_batch(&mut self, mut batch: Batch) -> Result<(), NodeError> {
+    /// Writes a batch and the staged headers, waits, flushes. Nothing else is in flight then.
+    pub(super) fn write_batch(&mut self, batch: Batch) -> Result<(), NodeError> {
+        self.drain();
         if batch.is_empty() && self.headers.is_empty() {
             return Ok(());
         }
-        let result = self.write_and_flush(&mut batch);
-        result.map_err(|error| self.shared.fence_with(&error))?;
-        self.counters.flushed = self.counters.batch;
-        self.counters.batch += 1;
-        let mut index = self.shared.index_mut();
-        for advance in batch.advances() {
-            let extent = &mut index.extents[advance.extent as usize];
-            (extent.end, extent.ordinal) = (advance.end, advance.ordinal);
-        }
-        self.shared.metrics.batches.add(1);
-        self.shared.metrics.bytes_written.add(batch.bytes());
+        let (number, bytes) = (batch.number(), batch.bytes());
+        let (writes, _) = self.start_writes(batch);
+        make_durable(&self.shared, writes, bytes).map_err(|error| self.shared.fence_with(&error))?;
+        self.counters.flushed = number;
         Ok(())
     }
 
-    fn write_and_flush(&mut self, batch: &mut Batch) -> Result<(), DeviceError> {
+    /// Starts the writes of a batch and the staged headers, and advances the logs; and where its part of each extent starts.
+    fn start_writes(&mut self, mut batch: Batch) -> (Vec<Completion<()>>, HashMap<u32, u32>) {
         let (device, layout) = (&self.shared.device, &self.shared.layout);
         let mut writes = Vec::new();
+        if batch.is_empty() && self.headers.is_empty() {
+            return (writes, HashMap::new());
+        }
+        self.counters.batch += 1;
         for header in self.headers.drain(..) {
             let mut block = AlignedBuf::zeroed(BLOCK);
             let bytes = header.encode(&self.shared.identity);
@@ -532,10 +592,14 @@ impl Committer {
             let at = layout.extent_offset(write.extent) + u64::from(write.offset);
             writes.push(device.write_parts(at, write.parts));
         }
-        // All are waited for, also after a failure: the kernel may still be writing.
-        let results: Vec<_> = writes.into_iter().map(|write| write.wait()).collect();
-        results.into_iter().collect::<Result<(), _>>()?;
-        device.flush().wait()
+        let mut index = self.shared.index_mut();
+        let mut starts = HashMap::new();
+        for advance in batch.advances() {
+            let extent = &mut index.extents[advance.extent as usize];
+            (extent.end, extent.ordinal) = (advance.end, advance.ordinal);
+            starts.insert(advance.extent, advance.start);
+        }
+        (writes, starts)
     }
 }
 

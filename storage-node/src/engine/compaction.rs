@@ -119,6 +119,16 @@ impl Committer {
         self.starved || self.free.len() <= self.shared.reserve + (extents / 32).max(1)
     }
 
+    /// Whether there may be any: looked at while a batch is in flight, and looked at again when none is.
+    pub(super) fn has_background_work(&self) -> bool {
+        let (index, low) = (self.shared.index(), self.is_low());
+        let draining = |index: &Index| index.extents.iter().any(|e| e.used == ExtentUse::Draining);
+        self.job.is_some()
+            || draining(&index)
+            || !dead_extents(&index, &self.shared.layout, low).is_empty()
+            || choose_victim(&index, &self.shared.layout, low).is_some()
+    }
+
     /// Does a little background work; says whether there is more to do.
     pub(super) fn background_step(&mut self) -> bool {
         self.reclaim_drained();

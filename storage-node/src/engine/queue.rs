@@ -6,13 +6,17 @@
 use crate::protocol::{NodeError, SealedShard, UnitAddress};
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// The most requests that wait.
 pub const REQUESTS_MAX: usize = 4096;
 /// The most payload bytes that wait.
 pub const BYTES_MAX: usize = 128 << 20;
+
+/// This many bytes are written while the batch before is still in flight. A flush is shared by as many small requests as come
+/// meanwhile, and large ones keep the device busy.
+const OVERLAP_BYTES: usize = 2 << 20;
 
 /// Where the answer goes.
 pub type Reply = oneshot::Sender<Result<(), NodeError>>;
@@ -55,6 +59,15 @@ struct Waiting {
     bytes: usize,
     closed: bool,
     nudged: bool,
+    /// Batches that are being written and flushed.
+    in_flight: usize,
+}
+
+impl Waiting {
+    /// While a batch is in flight, only as much as is worth a flush of its own goes beside it; the rest is the next batch.
+    fn has_batch(&self) -> bool {
+        !self.requests.is_empty() && (self.in_flight == 0 || self.bytes >= OVERLAP_BYTES || self.closed)
+    }
 }
 
 /// The queue.
@@ -105,27 +118,35 @@ impl Queue {
         bytes_max: usize,
         patience: Option<Duration>,
     ) -> Option<Vec<Request>> {
+        let until = patience.map(|patience| Instant::now() + patience);
         let mut waiting = self.lock();
-        while waiting.requests.is_empty() {
+        while !waiting.has_batch() {
             if waiting.closed {
                 return None;
             }
             if std::mem::take(&mut waiting.nudged) {
                 break;
             }
-            match patience {
-                None => waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
-                Some(patience) => {
-                    waiting = self
-                        .arrived
-                        .wait_timeout(waiting, patience)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
-                    break;
-                }
+            // What waits for the batch in flight is woken by its end.
+            let left = match until.filter(|_| waiting.requests.is_empty()) {
+                Some(until) => until.saturating_duration_since(Instant::now()),
+                None => Duration::MAX,
+            };
+            if left.is_zero() {
+                break;
             }
+            waiting = match left {
+                Duration::MAX => self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                left => {
+                    let woken = self.arrived.wait_timeout(waiting, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
         let (mut taken, mut bytes) = (Vec::new(), 0);
+        if !waiting.has_batch() {
+            return Some(taken);
+        }
         while let Some(request) = waiting.requests.pop_front() {
             let size = request.bytes();
             if !taken.is_empty() && (bytes + size > bytes_max || taken.len() >= count_max) {
@@ -137,6 +158,17 @@ impl Queue {
         }
         waiting.bytes -= bytes;
         Some(taken)
+    }
+
+    /// A batch is being written.
+    pub fn batch_started(&self) {
+        self.lock().in_flight += 1;
+    }
+
+    /// One that was is durable, or has failed.
+    pub fn batch_done(&self) {
+        self.lock().in_flight -= 1;
+        self.arrived.notify_all();
     }
 
     /// Wakes who waits for ever: there is something to do besides requests.

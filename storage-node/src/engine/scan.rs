@@ -26,7 +26,7 @@ pub struct Gap {
     pub place: RecordPlace,
     /// How many records it swallowed, by their ordinals.
     pub lost: u32,
-    /// The batch that it starts in, if it is that of the valid record after it; an older one otherwise (0).
+    /// The batch that it starts in, if it is that of the valid record after it or the one before; an older one otherwise (0).
     pub batch: u64,
 }
 
@@ -78,7 +78,11 @@ pub fn walk_extent(
     while let Some((found, head)) = next_head(&mut window, identity, at, step, &place) {
         if found != at {
             let lost = head.ordinal.saturating_sub(log.ordinal);
-            let batch = if at >= head.part_start { head.batch } else { 0 };
+            let batch = match at {
+                at if at >= head.part_start => head.batch,
+                at if at >= head.loose_start => head.batch - 1,
+                _ => 0,
+            };
             log.gaps.push(Gap {
                 place: place(at),
                 lost,

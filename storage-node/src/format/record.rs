@@ -22,7 +22,9 @@
 //!  92  offset       4   of the head, from the extent's start: a misdirected record does not pass
 //!  96  ordinal      4   number of the record in the extent: tells how many a gap swallowed
 //! 100  part start   4   where the batch's part of the extent starts: tells which batch a gap is in
-//! 104  zero        24
+//! 104  loose start  4   where what was not flushed yet began then: before the part start if the batch before was still being
+//!                       written; 0: at the part start
+//! 108  zero        20
 //! 128  block CRCs   4 × ⌈len / 64 KiB⌉
 //!      digests     32 × digests
 //! ```
@@ -94,6 +96,9 @@ pub struct RecordHead {
     pub ordinal: u32,
     /// Where the batch's part of the extent starts, from the extent's start.
     pub part_start: u32,
+    /// Where what was not flushed yet began when it was written. Between here and the part's start is what the batch before
+    /// this one wrote.
+    pub loose_start: u32,
     /// Where the payload starts, from the head's start.
     pub payload_at: u32,
     /// Where the next record starts, from the head's start.
@@ -169,6 +174,9 @@ impl RecordHead {
         put(b, 92, &self.place.offset.to_le_bytes());
         put(b, 96, &self.ordinal.to_le_bytes());
         put(b, 100, &self.part_start.to_le_bytes());
+        if self.loose_start < self.part_start {
+            put(b, 104, &self.loose_start.to_le_bytes());
+        }
         let mut at = HEAD_FIXED_BYTES as usize;
         for crc in &self.block_crcs {
             put(b, at, &crc.to_le_bytes());
@@ -232,6 +240,10 @@ impl RecordHead {
             place,
             ordinal: get_u32(b, 96),
             part_start: get_u32(b, 100),
+            loose_start: match get_u32(b, 104) {
+                0 => get_u32(b, 100),
+                start => start,
+            },
             payload_at: get_u32(b, 12),
             next_at: get_u32(b, 16),
             len,
@@ -275,6 +287,7 @@ impl RecordHead {
             && self.batch < NUMBER_LIMIT
             && self.flushed < self.batch
             && self.part_start <= self.place.offset
+            && self.loose_start <= self.part_start
             && u64::from(self.ordinal) * u64::from(RECORD_ALIGN) <= super::layout::EXTENT_SIZE_MAX;
         if sound {
             Ok(())

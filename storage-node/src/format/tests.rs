@@ -48,6 +48,7 @@ fn head(at: u32, len: u32, digests: usize) -> RecordHead {
         },
         ordinal: 17,
         part_start: 4096,
+        loose_start: 4096,
         payload_at,
         next_at: end.next_multiple_of(64),
         len,
