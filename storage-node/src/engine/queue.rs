@@ -16,7 +16,7 @@ pub const BYTES_MAX: usize = 128 << 20;
 
 /// This many bytes are written while the batch before is still in flight. A flush is shared by as many small requests as come
 /// meanwhile, and large ones keep the device busy.
-const OVERLAP_BYTES: usize = 2 << 20;
+const OVERLAP_BYTES: usize = if cfg!(test) { 32 << 10 } else { 2 << 20 };
 
 /// Where the answer goes.
 pub type Reply = oneshot::Sender<Result<(), NodeError>>;

@@ -4,8 +4,8 @@
 //! written; when a disk falls idle or stops, the superblock names its last one. Batches up to the greatest such number were acknowledged, so damage there is rot: it is counted, and the
 //! rest of the extent keeps serving. Records of later batches may be torn: their payloads are checked, the bad ones are
 //! cut, and so are gaps that start in them. A cut is recorded in a system extent, and itself claims no more flushed than was
-//! known before, so a crash during recovery changes nothing. Behind the last valid record there is nothing to decide:
-//! no valid record is there, and new ones overwrite it.
+//! known before, so a crash during recovery changes nothing. Behind the last valid record there is
+//! nothing to decide, unless others of its batch are missing: no valid record is there, and new ones overwrite it.
 
 use super::committer::Counters;
 use super::index::{Entry, Extent, ExtentUse, Index, Mark};

@@ -5,6 +5,7 @@ mod concurrency;
 mod crash;
 mod damage;
 mod model;
+mod pipeline;
 mod space;
 mod verify;
 
