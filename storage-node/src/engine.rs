@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   put, delete ──▶ queue ──▶ committer ──▶ one batch, one flush ──▶ index ──▶ answer
-//!   get ──▶ index ──▶ device ──▶ head checked ──▶ blocks
+//!   get ──▶ index ──▶ heads, device ──▶ head checked ──▶ blocks
 //! ```
 //! Invariants:
 //! - A put or delete is answered `Ok` only when it is durable. Nothing but the record is written for it.
@@ -13,6 +13,7 @@
 mod batch;
 mod committer;
 mod compaction;
+mod heads;
 mod index;
 mod queue;
 mod reader;
@@ -35,6 +36,7 @@ use crate::protocol::{
     SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
 };
 use committer::Committer;
+use heads::{HEADS_BYTES, Heads};
 use index::{ExtentUse, Index};
 use queue::{Change, Queue, Request};
 use std::collections::VecDeque;
@@ -65,6 +67,7 @@ struct Shared {
     identity: DiskIdentity,
     reserve: usize,
     index: RwLock<Index>,
+    heads: Heads,
     queue: Queue,
     fence: OnceLock<String>,
     metrics: DiskMetrics,
@@ -290,6 +293,7 @@ impl Engine {
             identity,
             reserve: (extents / 16).clamp(3, 6),
             index: RwLock::new(found.index),
+            heads: Heads::new(HEADS_BYTES),
             queue: Queue::default(),
             fence: OnceLock::new(),
             metrics: DiskMetrics::default(),

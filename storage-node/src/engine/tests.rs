@@ -5,6 +5,7 @@ mod concurrency;
 mod crash;
 mod damage;
 mod model;
+mod reads;
 mod space;
 mod verify;
 
