@@ -48,8 +48,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 use verify::Found;
-#[cfg(test)]
-use verify::Verified;
+pub use verify::Verified;
 
 /// Reads in progress on one disk, those that a hung device never answers included; more are refused.
 const READS_MAX: usize = 1024;
@@ -511,9 +510,9 @@ impl Engine {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Verifies every extent now, as fast as the disk reads. Blocks.
-    #[cfg(test)]
-    fn verify_now(&self) -> Verified {
+    /// Verifies every extent now, as fast as the disk reads. On a disk that goes out of service meanwhile, what was verified by
+    /// then. Blocks.
+    pub fn verify_once(&self) -> Verified {
         let mut all = Verified::default();
         let mut pace = verify::Pace::unbounded();
         for number in 0..self.shared.layout.extents() {
