@@ -13,6 +13,7 @@ mod completion;
 mod fallback;
 mod file;
 mod latched;
+mod pool;
 pub mod simulated;
 #[cfg(test)]
 mod tests;

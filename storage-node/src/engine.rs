@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   put, delete ──▶ queue ──▶ committer ──▶ one batch, one flush ──▶ index ──▶ answer
-//!   get ──▶ index ──▶ device ──▶ head checked ──▶ blocks
+//!   get ──▶ index ──▶ heads, device ──▶ head checked ──▶ blocks
 //! ```
 //! Invariants:
 //! - A put or delete is answered `Ok` only when it is durable. Nothing but the record is written for it.
@@ -14,6 +14,7 @@ mod batch;
 mod committer;
 mod compaction;
 mod flusher;
+mod heads;
 mod index;
 mod queue;
 mod reader;
@@ -37,6 +38,7 @@ use crate::protocol::{
 };
 use committer::Committer;
 use flusher::Flusher;
+use heads::{HEADS_BYTES, Heads};
 use index::{ExtentUse, Index};
 use queue::{Change, Queue, Request};
 use std::collections::VecDeque;
@@ -48,8 +50,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 use verify::Found;
-#[cfg(test)]
-use verify::Verified;
+pub use verify::Verified;
 
 /// Reads in progress on one disk, those that a hung device never answers included; more are refused.
 const READS_MAX: usize = 1024;
@@ -67,6 +68,7 @@ struct Shared {
     identity: DiskIdentity,
     reserve: usize,
     index: RwLock<Index>,
+    heads: Heads,
     queue: Queue,
     fence: OnceLock<String>,
     metrics: DiskMetrics,
@@ -292,6 +294,7 @@ impl Engine {
             identity,
             reserve: (extents / 16).clamp(3, 6),
             index: RwLock::new(found.index),
+            heads: Heads::new(HEADS_BYTES),
             queue: Queue::default(),
             fence: OnceLock::new(),
             metrics: DiskMetrics::default(),
@@ -511,9 +514,9 @@ impl Engine {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Verifies every extent now, as fast as the disk reads. Blocks.
-    #[cfg(test)]
-    fn verify_now(&self) -> Verified {
+    /// Verifies every extent now, as fast as the disk reads. On a disk that goes out of service meanwhile, what was verified by
+    /// then. Blocks.
+    pub fn verify_once(&self) -> Verified {
         let mut all = Verified::default();
         let mut pace = verify::Pace::unbounded();
         for number in 0..self.shared.layout.extents() {

@@ -14,6 +14,8 @@ type FailureHook = Box<dyn FnOnce(&DeviceError) + Send>;
 struct Slot<T> {
     result: Option<Result<T, DeviceError>>,
     waker: Option<Waker>,
+    /// A thread waits: waking nobody costs a system call all the same.
+    waited_for: bool,
     on_failure: Option<FailureHook>,
     held: Option<Box<dyn Send>>,
 }
@@ -36,9 +38,12 @@ impl<T> Shared<T> {
         slot.result = Some(result);
         let waker = slot.waker.take();
         let held = slot.held.take();
+        let waited_for = slot.waited_for;
         drop(slot);
         drop(held);
-        self.done.notify_all();
+        if waited_for {
+            self.done.notify_all();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -56,6 +61,7 @@ pub fn completion<T>() -> (Completer<T>, Completion<T>) {
     let slot = Mutex::new(Slot {
         result: None,
         waker: None,
+        waited_for: false,
         on_failure: None,
         held: None,
     });
@@ -98,6 +104,7 @@ impl<T> Completion<T> {
             if let Some(result) = slot.result.take() {
                 return result;
             }
+            slot.waited_for = true;
             slot = self.0.done.wait(slot).unwrap_or_else(PoisonError::into_inner);
         }
     }

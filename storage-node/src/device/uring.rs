@@ -1,9 +1,11 @@
-//! io_uring: one thread owns the ring; callers hand it operations over a channel and wake it through an eventfd.
+//! io_uring: one thread owns the ring; callers hand it operations over a channel, and wake it through an eventfd if it sleeps.
 //!
 //! Invariants:
 //! - The ring thread owns every buffer from submission to the kernel's last word about it, so nothing that a caller
 //!   drops can free memory the kernel uses. It leaves only when nothing is in flight; should it panic, it leaks them.
 //! - Short reads and writes are continued, EINTR and EAGAIN are resubmitted; callers never see them.
+//! - An operation that was sent is met by the ring thread's next look at the channel: the thread says that it sleeps, looks once
+//!   more and only then sleeps; a caller sends first and looks whether it sleeps afterwards.
 //! - The kernel does not order a flush after earlier writes: callers wait for the writes first.
 #![allow(unsafe_code)]
 
@@ -15,6 +17,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -69,6 +72,7 @@ pub struct Uring {
     file: Arc<DiskFile>,
     sender: Mutex<Option<Sender<Operation>>>,
     wake: Arc<File>,
+    asleep: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -77,11 +81,13 @@ impl Uring {
     pub fn start(file: Arc<DiskFile>, backend: String) -> io::Result<Self> {
         let ring = new_ring()?;
         let wake = Arc::new(eventfd()?);
+        let asleep = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = channel();
         let thread_state = RingThread {
             ring,
             file: file.clone(),
             wake: wake.clone(),
+            asleep: asleep.clone(),
             receiver,
             in_flight: Vec::new(),
             free: Vec::new(),
@@ -100,6 +106,7 @@ impl Uring {
             file,
             sender: Mutex::new(Some(sender)),
             wake,
+            asleep,
             thread: Some(thread),
         })
     }
@@ -109,6 +116,14 @@ impl Uring {
         if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner)
             && sender.send(operation).is_ok()
         {
+            self.wake_if_asleep();
+        }
+    }
+
+    /// Of those who find it asleep, one wakes it.
+    fn wake_if_asleep(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             self.wake();
         }
     }
@@ -122,7 +137,12 @@ impl Uring {
 
 /// A ring that can do what is needed, or why the kernel does not give us one.
 fn new_ring() -> io::Result<IoUring> {
-    let ring = IoUring::new(2 * IN_FLIGHT_MAX as u32)?;
+    let entries = 2 * IN_FLIGHT_MAX as u32;
+    // The ring thread asks the kernel for completions all the time: the kernel need not interrupt it. Before Linux 5.19 it does.
+    let ring = IoUring::builder()
+        .setup_coop_taskrun()
+        .build(entries)
+        .or_else(|_| IoUring::new(entries))?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     for needed in [
@@ -157,6 +177,7 @@ struct RingThread {
     ring: IoUring,
     file: Arc<DiskFile>,
     wake: Arc<File>,
+    asleep: Arc<AtomicBool>,
     receiver: Receiver<Operation>,
     in_flight: Vec<Option<InFlight>>,
     free: Vec<usize>,
@@ -188,7 +209,7 @@ impl RingThread {
             if self.closed && self.busy() == 0 {
                 break;
             }
-            match self.ring.submit_and_wait(1) {
+            match self.submit_and_sleep() {
                 Ok(_) => {}
                 Err(error)
                     if matches!(
@@ -203,6 +224,17 @@ impl RingThread {
             self.reap();
         }
         self.retire_ring();
+    }
+
+    /// Hands the kernel what was accepted, and sleeps until something is done or somebody sends.
+    fn submit_and_sleep(&mut self) -> io::Result<usize> {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        // Whoever sent before that did not see us asleep, and woke nobody.
+        self.accept();
+        let waited = self.ring.submit_and_wait(1);
+        self.asleep.store(false, Ordering::Relaxed);
+        waited
     }
 
     /// The wake read may still be pending in the kernel: satisfy it before its buffer goes away.

@@ -1,7 +1,8 @@
 //! Reading a shard: its head, to know that the bytes are what the index says, and the wanted blocks.
 //!
 //! Invariant: a reader pins the extent, so its bytes stay until it is done; and it answers only for a head that names
-//! this very shard, put and place. The blocks are checked by the caller, against CRCs that the head protects.
+//! this very shard, put and place. The blocks are checked by the caller, against CRCs that the head protects. Of a shard
+//! that is read in part the head is kept ([`super::heads`]).
 
 use super::Shared;
 use super::index::Entry;
@@ -66,7 +67,7 @@ impl Span {
 pub fn read_span(shared: &Shared, place: RecordPlace, from: u32, len: u32) -> Span {
     let start = shared.layout.extent_offset(place.extent) + u64::from(place.offset) + u64::from(from);
     let (first, last) = (align_down(start), align_up(start + u64::from(len)));
-    let buf = AlignedBuf::zeroed((last - first).max(BLOCK as u64) as usize);
+    let buf = AlignedBuf::for_reading((last - first).max(BLOCK as u64) as usize);
     Span {
         completion: shared.device.read(first, buf),
         skip: (start - first) as usize,
@@ -89,6 +90,51 @@ pub fn check_head(
         Ok(head)
     } else {
         Err(FormatError::Content("the record is of another shard"))
+    }
+}
+
+/// The part of a shard that is asked for.
+struct Wanted {
+    /// Its blocks.
+    first: u32,
+    last: u32,
+    /// Its bytes, from the start of the payload.
+    start: u32,
+    end: u32,
+    /// Nothing is left out. Such a read takes the head from the disk, always: that is how repair and rebuilding look at a record.
+    is_whole: bool,
+}
+
+impl Wanted {
+    fn of(entry: &Entry, blocks: BlockRange) -> Wanted {
+        let total = block_count(entry.len);
+        let first = blocks.first.min(total);
+        let last = blocks.first.saturating_add(blocks.count).min(total).max(first);
+        Wanted {
+            first,
+            last,
+            start: (first * BLOCK_BYTES).min(entry.len),
+            end: (last * BLOCK_BYTES).min(entry.len),
+            is_whole: first == 0 && last == total,
+        }
+    }
+
+    fn len(&self) -> u32 {
+        self.end - self.start
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn answer(&self, head: RecordHead, payload: Bytes) -> ShardBlocks {
+        ShardBlocks {
+            shard_len: head.len,
+            first_block: self.first,
+            block_crcs: head.block_crcs[self.first as usize..self.last as usize].to_vec(),
+            digests: head.digests,
+            payload,
+        }
     }
 }
 
@@ -137,42 +183,54 @@ impl Shared {
         blocks: BlockRange,
         permit: &Permit,
     ) -> Result<Result<ShardBlocks, FormatError>, DeviceError> {
-        let total = block_count(entry.len);
-        let first = blocks.first.min(total);
-        let last = blocks.first.saturating_add(blocks.count).min(total).max(first);
-        let start = (first * BLOCK_BYTES).min(entry.len);
-        let end = (last * BLOCK_BYTES).min(entry.len);
-        let head_bytes = head_len(total, u32::from(entry.digests));
-        let (head, payload) = if start == end {
-            (
-                read_span(self, entry.place, 0, head_bytes)
-                    .read(permit)
-                    .await?
-                    .bytes(),
-                Bytes::new(),
-            )
-        } else if start <= GAP_MAX {
-            let all = read_span(self, entry.place, 0, entry.payload_at + end)
-                .read(permit)
-                .await?
-                .bytes();
-            let payload = all.slice((entry.payload_at + start) as usize..);
-            (all, payload)
-        } else {
-            let head = read_span(self, entry.place, 0, head_bytes);
-            let payload = read_span(self, entry.place, entry.payload_at + start, end - start);
-            let (head, payload) = futures::join!(head.read(permit), payload.read(permit));
-            (head?.bytes(), payload?.bytes())
-        };
+        let wanted = Wanted::of(entry, blocks);
+        if !wanted.is_empty()
+            && !wanted.is_whole
+            && let Some(head) = self.kept_head(unit, key, entry)
+        {
+            let payload = read_span(self, entry.place, entry.payload_at + wanted.start, wanted.len());
+            return Ok(Ok(wanted.answer(head, payload.read(permit).await?.bytes())));
+        }
+        let (head_bytes, payload) = self.read_with_head(entry, &wanted, permit).await?;
         Ok(
-            check_head(&self.identity, &head, unit, key, entry).map(|head| ShardBlocks {
-                shard_len: entry.len,
-                first_block: first,
-                block_crcs: head.block_crcs[first as usize..last as usize].to_vec(),
-                digests: head.digests,
-                payload,
+            check_head(&self.identity, &head_bytes, unit, key, entry).map(|head| {
+                if !wanted.is_whole {
+                    self.heads
+                        .keep(entry.place, &head_bytes[..head.head_len() as usize]);
+                }
+                wanted.answer(head, payload)
             }),
         )
+    }
+
+    /// The head of a record, if it was read lately. It is checked as if it came from the disk.
+    fn kept_head(&self, unit: UnitId, key: ShardKey, entry: &Entry) -> Option<RecordHead> {
+        let bytes = self.heads.get(entry.place)?;
+        check_head(&self.identity, &bytes, unit, key, entry).ok()
+    }
+
+    /// Reads the bytes that begin with the head, and the wanted part of the payload: at once if they are close.
+    async fn read_with_head(
+        &self,
+        entry: &Entry,
+        wanted: &Wanted,
+        permit: &Permit,
+    ) -> Result<(Bytes, Bytes), DeviceError> {
+        let head_len = head_len(block_count(entry.len), u32::from(entry.digests));
+        if wanted.is_empty() {
+            let head = read_span(self, entry.place, 0, head_len).read(permit).await?;
+            return Ok((head.bytes(), Bytes::new()));
+        }
+        if wanted.start <= GAP_MAX {
+            let all = read_span(self, entry.place, 0, entry.payload_at + wanted.end);
+            let all = all.read(permit).await?.bytes();
+            let payload = all.slice((entry.payload_at + wanted.start) as usize..);
+            return Ok((all, payload));
+        }
+        let head = read_span(self, entry.place, 0, head_len);
+        let payload = read_span(self, entry.place, entry.payload_at + wanted.start, wanted.len());
+        let (head, payload) = futures::join!(head.read(permit), payload.read(permit));
+        Ok((head?.bytes(), payload?.bytes()))
     }
 
     /// Whether a read failed because the disk is out of service, or gone and so taken out of it.

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod model;
 mod pipeline;
+mod reads;
 mod space;
 mod verify;
 

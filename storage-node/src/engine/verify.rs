@@ -105,7 +105,6 @@ pub struct Pace {
 
 impl Pace {
     /// As fast as the disk reads.
-    #[cfg(test)]
     pub fn unbounded() -> Pace {
         Pace::new(f64::INFINITY, None)
     }

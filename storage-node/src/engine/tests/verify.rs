@@ -21,7 +21,7 @@ fn filled() -> (SimulatedDisk, Vec<ShardKey>) {
 
 fn found(engine: &Engine) -> Vec<(FindingKind, ShardKey)> {
     let before = engine.findings(0).last;
-    let verified = engine.verify_now();
+    let verified = engine.verify_once();
     let findings = engine.findings(before);
     assert_eq!(verified.findings, findings.found.len() as u64);
     assert_eq!(findings.last, before + verified.findings);
@@ -33,7 +33,7 @@ fn found(engine: &Engine) -> Vec<(FindingKind, ShardKey)> {
 fn every_flipped_bit_of_a_live_record_is_found() {
     let (disk, keys) = filled();
     let engine = Engine::open(disk.device()).unwrap();
-    let clean = engine.verify_now();
+    let clean = engine.verify_once();
     assert_eq!((clean.shards, clean.findings), (40, 0));
     assert!(clean.bytes > 6 << 20, "{} bytes", clean.bytes);
     for (number, key) in keys.iter().enumerate() {
@@ -69,7 +69,7 @@ fn bursts_see_what_one_pass_sees() {
         let (start, entry) = offset_of(&engine, unit(1).unit, key);
         disk.flip_bit(start + entry.footprint() / 2, 3);
     }
-    let whole = engine.verify_now();
+    let whole = engine.verify_once();
     let mut pace = crate::engine::verify::Pace::new(1e12, None);
     let extents = 0..engine.shared.layout.extents();
     let parts = extents.map(|n| crate::engine::verify::verify_extent(&engine.shared, n, &mut pace).unwrap());
@@ -166,7 +166,7 @@ fn a_history_of_random_calls_and_power_cuts_verifies() {
             let engine = house.engine();
             // What compaction moves meanwhile to where the pass has been already is not met, and is when compaction is done.
             eventually("a pass meets every shard", || {
-                engine.verify_now().shards == engine.status().shards
+                engine.verify_once().shards == engine.status().shards
             });
             assert_eq!(engine.findings(0).found, [], "round {round}");
         }
@@ -197,7 +197,7 @@ fn a_disk_at_work_verifies() {
         });
         let mut passes = 0;
         while working.load(Ordering::Relaxed) && !work.is_finished() {
-            engine.verify_now();
+            engine.verify_once();
             assert_eq!(engine.findings(0).found, []);
             passes += 1;
         }
