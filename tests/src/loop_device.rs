@@ -92,6 +92,11 @@ impl LoopDevice {
         &self.path
     }
 
+    /// The file under it.
+    pub fn backing(&self) -> &Path {
+        &self.backing
+    }
+
     /// Gives the file under the device another length, and the device notices nothing: what lies past the end of the
     /// file cannot be read until it is written.
     pub fn truncate_backing(&self, bytes: u64) {

@@ -67,7 +67,13 @@ pub struct NodeProcess {
 impl NodeProcess {
     /// Serves these disks.
     pub fn start(disks: &[&Path]) -> Self {
-        let mut node = Self::prepare(disks, &[]);
+        Self::start_with(disks, &[], &[])
+    }
+
+    /// As `start`, with further arguments, and log lines that are expected.
+    pub fn start_with(disks: &[&Path], arguments: &[&str], allowed: &[&str]) -> Self {
+        let mut node = Self::prepare(disks, arguments);
+        allowed.iter().for_each(|text| node.allow(text));
         node.restart();
         node
     }
