@@ -1,18 +1,24 @@
 //! A storage node in this process: several disks behind one [`StorageClient`].
 //!
-//! Invariant: a disk that cannot be opened does not stop the others; it is kept, fenced, with the reason.
+//! Invariants: a disk that cannot be opened does not stop the others; it is kept, fenced, with the reason. All disks say
+//! what they are before the first of them is written to: of two copies of one disk neither serves ([`identity`]).
+
+mod identity;
 
 use crate::client::StorageClient;
-use crate::device::{Backend, create_file, open_file};
+use crate::device::{Backend, Device, create_file, open_file};
 use crate::engine::{Engine, Format, Trace, find_superblock, format, peek_superblock};
 use crate::format::layout::extent_size_for;
+use crate::format::superblock::Superblock;
 use crate::metrics::DiskMetricsSnapshot;
 use crate::protocol::{
     BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings, InventoryEntry, NodeError, NodeStatus,
     SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
 };
 use async_trait::async_trait;
+use identity::{Claim, Conflict};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A disk that a node is to serve.
@@ -129,6 +135,59 @@ pub fn format_disk(path: &Path, size: u64, options: &FormatOptions) -> Result<()
     Ok(())
 }
 
+/// A disk before anything of it is served: locked, and not written to.
+struct Found {
+    device: Arc<dyn Device>,
+    superblock: Superblock,
+}
+
+impl Found {
+    fn look(spec: &DiskSpec, options: &NodeOptions) -> Result<Found, String> {
+        let device = open_file(&spec.path, options.backend).map_err(|e| e.what)?;
+        let superblock = peek_superblock(&*device)?;
+        Ok(Found { device, superblock })
+    }
+
+    fn claim(&self, spec: &DiskSpec) -> Claim {
+        Claim {
+            path: spec.path.clone(),
+            disk: self.superblock.disk,
+            incarnation: self.superblock.incarnation,
+        }
+    }
+
+    /// Opens it, if it is the one that is wanted here.
+    fn open(self, spec: &DiskSpec, options: &NodeOptions) -> Result<Engine, String> {
+        let found = &self.superblock;
+        if let Some(cluster) = options.cluster
+            && cluster != found.cluster
+        {
+            let theirs = found.cluster;
+            return Err(format!(
+                "the disk belongs to cluster {theirs}, and this node to {cluster}"
+            ));
+        }
+        if let Some(expected) = spec.expected
+            && expected != found.disk
+        {
+            return Err(format!("another disk is there: {}", found.disk));
+        }
+        if let Some(incarnation) = spec.incarnation
+            && incarnation != found.incarnation
+        {
+            return Err(format!(
+                "the disk has incarnation {}, not {incarnation}",
+                found.incarnation
+            ));
+        }
+        let engine = Engine::open(self.device)?;
+        if let Some(cycle) = options.verify_cycle {
+            engine.start_verifying(cycle)?;
+        }
+        Ok(engine)
+    }
+}
+
 struct Disk {
     spec: DiskSpec,
     /// The engine, or why there is none.
@@ -136,8 +195,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn open(spec: DiskSpec, options: &NodeOptions) -> Disk {
-        let engine = open_engine(&spec, options);
+    fn new(spec: DiskSpec, engine: Result<Engine, String>) -> Disk {
         if let Err(reason) = &engine {
             tracing::error!(path = %spec.path.display(), %reason, "disk not opened");
         }
@@ -198,32 +256,42 @@ impl Disk {
     }
 }
 
-fn open_engine(spec: &DiskSpec, options: &NodeOptions) -> Result<Engine, String> {
-    let device = open_file(&spec.path, options.backend).map_err(|e| e.what)?;
-    let found = peek_superblock(&*device)?;
-    if let Some(cluster) = options.cluster
-        && cluster != found.cluster
-    {
-        return Err(format!("the disk belongs to cluster {}", found.cluster));
+/// Does something with every disk, all at once; one that panics does not stop the others.
+fn at_once<T: Send>(
+    work: impl Iterator<Item = impl FnOnce() -> Result<T, String> + Send>,
+) -> Vec<Result<T, String>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            let panicked = |_| Err("opening it panicked".into());
+            thread.join().unwrap_or_else(panicked)
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+/// Lets go of the disks that must not serve beside the others.
+fn refuse_conflicts(specs: &mut [DiskSpec], found: &mut [Result<Found, String>]) {
+    let claim = |(spec, found): (&DiskSpec, &Result<Found, String>)| {
+        found.as_ref().ok().map(|found| found.claim(spec))
+    };
+    let claims: Vec<Option<Claim>> = specs.iter().zip(&*found).map(claim).collect();
+    for (number, claim) in claims.iter().enumerate() {
+        let others = claims.iter().enumerate().filter(|(other, _)| *other != number);
+        let others = others.filter_map(|(_, other)| other.as_ref());
+        let Some((claim, conflict)) = claim
+            .as_ref()
+            .and_then(|claim| Some((claim, identity::conflict(claim, others)?)))
+        else {
+            continue;
+        };
+        if matches!(conflict, Conflict::Copies { .. }) {
+            // Whoever asks for the disk learns why it is not there. Another that serves has the id for itself.
+            specs[number].expected.get_or_insert(claim.disk);
+            specs[number].incarnation.get_or_insert(claim.incarnation);
+        }
+        found[number] = Err(conflict.to_string());
     }
-    if let Some(expected) = spec.expected
-        && expected != found.disk
-    {
-        return Err(format!("another disk is there: {}", found.disk));
-    }
-    if let Some(incarnation) = spec.incarnation
-        && incarnation != found.incarnation
-    {
-        return Err(format!(
-            "the disk has incarnation {}, not {incarnation}",
-            found.incarnation
-        ));
-    }
-    let engine = Engine::open(device)?;
-    if let Some(cycle) = options.verify_cycle {
-        engine.start_verifying(cycle)?;
-    }
-    Ok(engine)
 }
 
 /// A storage node in this process.
@@ -233,19 +301,29 @@ pub struct Node {
 
 impl Node {
     /// Opens disks, all at once. Blocks while they recover: call it from a blocking thread.
-    pub fn open(specs: Vec<DiskSpec>, options: NodeOptions) -> Node {
-        let opened = std::thread::scope(|scope| {
-            let open = |spec: DiskSpec| (spec.clone(), scope.spawn(move || Disk::open(spec, &options)));
-            let opening: Vec<_> = specs.into_iter().map(open).collect();
-            let join = |(spec, thread): (DiskSpec, std::thread::ScopedJoinHandle<'_, Disk>)| {
-                thread.join().unwrap_or_else(|_| Disk {
-                    spec,
-                    engine: Err("opening it panicked".into()),
-                })
-            };
-            opening.into_iter().map(join).collect()
+    pub fn open(mut specs: Vec<DiskSpec>, options: NodeOptions) -> Node {
+        let given: Vec<DiskSpec> = specs.clone();
+        let looking = given.iter().enumerate().map(|(number, spec)| {
+            let earlier = &given[..number];
+            move || match earlier
+                .iter()
+                .find(|e| identity::is_same_file(&e.path, &spec.path))
+            {
+                Some(first) => Err(format!("it is the same disk as {}", first.path.display())),
+                None => Found::look(spec, &options),
+            }
         });
-        Node { disks: opened }
+        let mut found = at_once(looking);
+        refuse_conflicts(&mut specs, &mut found);
+        let opening = specs
+            .iter()
+            .zip(found)
+            .map(|(spec, found)| move || found?.open(spec, &options));
+        let engines = at_once(opening);
+        let disks = specs.into_iter().zip(engines);
+        Node {
+            disks: disks.map(|(spec, engine)| Disk::new(spec, engine)).collect(),
+        }
     }
 
     /// What each disk counted, in the order of the specs; none for a disk that is not open.

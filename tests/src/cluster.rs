@@ -291,12 +291,7 @@ impl Cluster {
 
     /// Lines of the log that the test did not expect.
     pub fn unexpected_log_lines(&self) -> Vec<String> {
-        let expected = |line: &str| is_log_line(line) && self.allowed.iter().any(|text| line.contains(text));
-        self.log()
-            .lines()
-            .filter(|line| is_alarming(line) && !expected(line))
-            .map(str::to_owned)
-            .collect()
+        unexpected_lines(&self.log(), &self.allowed)
     }
 }
 
@@ -320,6 +315,15 @@ impl Drop for Cluster {
             unexpected.join("\n")
         );
     }
+}
+
+/// Lines of a log that are alarming, and contain none of the texts that a test allowed.
+pub(crate) fn unexpected_lines(log: &str, allowed: &[String]) -> Vec<String> {
+    let expected = |line: &str| is_log_line(line) && allowed.iter().any(|text| line.contains(text));
+    log.lines()
+        .filter(|line| is_alarming(line) && !expected(line))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn is_log_line(line: &str) -> bool {
@@ -358,7 +362,7 @@ pub fn binary() -> PathBuf {
     binary
 }
 
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     for _ in 0..1000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(PORTS)));
         if TcpListener::bind(address).is_ok() {

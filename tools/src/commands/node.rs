@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use storage_node::node::{DiskSpec, Node, NodeOptions};
+use storage_node::protocol::ClusterId;
 use tokio::net::TcpListener;
 
 #[derive(Args)]
@@ -14,11 +15,21 @@ pub struct NodeArgs {
     /// A disk to serve: a file or block device that was formatted for a cluster (repeat for more)
     #[arg(long, value_name = "PATH", required = true)]
     disk: Vec<PathBuf>,
+    /// The cluster, 32 hex digits: disks of another one are refused. Any disk is served if it is not given
+    #[arg(long, value_name = "ID", value_parser = parse_cluster)]
+    cluster: Option<ClusterId>,
     /// Where to serve. Requests are not authenticated yet: keep it on loopback or a private network
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9100")]
     listen: SocketAddr,
     #[command(flatten)]
     verify: VerifyArgs,
+}
+
+fn parse_cluster(text: &str) -> Result<ClusterId, String> {
+    let bad = |_| {
+        "a cluster is named by 32 hex digits; `cairn disk inspect PATH` shows those of a disk".to_string()
+    };
+    text.parse().map_err(bad)
 }
 
 pub async fn run(args: NodeArgs) -> CommandResult {
@@ -27,6 +38,7 @@ pub async fn run(args: NodeArgs) -> CommandResult {
         .await
         .map_err(|e| format!("--listen {}: {e}", args.listen))?;
     let options = NodeOptions {
+        cluster: args.cluster,
         verify_cycle: args.verify.cycle()?,
         ..NodeOptions::default()
     };
