@@ -4,6 +4,8 @@ mod basics;
 mod concurrency;
 mod crash;
 mod damage;
+mod failures;
+mod house;
 mod model;
 mod space;
 mod verify;
@@ -35,13 +37,15 @@ pub fn key(blob: u64, stripe: u32) -> ShardKey {
 pub fn payload(to: &UnitAddress, key: ShardKey, version: u64, len: usize) -> Bytes {
     let mut state =
         to.unit.volume ^ (key.blob << 20) ^ (u64::from(key.stripe) << 8) ^ (version << 50) ^ 0x9e37;
-    let mut next = || {
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
         state = state
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
-        (state >> 33) as u8
-    };
-    (0..len).map(|_| next()).collect::<Vec<u8>>().into()
+        bytes.extend((state ^ (state >> 31)).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes.into()
 }
 
 /// A shard, sealed as a gateway does it.
@@ -81,11 +85,11 @@ pub fn format_simulated(disk: &SimulatedDisk, extent_size: u64) {
 
 /// Runs async calls on a plain thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    runtime.block_on(future)
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    }
+    RUNTIME.with(|runtime| runtime.block_on(future))
 }
 
 pub fn put(engine: &Engine, to: &UnitAddress, key: ShardKey, payload: Bytes) -> Result<(), NodeError> {
