@@ -106,11 +106,12 @@ pub fn delete(engine: &Engine, from: &UnitAddress, blobs: &[u64]) -> Result<(), 
 
 type OnRead = Box<dyn Fn(u64, &mut [u8]) -> Result<(), DeviceError> + Send + Sync>;
 
-/// A device between the engine and the disk: changes or fails what is read, or panics in a write.
+/// A device between the engine and the disk: changes or fails what is read; loses writes, or panics in one.
 pub struct Tampered {
     inner: Arc<dyn Device>,
     on_read: OnRead,
     pub panics: std::sync::atomic::AtomicBool,
+    pub loses: std::sync::atomic::AtomicBool,
 }
 
 impl Tampered {
@@ -122,6 +123,7 @@ impl Tampered {
             inner: disk.device(),
             on_read: Box::new(on_read),
             panics: Default::default(),
+            loses: Default::default(),
         })
     }
 }
@@ -136,6 +138,9 @@ impl Device for Tampered {
     }
     fn write(&self, offset: u64, bytes: AlignedBytes) -> Completion<()> {
         assert!(!self.panics.load(Ordering::Relaxed), "a test wants this panic");
+        if self.loses.load(Ordering::Relaxed) {
+            return Completion::ready(Ok(()));
+        }
         self.inner.write(offset, bytes)
     }
     fn flush(&self) -> Completion<()> {

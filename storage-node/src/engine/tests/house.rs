@@ -187,7 +187,11 @@ impl House {
         let volume = self.rng.random_range(0..UNITS);
         match self.rng.random_range(0..100) {
             0..42 => self.draw_put(volume),
-            42..50 => Operation::Together((0..self.rng.random_range(2..8)).map(|_| self.draw_change()).collect()),
+            42..50 => Operation::Together(
+                (0..self.rng.random_range(2..8))
+                    .map(|_| self.draw_change())
+                    .collect(),
+            ),
             50..70 => self.draw_delete(volume),
             70..71 => Operation::DropUnit { volume },
             71..95 => Operation::Read {
@@ -293,7 +297,10 @@ impl House {
                 Operation::DropUnit { volume } => engine.drop_unit(&unit(*volume), DEADLINE).await,
                 other => panic!("not a change: {other:?}"),
             };
-            let calls = operations.iter().zip(&versions).map(|(operation, version)| call(operation, *version));
+            let calls = operations
+                .iter()
+                .zip(&versions)
+                .map(|(operation, version)| call(operation, *version));
             block_on(futures::future::join_all(calls))
         };
         let mut up = true;
@@ -347,10 +354,15 @@ impl House {
         result: Result<(), NodeError>,
         doomed: impl Fn(u64, ShardKey) -> bool,
     ) {
-        let named = self.allowed.iter_mut().filter(|((volume, key), _)| doomed(*volume, *key));
+        let named = self
+            .allowed
+            .iter_mut()
+            .filter(|((volume, key), _)| doomed(*volume, *key));
         match result {
             Ok(()) => named.for_each(|(_, states)| *states = BTreeSet::from([None])),
-            Err(NodeError::Fenced { .. } | NodeError::Timeout) => named.for_each(|(_, states)| states.extend([None])),
+            Err(NodeError::Fenced { .. } | NodeError::Timeout) => {
+                named.for_each(|(_, states)| states.extend([None]))
+            }
             Err(NodeError::NoSpace) if self.lossy => {}
             Err(error) => panic!("{operation:?}: {error}"),
         }
@@ -403,7 +415,10 @@ impl House {
                 self.engine = None;
                 self.disk.disarm();
                 let engine = self.open().unwrap();
-                assert!(self.lossy || engine.status().corrupt_shards == 0, "a failed write is no rot");
+                assert!(
+                    self.lossy || engine.status().corrupt_shards == 0,
+                    "a failed write is no rot"
+                );
                 self.engine = Some(engine);
             }
         }
@@ -517,7 +532,10 @@ impl House {
             for ((_, key), states) in of_volume.clone() {
                 let found = listed.get(key).copied();
                 let expected = states.iter().any(|state| state.map(|(_, len)| len) == found);
-                assert!(expected, "inventory of {volume}: {key:?}: {found:?} is none of {states:?}");
+                assert!(
+                    expected,
+                    "inventory of {volume}: {key:?}: {found:?} is none of {states:?}"
+                );
             }
             let known: BTreeSet<ShardKey> = of_volume.map(|((_, key), _)| *key).collect();
             assert!(listed.keys().all(|key| known.contains(key)), "{listed:?}");
@@ -560,7 +578,11 @@ fn apart(operations: &[Operation]) -> Vec<Operation> {
         }
         _ => false,
     };
-    operations.iter().filter(|operation| is_apart(operation)).cloned().collect()
+    operations
+        .iter()
+        .filter(|operation| is_apart(operation))
+        .cloned()
+        .collect()
 }
 
 type Snapshot = Vec<(UnitId, ShardKey, Result<ShardBlocks, NodeError>)>;
@@ -634,7 +656,9 @@ impl Device for Watch {
         let end = offset + bytes.len() as u64;
         self.each_live(|at, len| {
             if at < end && offset < at + len {
-                self.report(format!("a write of {offset}..{end} touches the live record at {at}"));
+                self.report(format!(
+                    "a write of {offset}..{end} touches the live record at {at}"
+                ));
             }
         });
         self.inner.write(offset, bytes)
@@ -642,7 +666,9 @@ impl Device for Watch {
     fn flush(&self) -> Completion<()> {
         self.each_live(|at, len| {
             if !self.disk.is_durable(at, len) {
-                self.report(format!("the index names the record at {at}, which is not durable"));
+                self.report(format!(
+                    "the index names the record at {at}, which is not durable"
+                ));
             }
         });
         self.inner.flush()
