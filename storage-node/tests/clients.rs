@@ -196,6 +196,42 @@ async fn over_http() {
     );
 }
 
+/// A gateway repairs what it is told is corrupt: an error without its type would be retried or reported, and never repaired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn corruption_keeps_its_type_over_http() {
+    let house = house(Backend::Auto);
+    let (to, key) = (address(1), ShardKey { blob: 1, stripe: 0 });
+    let shard = sealed(&to, key, 5000);
+    house.node.put(&to, shard.clone(), DEADLINE).await.unwrap();
+    let path = house.folder.path().join("disk-0");
+    let bytes = std::fs::read(&path).unwrap();
+    let payload_at = bytes.windows(64).position(|w| w == &shard.payload[..64]).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let spoil = |at: usize| {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[!bytes[at]], at as u64).unwrap();
+        file.sync_all().unwrap();
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let server = tokio::spawn(storage_node::server::serve(
+        listener,
+        house.node.clone(),
+        std::future::pending(),
+    ));
+    // A spoilt payload is for the caller to find, by the CRCs that come with it.
+    spoil(payload_at + 70);
+    let read = client.get(&to, key, BlockRange::ALL, DEADLINE).await.unwrap();
+    assert_eq!(read.block_crcs, shard.seal.block_crcs);
+    assert_ne!(read.payload, shard.payload);
+    spoil(payload_at - 200);
+    let read = client.get(&to, key, BlockRange::ALL, DEADLINE).await;
+    assert!(
+        matches!(&read, Err(NodeError::Corrupt { what }) if what.contains("blob 1")),
+        "{read:?}"
+    );
+    server.abort();
+}
+
 #[tokio::test]
 async fn a_silent_node_times_out() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -3,7 +3,8 @@
 //! The fault model:
 //! - **Sectors of 512 B are atomic**; anything larger can be torn between sectors. Writes land in a volatile cache;
 //!   a flush makes them durable. At a crash each unflushed sector is, independently: kept, or lost (the old bytes
-//!   are back). That is how a torn write comes about.
+//!   are back). That is how a torn write comes about. A test may want all kept, all lost, or that the process died
+//!   and the cache did not ([`Unflushed`]).
 //! - **Crash at any I/O**: operation number n and all later ones fail, until [`SimulatedDisk::reboot`]. The
 //!   operation that crashes may itself have happened in part.
 //! - **Read, write, flush error**: one operation fails; a failed write may have written any of its sectors; a failed
@@ -54,6 +55,19 @@ pub enum Fault {
     Slow(Duration),
     /// The next operation is never answered.
     Hang,
+}
+
+/// What a crash does to what was written and not flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unflushed {
+    /// Each sector is kept or lost, independently.
+    Either,
+    /// All of it is kept.
+    Kept,
+    /// All of it is lost.
+    Lost,
+    /// It stays in the cache, to be kept or lost later: the process died, and the machine did not.
+    Cached,
 }
 
 impl Fault {
@@ -158,10 +172,21 @@ impl SimulatedDisk {
     /// Cuts the power: each unflushed sector is kept or lost, independently; then the disk works again, with no
     /// fault armed.
     pub fn reboot(&self) {
+        self.reboot_with(Unflushed::Either);
+    }
+
+    /// As [`SimulatedDisk::reboot`], where the test says what becomes of what was not flushed.
+    pub fn reboot_with(&self, unflushed: Unflushed) {
         let media = &mut *self.lock();
-        for (sector, durable) in std::mem::take(&mut media.unflushed) {
-            if media.rng.random::<bool>() {
-                media.current[sector * SECTOR..][..SECTOR].copy_from_slice(&durable);
+        if unflushed != Unflushed::Cached {
+            for (sector, durable) in std::mem::take(&mut media.unflushed) {
+                let lost = match unflushed {
+                    Unflushed::Either => media.rng.random::<bool>(),
+                    other => other == Unflushed::Lost,
+                };
+                if lost {
+                    media.current[sector * SECTOR..][..SECTOR].copy_from_slice(&durable);
+                }
             }
         }
         media.crash_at = None;
@@ -182,6 +207,17 @@ impl SimulatedDisk {
     /// Copies bytes out, without counting as an operation.
     pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
         self.lock().current[offset as usize..][..len].to_vec()
+    }
+
+    /// Whether nothing in this range would be lost with the power.
+    pub fn is_durable(&self, offset: u64, len: u64) -> bool {
+        let sectors = offset as usize / SECTOR..((offset + len) as usize).div_ceil(SECTOR);
+        self.lock().unflushed.range(sectors).next().is_none()
+    }
+
+    /// How many faults are armed and not used up.
+    pub fn armed(&self) -> usize {
+        self.lock().armed.len()
     }
 
     /// Forgets the faults that are armed.

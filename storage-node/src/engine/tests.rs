@@ -4,6 +4,8 @@ mod basics;
 mod concurrency;
 mod crash;
 mod damage;
+mod failures;
+mod house;
 mod model;
 mod pipeline;
 mod reads;
@@ -37,13 +39,15 @@ pub fn key(blob: u64, stripe: u32) -> ShardKey {
 pub fn payload(to: &UnitAddress, key: ShardKey, version: u64, len: usize) -> Bytes {
     let mut state =
         to.unit.volume ^ (key.blob << 20) ^ (u64::from(key.stripe) << 8) ^ (version << 50) ^ 0x9e37;
-    let mut next = || {
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
         state = state
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
-        (state >> 33) as u8
-    };
-    (0..len).map(|_| next()).collect::<Vec<u8>>().into()
+        bytes.extend((state ^ (state >> 31)).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes.into()
 }
 
 /// A shard, sealed as a gateway does it.
@@ -83,11 +87,11 @@ pub fn format_simulated(disk: &SimulatedDisk, extent_size: u64) {
 
 /// Runs async calls on a plain thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    runtime.block_on(future)
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    }
+    RUNTIME.with(|runtime| runtime.block_on(future))
 }
 
 pub fn put(engine: &Engine, to: &UnitAddress, key: ShardKey, payload: Bytes) -> Result<(), NodeError> {
@@ -104,11 +108,12 @@ pub fn delete(engine: &Engine, from: &UnitAddress, blobs: &[u64]) -> Result<(), 
 
 type OnRead = Box<dyn Fn(u64, &mut [u8]) -> Result<(), DeviceError> + Send + Sync>;
 
-/// A device between the engine and the disk: changes or fails what is read, or panics in a write.
+/// A device between the engine and the disk: changes or fails what is read; loses writes, or panics in one.
 pub struct Tampered {
     inner: Arc<dyn Device>,
     on_read: OnRead,
     pub panics: std::sync::atomic::AtomicBool,
+    pub loses: std::sync::atomic::AtomicBool,
 }
 
 impl Tampered {
@@ -120,6 +125,7 @@ impl Tampered {
             inner: disk.device(),
             on_read: Box::new(on_read),
             panics: Default::default(),
+            loses: Default::default(),
         })
     }
 }
@@ -134,6 +140,9 @@ impl Device for Tampered {
     }
     fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()> {
         assert!(!self.panics.load(Ordering::Relaxed), "a test wants this panic");
+        if self.loses.load(Ordering::Relaxed) {
+            return Completion::ready(Ok(()));
+        }
         self.inner.write_parts(offset, parts)
     }
     fn flush(&self) -> Completion<()> {

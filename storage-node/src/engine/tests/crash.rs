@@ -1,6 +1,6 @@
 //! Power cuts at every I/O of a mix, and again during recovery.
 
-use super::model::House;
+use super::house::House;
 use super::*;
 use rand::Rng;
 

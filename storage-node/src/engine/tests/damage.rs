@@ -1,6 +1,6 @@
 //! Damage to what was acknowledged: found, confined to what it touches, never passed on as right bytes.
 
-use super::model::House;
+use super::house::House;
 use super::*;
 use crate::device::simulated::Fault;
 use rand::Rng;

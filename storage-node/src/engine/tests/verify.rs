@@ -1,6 +1,6 @@
 //! Verifying finds what is wrong, all of it, and nothing else; also while the disk is at work.
 
-use super::model::House;
+use super::house::House;
 use super::*;
 use crate::device::{DeviceErrorKind, align_down};
 use crate::protocol::{Finding, FindingKind};
