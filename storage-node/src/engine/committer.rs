@@ -11,11 +11,12 @@ use super::batch::{Batch, Draft};
 use super::compaction::Job;
 use super::index::{Entry, Extent, ExtentUse, Mark};
 use super::queue::{Change, Reply, Request};
+use super::summaries::Summaries;
 use super::{Shared, WRITE_CHECK_INTERVAL, superblocks};
 use crate::device::{AlignedBuf, BLOCK, DeviceError, DeviceErrorKind};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind};
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{FORMAT_VERSION, Superblock};
 use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad_block, seal_seed};
 use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
@@ -73,6 +74,7 @@ pub struct Committer {
     pub(super) free: VecDeque<u32>,
     pub(super) job: Option<Job>,
     pub(super) headers: Vec<ExtentHeader>,
+    pub(super) summaries: Summaries,
     pub(super) checked: Instant,
     /// Extents whose space the filesystem granted since the disk was opened.
     pub(super) granted: HashSet<u32>,
@@ -149,6 +151,7 @@ impl Committer {
 
     fn is_unmarked(&self) -> bool {
         self.superblock.flushed < self.counters.flushed
+            || self.summaries.is_due(self.counters.flushed)
             || self.superblock.verified != self.shared.verify_cursor.load(Ordering::Relaxed)
     }
 
@@ -159,6 +162,7 @@ impl Committer {
             return;
         }
         self.look_at_disk();
+        self.write_summaries();
         if self.shared.fence.get().is_none()
             && let Err(error) = self.write_superblock()
         {
@@ -166,7 +170,8 @@ impl Committer {
         }
     }
 
-    fn write_superblock(&mut self) -> Result<(), DeviceError> {
+    pub(super) fn write_superblock(&mut self) -> Result<(), DeviceError> {
+        self.superblock.version = FORMAT_VERSION;
         self.superblock.sequence += 1;
         self.superblock.flushed = self.counters.flushed;
         self.superblock.verified = self.shared.verify_cursor.load(Ordering::Relaxed);
@@ -406,7 +411,7 @@ impl Committer {
         let open = self.shared.index().open_extent(owner);
         let fitting = open.filter(|number| {
             let end = self.shared.index().extents[*number as usize].end;
-            batch.fits(*number, end, layout.data_end(), &draft)
+            batch.fits(*number, end, self.summaries.limit(*number, &layout), &draft)
         });
         let number = match fitting {
             Some(number) => number,
@@ -414,7 +419,13 @@ impl Committer {
         };
         let index = self.shared.index();
         let extent = &index.extents[number as usize];
-        Ok(batch.add(number, extent.generation, extent.end, extent.ordinal, draft))
+        if !batch.fits(number, extent.end, self.summaries.limit(number, &layout), &draft) {
+            // It fills an extent: no room is left to sum it up.
+            self.summaries.forget(number);
+        }
+        let head = batch.add(number, extent.generation, extent.end, extent.ordinal, draft);
+        self.summaries.note(&head);
+        Ok(head)
     }
 
     fn open_new(&mut self, owner: UnitId, purpose: Purpose) -> Result<u32, NodeError> {
@@ -434,6 +445,10 @@ impl Committer {
             .map_err(|error| self.shared.fence_with(&error))?;
         self.stage_header(number, Some(owner), generation);
         let mut index = self.shared.index_mut();
+        if let Some(left) = index.open_extent(owner) {
+            self.summaries.seal(left);
+        }
+        self.summaries.begin(number, owner, generation, &layout);
         let pin = index.extents[number as usize].pin.clone();
         let fresh = Extent::new(ExtentUse::Owned(owner), generation, layout.data_start());
         index.extents[number as usize] = Extent { pin, ..fresh };
@@ -500,7 +515,8 @@ impl Committer {
 
     /// Writes a batch and the staged headers, waits, flushes, advances the logs.
     pub(super) fn write_batch(&mut self, mut batch: Batch) -> Result<(), NodeError> {
-        if batch.is_empty() && self.headers.is_empty() {
+        let due = self.summaries.is_due(self.counters.flushed);
+        if batch.is_empty() && self.headers.is_empty() && !due {
             return Ok(());
         }
         let result = self.write_and_flush(&mut batch);
@@ -518,8 +534,10 @@ impl Committer {
     }
 
     fn write_and_flush(&mut self, batch: &mut Batch) -> Result<(), DeviceError> {
+        let summaries = self.due_summaries()?;
         let (device, layout) = (&self.shared.device, &self.shared.layout);
         let mut writes = Vec::new();
+        writes.extend(summaries.into_iter().map(|(at, bytes)| device.write(at, bytes)));
         for header in self.headers.drain(..) {
             let mut block = AlignedBuf::zeroed(BLOCK);
             let bytes = header.encode(&self.shared.identity);

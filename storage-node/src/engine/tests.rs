@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod model;
 mod space;
+mod summary;
 mod verify;
 
 use super::*;
