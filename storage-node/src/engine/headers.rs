@@ -1,15 +1,20 @@
 //! The headers of every extent: whose each is, and where the numbers of headers and generations stand.
 //!
+//! They are the most of what is read of a disk whose extents are summed up, so many are asked for at a time.
+//!
 //! Invariant: one bad read decides nothing; an extent of which no header is valid is left alone.
 
 use super::index::{Extent, ExtentUse};
 use super::tail::{FooterBytes, footer_in};
-use crate::device::{AlignedBuf, BLOCK, Device};
+use crate::device::{AlignedBuf, BLOCK, Completion, Device};
 use crate::format::extent::{DiskIdentity, ExtentHeader};
 use crate::format::layout::Layout;
 use crate::format::superblock::Superblock;
 use crate::protocol::UnitId;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+
+/// Extents whose edges are being read at a time.
+const EXTENTS_AHEAD: usize = 16;
 
 /// What an extent's two headers mean together. Pure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +73,22 @@ pub fn read_extents(
 ) -> (Extents, u64, u64) {
     let mut found = Extents::default();
     let (mut next_header, mut generation) = (1, superblock.generation_limit);
+    let mut ahead = 0..layout.extents();
+    let mut started: VecDeque<Edges> = VecDeque::new();
     for number in 0..layout.extents() {
+        let more = EXTENTS_AHEAD - started.len();
+        started.extend(
+            ahead
+                .by_ref()
+                .take(more)
+                .map(|next| Edges::start(device, layout, next)),
+        );
+        let Some(edges) = started.pop_front() else { break };
         let Headers {
             copies: [a, b],
             failed,
             footer,
-        } = read_headers(device, layout, identity, number);
+        } = edges.wait(device, identity);
         let choice = choose_header(a, b);
         found.unknown |= failed && choice == HeaderChoice::Bad;
         let extent = match choice {
@@ -110,26 +125,46 @@ struct Headers {
     footer: Option<FooterBytes>,
 }
 
-/// Reads both copies of a header, and what is before the second one in the same go.
-fn read_headers(device: &dyn Device, layout: &Layout, identity: &DiskIdentity, number: u32) -> Headers {
-    let start = layout.extent_offset(number);
-    let places = [start, start + u64::from(layout.data_end())];
-    let read = |offset, blocks| device.read(offset, AlignedBuf::zeroed(blocks * BLOCK));
-    let first = [read(places[0], 1), read(places[1] - BLOCK as u64, 2)].map(|read| read.wait().ok());
-    let decode = |block: &[u8]| ExtentHeader::decode(block, identity, number).ok();
-    let mut failed = false;
-    let copies = [0, 1].map(|copy: usize| {
-        let block = first[copy].as_ref().map(|read| &read[copy * BLOCK..]);
-        // One bad read decides nothing.
-        block.and_then(decode).or_else(|| {
-            let again = read(places[copy], 1).wait().ok();
-            failed |= again.is_none();
-            again.as_deref().and_then(decode)
-        })
-    });
-    Headers {
-        copies,
-        failed,
-        footer: first[1].as_deref().and_then(footer_in),
+/// Both edges of an extent on their way from the disk: header A, and header B with the block before it.
+struct Edges {
+    number: u32,
+    places: [u64; 2],
+    reads: [Completion<AlignedBuf>; 2],
+}
+
+impl Edges {
+    fn start(device: &dyn Device, layout: &Layout, number: u32) -> Edges {
+        let start = layout.extent_offset(number);
+        let places = [start, start + u64::from(layout.data_end())];
+        let tail = places[1] - BLOCK as u64;
+        Edges {
+            number,
+            places,
+            reads: [
+                device.read(start, AlignedBuf::zeroed(BLOCK)),
+                device.read(tail, AlignedBuf::zeroed(2 * BLOCK)),
+            ],
+        }
+    }
+
+    fn wait(self, device: &dyn Device, identity: &DiskIdentity) -> Headers {
+        let first = self.reads.map(|read| read.wait().ok());
+        let decode = |block: &[u8]| ExtentHeader::decode(block, identity, self.number).ok();
+        let mut failed = false;
+        let copies = [0, 1].map(|copy: usize| {
+            let block = first[copy].as_ref().map(|read| &read[copy * BLOCK..]);
+            // One bad read decides nothing.
+            block.and_then(decode).or_else(|| {
+                let again = device.read(self.places[copy], AlignedBuf::zeroed(BLOCK));
+                let again = again.wait().ok();
+                failed |= again.is_none();
+                again.as_deref().and_then(decode)
+            })
+        });
+        Headers {
+            copies,
+            failed,
+            footer: first[1].as_deref().and_then(footer_in),
+        }
     }
 }
