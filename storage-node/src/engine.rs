@@ -14,6 +14,7 @@ mod batch;
 mod committer;
 mod compaction;
 mod flusher;
+pub(crate) mod headers;
 mod heads;
 mod index;
 mod queue;
@@ -21,7 +22,9 @@ mod reader;
 pub(crate) mod recovery;
 pub(crate) mod scan;
 mod stream;
+mod summaries;
 mod superblocks;
+pub(crate) mod tail;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -30,7 +33,7 @@ use crate::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX};
 use crate::device::{AlignedBuf, BLOCK, Device, DeviceError, Latched};
 use crate::format::extent::{DiskIdentity, ExtentHeader, SYSTEM_UNIT};
 use crate::format::layout::Layout;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{FORMAT_VERSION, Superblock};
 use crate::metrics::{DiskMetrics, DiskMetricsSnapshot};
 use crate::protocol::{
     BlockRange, DiskState, Findings, InventoryEntry, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX,
@@ -41,6 +44,7 @@ use flusher::Flusher;
 use heads::{HEADS_BYTES, Heads};
 use index::{ExtentUse, Index};
 use queue::{Change, Queue, Request};
+pub use recovery::Opened;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
@@ -201,6 +205,7 @@ pub fn format(device: &dyn Device, format: &Format) -> Result<Superblock, String
     }
     device.flush().wait().map_err(|e| e.to_string())?;
     let superblock = Superblock {
+        version: FORMAT_VERSION,
         disk: format.disk,
         cluster: format.cluster,
         incarnation: format.incarnation,
@@ -263,6 +268,7 @@ pub struct EngineStatus {
 pub struct Engine {
     shared: Arc<Shared>,
     superblock: Superblock,
+    opened: Opened,
     reads: Arc<Semaphore>,
     committer: Mutex<Option<JoinHandle<()>>>,
     verifier: Mutex<Option<Verifier>>,
@@ -275,7 +281,7 @@ struct Verifier {
 }
 
 impl Engine {
-    /// Recovers a disk and starts serving it. Blocks: it reads every extent in use.
+    /// Recovers a disk and starts serving it. Blocks: it reads the summary of every extent in use, and walks those without.
     pub fn open(device: Arc<dyn Device>) -> Result<Engine, String> {
         let device: Arc<dyn Device> = Arc::new(Latched::new(device));
         let superblock = recovery::open_superblock(&*device)?;
@@ -324,6 +330,7 @@ impl Engine {
             free,
             job: None,
             headers: found.headers,
+            summaries: Default::default(),
             checked: Instant::now(),
             granted: Default::default(),
             starved: false,
@@ -334,6 +341,7 @@ impl Engine {
             NodeError::Fenced { reason } => reason,
             error => error.to_string(),
         })?;
+        committer.summaries = found.summaries;
         let spawned = std::thread::Builder::new()
             .name("committer".into())
             .spawn(move || committer.run());
@@ -342,10 +350,16 @@ impl Engine {
         Ok(Engine {
             shared,
             superblock,
+            opened: found.opened,
             reads,
             committer: Mutex::new(Some(thread)),
             verifier: Mutex::new(None),
         })
+    }
+
+    /// How its extents were read when it was opened.
+    pub fn opened(&self) -> Opened {
+        self.opened
     }
 
     /// What the disk said it is when it was opened.

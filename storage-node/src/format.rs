@@ -8,6 +8,9 @@
 //! ```text
 //! | header A 4 KiB | record | record | … | batch padding to 4 KiB | record | … | header B 4 KiB |
 //! ```
+//! When an extent of a unit is left for a new one it is sealed, and what its records say is summed up at its tail
+//! ([`summary`]); nothing is appended behind a summary.
+//!
 //! Invariants: every decoder is bounded and total: any bytes give a struct or a [`FormatError`], never a panic, and no
 //! number that it returns is so large that counting on from it overflows ([`NUMBER_LIMIT`]). Every
 //! checksum of a record starts from a seed made of disk, incarnation, extent and generation, so bytes that were
@@ -17,6 +20,7 @@ mod bytes;
 pub mod extent;
 pub mod layout;
 pub mod record;
+pub mod summary;
 pub mod superblock;
 #[cfg(test)]
 mod tests;

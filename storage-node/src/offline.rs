@@ -14,6 +14,7 @@ mod disk;
 mod image;
 mod inspect;
 mod probe;
+mod summary;
 mod survey;
 #[cfg(test)]
 mod tests;

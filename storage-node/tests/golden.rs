@@ -2,7 +2,8 @@
 //!
 //! `golden/v1.txt` is the image, as the sectors that hold something; `golden/v1.shards` lists the shards that it serves.
 //! The image has what the format has: packed and aligned payloads, one and two blocks, an overwritten shard, a
-//! tombstone, a dropped unit with its freed extent, and a record that recovery cut.
+//! tombstone, a dropped unit with its freed extent, and a record that recovery cut; from version 2 on also a sealed
+//! extent with its summary.
 //!
 //! They are never made anew for a version that was released: a new version gets files of its own. To make them for a new
 //! version: `cargo test --release -p storage-node --test golden -- --ignored make`.
@@ -114,6 +115,7 @@ fn try_make(directory: &Path) -> Option<PathBuf> {
     };
     format(&*open_file(&whole, Backend::Pread).unwrap(), &layout).unwrap();
     let (one, two, dropped) = (unit(10, 0, 1), unit(11, 5, 2), unit(12, 1, 1));
+    let sealed = unit(13, 2, 1);
 
     let engine = open(&whole);
     put(&engine, &dropped, 6, 0, 900, 6);
@@ -137,6 +139,10 @@ fn try_make(directory: &Path) -> Option<PathBuf> {
     }
     for (blob, stripe, len) in [(7, 0, 70_000), (7, 1, 65_536 / 4), (9, 0, 300)] {
         put(&engine, &two, blob, stripe, len, 16);
+    }
+    // The third does not fit into the extent of the first two, which is sealed.
+    for blob in 10..13 {
+        put(&engine, &sealed, blob, 0, 50_000, 6);
     }
     put(&engine, &one, 2, 0, 5100, 6);
     block_on(engine.delete(&one, &[3], DEADLINE)).unwrap();
@@ -246,14 +252,18 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(golden(name)).unwrap()
 }
 
-#[test]
-fn a_disk_of_version_1_is_served_whole() {
+fn assert_served_whole(version: u32, summed_up: u64) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");
-    restore(&read("v1.txt"), &path);
+    restore(&read(&format!("v{version}.txt")), &path);
     let found = verify(&Disk::open(&path).unwrap(), &mut |_, _| {});
     assert!(found.clean && found.findings.is_empty(), "{found:#?}");
     let before = look(&path, 9);
+    assert_eq!(before.format, version);
+    assert_eq!(
+        before.extents.iter().filter(|e| e.sealed).count() as u64,
+        summed_up
+    );
     assert_eq!((before.tombstones, before.drops, before.cuts), (1, 1, 1));
     assert!(
         before
@@ -262,8 +272,9 @@ fn a_disk_of_version_1_is_served_whole() {
             .iter()
             .any(|r| r.state == RecordState::Cut)
     );
+    assert_eq!(open(&path).opened().summed_up, summed_up);
     for _ in 0..2 {
-        assert_eq!(shards(&path), read("v1.shards"));
+        assert_eq!(shards(&path), read(&format!("v{version}.shards")));
     }
     // It can be written on, too.
     let (engine, to) = (open(&path), unit(10, 0, 1));
@@ -278,15 +289,25 @@ fn a_disk_of_version_1_is_served_whole() {
 }
 
 #[test]
-fn what_is_written_today_decodes_as_version_1() {
+fn a_disk_of_version_1_is_served_whole() {
+    assert_served_whole(1, 0);
+}
+
+#[test]
+fn a_disk_of_version_2_is_served_whole() {
+    assert_served_whole(2, 1);
+}
+
+#[test]
+fn what_is_written_today_decodes_as_version_2() {
     let directory = tempfile::tempdir().unwrap();
     let old = directory.path().join("old");
-    restore(&read("v1.txt"), &old);
+    restore(&read("v2.txt"), &old);
     let new = make(directory.path());
     for (old, new) in decoded(&old).iter().zip(decoded(&new)) {
         assert_eq!(*old, new);
     }
-    assert_eq!(shards(&new), read("v1.shards"));
+    assert_eq!(shards(&new), read("v2.shards"));
 }
 
 #[test]

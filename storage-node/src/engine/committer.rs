@@ -15,11 +15,12 @@ use super::compaction::Job;
 use super::flusher::{Admitted, Decided, Flusher, IN_FLIGHT_MAX, Pending, Started, make_durable};
 use super::index::{Extent, ExtentUse, Mark};
 use super::queue::{Change, Request};
+use super::summaries::Summaries;
 use super::{Shared, WRITE_CHECK_INTERVAL, superblocks};
 use crate::device::{AlignedBuf, BLOCK, Completion, DeviceError, DeviceErrorKind};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind};
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{FORMAT_VERSION, Superblock};
 use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad_block, seal_seed};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -77,6 +78,7 @@ pub struct Committer {
     pub(super) free: VecDeque<u32>,
     pub(super) job: Option<Job>,
     pub(super) headers: Vec<ExtentHeader>,
+    pub(super) summaries: Summaries,
     pub(super) checked: Instant,
     /// Extents whose space the filesystem granted since the disk was opened.
     pub(super) granted: HashSet<u32>,
@@ -154,6 +156,7 @@ impl Committer {
 
     fn is_unmarked(&self) -> bool {
         self.superblock.flushed < self.counters.batch - 1
+            || self.summaries.is_due(self.counters.flushed)
             || self.superblock.verified != self.shared.verify_cursor.load(Ordering::Relaxed)
     }
 
@@ -165,6 +168,7 @@ impl Committer {
             return;
         }
         self.look_at_disk();
+        self.write_summaries();
         if self.shared.fence.get().is_none()
             && let Err(error) = self.write_superblock()
         {
@@ -172,7 +176,8 @@ impl Committer {
         }
     }
 
-    fn write_superblock(&mut self) -> Result<(), DeviceError> {
+    pub(super) fn write_superblock(&mut self) -> Result<(), DeviceError> {
+        self.superblock.version = FORMAT_VERSION;
         self.superblock.sequence += 1;
         self.superblock.flushed = self.counters.flushed;
         self.superblock.verified = self.shared.verify_cursor.load(Ordering::Relaxed);
@@ -456,7 +461,7 @@ impl Committer {
         let open = self.shared.index().open_extent(owner);
         let fitting = open.filter(|number| {
             let end = self.shared.index().extents[*number as usize].end;
-            batch.fits(*number, end, layout.data_end(), &draft)
+            batch.fits(*number, end, self.summaries.limit(*number, &layout), &draft)
         });
         let number = match fitting {
             Some(number) => number,
@@ -464,6 +469,10 @@ impl Committer {
         };
         let index = self.shared.index();
         let extent = &index.extents[number as usize];
+        if !batch.fits(number, extent.end, self.summaries.limit(number, &layout), &draft) {
+            // It fills an extent: no room is left to sum it up.
+            self.summaries.forget(number);
+        }
         let loose = self
             .in_flight
             .iter()
@@ -475,7 +484,9 @@ impl Committer {
             loose_start: loose.copied().min().unwrap_or(extent.end),
             ordinal: extent.ordinal,
         };
-        Ok(batch.add(log, draft))
+        let head = batch.add(log, draft);
+        self.summaries.note(&head);
+        Ok(head)
     }
 
     fn open_new(&mut self, owner: UnitId, purpose: Purpose) -> Result<u32, NodeError> {
@@ -495,6 +506,10 @@ impl Committer {
             .map_err(|error| self.shared.fence_with(&error))?;
         self.stage_header(number, Some(owner), generation);
         let mut index = self.shared.index_mut();
+        if let Some(left) = index.open_extent(owner) {
+            self.summaries.seal(left);
+        }
+        self.summaries.begin(number, owner, generation, &layout);
         let pin = index.extents[number as usize].pin.clone();
         let fresh = Extent::new(ExtentUse::Owned(owner), generation, layout.data_start());
         index.extents[number as usize] = Extent { pin, ..fresh };
@@ -559,27 +574,36 @@ impl Committer {
         });
     }
 
-    /// Writes a batch and the staged headers, waits, flushes. Nothing else is in flight then.
+    /// Writes a batch, the staged headers and the summaries that are due, waits, flushes. Nothing else is in flight then.
     pub(super) fn write_batch(&mut self, batch: Batch) -> Result<(), NodeError> {
         self.drain();
-        if batch.is_empty() && self.headers.is_empty() {
+        if batch.is_empty() && self.headers.is_empty() && !self.summaries.is_due(self.counters.flushed) {
             return Ok(());
         }
         let (number, bytes) = (batch.number(), batch.bytes());
         let (writes, _) = self.start_writes(batch);
+        if writes.is_empty() {
+            return Ok(());
+        }
         make_durable(&self.shared, writes, bytes).map_err(|error| self.shared.fence_with(&error))?;
         self.counters.flushed = number;
         Ok(())
     }
 
-    /// Starts the writes of a batch and the staged headers, and advances the logs; and where its part of each extent starts.
+    /// Starts the writes of a batch, the staged headers and the summaries that are due, and advances the logs; and where its
+    /// part of each extent starts.
     fn start_writes(&mut self, mut batch: Batch) -> (Vec<Completion<()>>, HashMap<u32, u32>) {
+        let due = self.summaries.is_due(self.counters.flushed);
+        if batch.is_empty() && self.headers.is_empty() && !due {
+            return (Vec::new(), HashMap::new());
+        }
+        let summaries = self.due_summaries().unwrap_or_else(|error| {
+            self.shared.fence_with(&error);
+            Vec::new()
+        });
         let (device, layout) = (&self.shared.device, &self.shared.layout);
         let mut writes = Vec::new();
-        if batch.is_empty() && self.headers.is_empty() {
-            return (writes, HashMap::new());
-        }
-        self.counters.batch += 1;
+        writes.extend(summaries.into_iter().map(|(at, bytes)| device.write(at, bytes)));
         for header in self.headers.drain(..) {
             let mut block = AlignedBuf::zeroed(BLOCK);
             let bytes = header.encode(&self.shared.identity);
@@ -599,6 +623,7 @@ impl Committer {
             (extent.end, extent.ordinal) = (advance.end, advance.ordinal);
             starts.insert(advance.extent, advance.start);
         }
+        self.counters.batch += u64::from(!writes.is_empty());
         (writes, starts)
     }
 }

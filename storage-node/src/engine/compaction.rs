@@ -12,6 +12,7 @@ use crate::device::BLOCK;
 use crate::format::extent::SYSTEM_UNIT;
 use crate::format::layout::Layout;
 use crate::format::record::{RecordHead, RecordKind, RecordPlace, encode_cut_places};
+use crate::format::summary::summary_start;
 use crate::protocol::{BLOCK_BYTES, ShardKey, UnitId, bad_block, block_crc, seal_seed};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -80,7 +81,9 @@ pub fn choose_victim(index: &Index, layout: &Layout, low: bool) -> Option<u32> {
         // Copies may need padding: without this allowance, extents could be copied around for ever.
         let used = extent.live_bytes;
         let needed = used + extent.live * BLOCK as u64;
-        let room = open.map_or(0, |open| layout.data_end() - index.extents[open as usize].end);
+        let room = open.map_or(0, |open| {
+            room_of(&index.extents[open as usize], owner, extent.live, layout)
+        });
         (low && !is_open && needed <= u64::from(room)).then(|| capacity - used.min(capacity))
     };
     let numbered = index
@@ -90,6 +93,15 @@ pub fn choose_victim(index: &Index, layout: &Layout, low: bool) -> Option<u32> {
         .map(|(number, extent)| (number as u32, extent));
     let candidates = numbered.filter_map(|(number, extent)| Some((worth(number, extent)?, number)));
     candidates.max().map(|(_, number)| number)
+}
+
+/// Bytes that so many more records can take in an open extent, whose summary will list them.
+fn room_of(open: &Extent, owner: UnitId, more: u64, layout: &Layout) -> u32 {
+    let until = match owner {
+        SYSTEM_UNIT => layout.data_end(),
+        _ => summary_start(layout, u64::from(open.ordinal) + more),
+    };
+    until.saturating_sub(open.end)
 }
 
 /// Which extents hold nothing that is needed. Pure. An open one is kept, unless space runs low.
@@ -182,6 +194,7 @@ impl Committer {
         for &number in &dead {
             let generation = self.shared.index().extents[number as usize].generation;
             self.stage_header(number, None, generation);
+            self.summaries.forget(number);
         }
         let batch = self.new_batch();
         if self.write_batch(batch).is_err() {
@@ -205,6 +218,7 @@ impl Committer {
         };
         if index.open_extent(owner) == Some(victim) {
             index.set_open(owner, None);
+            self.summaries.forget(victim);
         }
         let mut items = live_items(&index, owner, victim);
         items.sort_by_key(Item::place);

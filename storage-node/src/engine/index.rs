@@ -42,19 +42,14 @@ impl Entry {
         }
     }
 
-    /// The entry of the record at a location, in the extent's use of this generation.
-    fn at(location: &Location, generation: u64) -> Self {
-        let head = head_len(block_count(location.len), location.digests.into());
-        let (payload_at, _) = place(location.offset, head, location.len);
+    /// The entry of the record at a place: where its payload starts follows from the rest.
+    pub fn at(here: RecordPlace, len: u32, digests: u8) -> Self {
+        let (payload_at, _) = place(here.offset, head_len(block_count(len), digests.into()), len);
         Entry {
-            place: RecordPlace {
-                extent: location.extent,
-                generation,
-                offset: location.offset,
-            },
+            place: here,
             payload_at,
-            len: location.len,
-            digests: location.digests,
+            len,
+            digests,
         }
     }
 
@@ -229,7 +224,12 @@ impl Index {
     }
 
     fn entry(&self, location: &Location) -> Entry {
-        Entry::at(location, self.extents[location.extent as usize].generation)
+        let place = RecordPlace {
+            extent: location.extent,
+            generation: self.extents[location.extent as usize].generation,
+            offset: location.offset,
+        };
+        Entry::at(place, location.len, location.digests)
     }
 
     /// A record became durable, made by request `sequence`: it lives unless something deletes it, in the place of the one

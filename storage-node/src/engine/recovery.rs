@@ -1,5 +1,8 @@
 //! From a disk's bytes to its index, by reading every extent; and making what was decided durable before serving.
 //!
+//! A sealed extent has a summary of its records: it is read instead of walking from head to head. An extent without one, or
+//! whose summary does not verify, is walked: the records alone are the truth, and a summary only says it in fewer reads.
+//!
 //! How torn writes are told from rot: every record names its batch and the newest batch that was flushed when it was
 //! written; when a disk falls idle or stops, the superblock names its last one. Batches up to the greatest such number were acknowledged, so damage there is rot: it is counted, and the
 //! rest of the extent keeps serving. Records of later batches may be torn: their payloads are checked, the bad ones are
@@ -8,15 +11,19 @@
 //! nothing to decide, unless others of its batch are missing: no valid record is there, and new ones overwrite it.
 
 use super::committer::Counters;
-use super::index::{Entry, Extent, ExtentUse, Index, Mark};
+use super::headers::read_extents;
+use super::index::{Entry, Index, Mark};
 use super::scan::{Log, walk_extent};
+use super::summaries::{Backlog, Listing, Summaries};
 use super::superblocks;
-use crate::device::{AlignedBuf, BLOCK, Device, DeviceError, align_down, align_up};
+use super::tail::{FooterBytes, look_at_tail, read_entries};
+use crate::device::{AlignedBuf, Device, DeviceError, align_down, align_up};
 use crate::format::extent::{DiskIdentity, ExtentHeader, SYSTEM_UNIT};
 use crate::format::layout::Layout;
 use crate::format::record::{
-    CUT_PLACES_MAX, CutPlace, HEAD_BYTES_MAX, RecordHead, RecordKind, decode_cut_places,
+    CUT_PLACES_MAX, CutPlace, HEAD_BYTES_MAX, RecordHead, RecordKind, RecordPlace, decode_cut_places,
 };
+use crate::format::summary::{SummaryEntry, SummaryFooter, Tail};
 use crate::format::superblock::Superblock;
 use crate::protocol::{ShardKey, UnitId, bad_block, seal_seed};
 use std::collections::{HashMap, HashSet};
@@ -36,39 +43,19 @@ pub struct Recovered {
     pub new_cuts: Vec<CutPlace>,
     /// Records lost to rot, as far as gaps tell.
     pub rotten: u64,
+    /// What is listed of extents that have no summary yet.
+    pub summaries: Summaries,
+    /// How the extents were read.
+    pub opened: Opened,
 }
 
-/// What an extent's two headers mean together. Pure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderChoice {
-    /// This one counts; both copies say so if `agreed`.
-    Header {
-        /// The one that counts.
-        header: ExtentHeader,
-        /// Both copies are alike.
-        agreed: bool,
-    },
-    /// Neither is valid.
-    Bad,
-}
-
-/// The newer of two header copies.
-pub fn choose_header(a: Option<ExtentHeader>, b: Option<ExtentHeader>) -> HeaderChoice {
-    match (a, b) {
-        (None, None) => HeaderChoice::Bad,
-        (Some(a), Some(b)) if a == b => HeaderChoice::Header {
-            header: a,
-            agreed: true,
-        },
-        (Some(a), Some(b)) => HeaderChoice::Header {
-            header: if a.sequence >= b.sequence { a } else { b },
-            agreed: false,
-        },
-        (Some(one), None) | (None, Some(one)) => HeaderChoice::Header {
-            header: one,
-            agreed: false,
-        },
-    }
+/// How many extents of units were read in which way when a disk was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// By their summary.
+    pub summed_up: u64,
+    /// From head to head.
+    pub walked: u64,
 }
 
 /// Reads a whole disk.
@@ -92,6 +79,10 @@ pub fn recover(
         doubtful: Vec::new(),
         logs: Vec::new(),
         rotten: 0,
+        footers: HashMap::new(),
+        sealed: HashSet::new(),
+        backlog: Backlog::default(),
+        opened: Opened::default(),
     };
     survey.index.extents = extents.extents;
     // Marks first: they are few, and a shard that comes after its tombstone is buried at once.
@@ -101,13 +92,17 @@ pub fn recover(
         .partition(|(_, owner)| *owner == SYSTEM_UNIT);
     let cuts = survey.read_marks(&system);
     for (number, owner) in units {
-        survey.read_unit_extent(number, owner);
+        let footer = extents.footers.get(&number).copied();
+        survey.read_unit_extent(number, owner, footer);
     }
     let new_cuts = survey.judge();
     survey.settle(cuts, &new_cuts);
     if extents.unknown {
         survey.index.keep_marks();
     }
+    let summaries = survey.backlog.settle(&new_cuts, &survey.index, layout);
+    let Opened { summed_up, walked } = survey.opened;
+    tracing::info!(disk = %identity.disk, summed_up, walked, "extents read");
     Ok(Recovered {
         counters: Counters {
             sequence: survey.sequence + 1,
@@ -120,76 +115,9 @@ pub fn recover(
         headers: extents.disagreeing,
         new_cuts,
         rotten: survey.rotten,
+        summaries,
+        opened: survey.opened,
     })
-}
-
-/// What the headers of all extents say.
-#[derive(Default)]
-struct Extents {
-    extents: Vec<Extent>,
-    owned: Vec<(u32, UnitId)>,
-    /// Headers whose two copies disagree.
-    disagreeing: Vec<ExtentHeader>,
-    /// The headers of one could not be read: it may be there next time, with all it holds.
-    unknown: bool,
-}
-
-/// Reads all headers; and where the numbers of headers and generations stand.
-fn read_extents(
-    device: &dyn Device,
-    superblock: &Superblock,
-    layout: &Layout,
-    identity: &DiskIdentity,
-) -> (Extents, u64, u64) {
-    let mut found = Extents::default();
-    let (mut next_header, mut generation) = (1, superblock.generation_limit);
-    for number in 0..layout.extents() {
-        let ([a, b], failed) = read_headers(device, layout, identity, number);
-        let choice = choose_header(a, b);
-        found.unknown |= failed && choice == HeaderChoice::Bad;
-        let extent = match choice {
-            HeaderChoice::Bad => {
-                tracing::error!(disk = %identity.disk, extent = number, "both extent headers are bad: left alone");
-                Extent::new(ExtentUse::Quarantined, 0, layout.data_end())
-            }
-            HeaderChoice::Header { header, agreed } => {
-                next_header = next_header.max(header.sequence + 1);
-                generation = generation.max(header.generation + 1);
-                if !agreed {
-                    found.disagreeing.push(header);
-                }
-                found.owned.extend(header.owner.map(|owner| (number, owner)));
-                let used = header.owner.map_or(ExtentUse::Free, ExtentUse::Owned);
-                Extent::new(used, header.generation, layout.data_start())
-            }
-        };
-        found.extents.push(extent);
-    }
-    (found, next_header, generation)
-}
-
-/// Both copies of a header, and whether one of them could not be read.
-fn read_headers(
-    device: &dyn Device,
-    layout: &Layout,
-    identity: &DiskIdentity,
-    number: u32,
-) -> ([Option<ExtentHeader>; 2], bool) {
-    let start = layout.extent_offset(number);
-    let places = [start, start + u64::from(layout.data_end())];
-    let read = |offset| device.read(offset, AlignedBuf::zeroed(BLOCK));
-    let mut failed = 0;
-    let first = places.map(read).map(|read| read.wait());
-    let headers = [0, 1].map(|copy: usize| {
-        let decode = |block: &AlignedBuf| ExtentHeader::decode(block, identity, number).ok();
-        // One bad read decides nothing.
-        first[copy].as_ref().ok().and_then(decode).or_else(|| {
-            let again = read(places[copy]).wait();
-            failed += usize::from(again.is_err());
-            again.ok().as_ref().and_then(decode)
-        })
-    });
-    (headers, failed > 0)
 }
 
 /// What is known while the extents are read one after the other. Shards go into the index as they are met, but those of
@@ -212,6 +140,49 @@ struct Survey<'a> {
     doubtful: Vec<RecordHead>,
     logs: Vec<(UnitId, Log)>,
     rotten: u64,
+    /// Of the extents that were read by their summary.
+    footers: HashMap<u32, SummaryFooter>,
+    /// Walked extents that may have a summary all the same: they are not appended to.
+    sealed: HashSet<u32>,
+    /// What is listed of walked extents.
+    backlog: Backlog,
+    opened: Opened,
+}
+
+/// A shard's record, as its head or the summary of its extent names it.
+struct Met {
+    unit: UnitId,
+    key: ShardKey,
+    entry: Entry,
+    sequence: u64,
+    epoch: u32,
+}
+
+impl Met {
+    fn in_head(head: &RecordHead) -> Met {
+        Met {
+            unit: head.unit,
+            key: head.key,
+            entry: Entry::of(head),
+            sequence: head.sequence,
+            epoch: head.epoch,
+        }
+    }
+
+    fn in_summary(footer: &SummaryFooter, entry: &SummaryEntry) -> Met {
+        let place = RecordPlace {
+            extent: footer.extent,
+            generation: footer.generation,
+            offset: entry.offset,
+        };
+        Met {
+            unit: footer.unit,
+            key: entry.key,
+            entry: Entry::at(place, entry.len, entry.digests),
+            sequence: entry.sequence,
+            epoch: footer.epoch,
+        }
+    }
 }
 
 impl Survey<'_> {
@@ -219,8 +190,12 @@ impl Survey<'_> {
         self.flushed = self.flushed.max(head.flushed);
         self.sequence = self.sequence.max(head.sequence);
         self.batch = self.batch.max(head.batch);
-        let epoch = self.epochs.entry(head.unit).or_default();
-        *epoch = head.epoch.max(*epoch);
+        self.note_epoch(head.unit, head.epoch);
+    }
+
+    fn note_epoch(&mut self, unit: UnitId, epoch: u32) {
+        let known = self.epochs.entry(unit).or_default();
+        *known = epoch.max(*known);
     }
 
     fn add_log(&mut self, owner: UnitId, log: Log) {
@@ -262,13 +237,56 @@ impl Survey<'_> {
         cuts
     }
 
-    fn read_unit_extent(&mut self, number: u32, owner: UnitId) {
+    fn read_unit_extent(&mut self, number: u32, owner: UnitId, footer: Option<FooterBytes>) {
         let (device, layout, identity) = (self.device, self.layout, self.identity);
         let generation = self.index.extents[number as usize].generation;
+        match look_at_tail(device, layout, identity, (number, generation), footer) {
+            Tail::Sealed(footer) if footer.unit == owner && self.read_summary(&footer) => return,
+            Tail::Open => {}
+            Tail::Sealed(_) | Tail::Damaged(_) => {
+                tracing::warn!(disk = %identity.disk, extent = number, "its summary does not verify: walking it");
+                self.sealed.insert(number);
+            }
+        }
+        let mut listing = Some(Listing::new(owner, generation, layout));
         let log = walk_extent(device, layout, identity, number, generation, |head| {
+            let was_cut = self.cut.contains(&head.place);
+            listing = listing.take().and_then(|listing| listing.with(&head, was_cut));
             self.meet(head)
         });
+        if let Some(listing) = listing
+            && log.gaps.is_empty()
+            && !log.unreadable
+        {
+            self.backlog
+                .keep(number, listing, self.sealed.contains(&number), layout);
+        }
+        self.opened.walked += 1;
         self.add_log(owner, log);
+    }
+
+    /// Takes a sealed extent's records from its summary. False if it does not verify.
+    fn read_summary(&mut self, footer: &SummaryFooter) -> bool {
+        let Ok(entries) = read_entries(self.device, self.layout, self.identity, footer) else {
+            return false;
+        };
+        let known = self.flushed;
+        self.flushed = self.flushed.max(footer.flushed);
+        self.sequence = self.sequence.max(footer.sequence);
+        self.batch = self.batch.max(footer.flushed);
+        self.note_epoch(footer.unit, footer.epoch);
+        self.footers.insert(footer.extent, *footer);
+        for entry in &entries {
+            let met = Met::in_summary(footer, entry);
+            if !self.cut.contains(&met.entry.place) {
+                self.take_in(&met);
+            }
+        }
+        let extent = &mut self.index.extents[footer.extent as usize];
+        (extent.end, extent.ordinal) = (footer.end, footer.ordinal);
+        self.opened.summed_up += 1;
+        self.settle_doubts(known);
+        true
     }
 
     /// Takes a record of a unit's extent: into the index if its batch was flushed, else it waits to be judged.
@@ -281,35 +299,42 @@ impl Survey<'_> {
         if head.batch > self.flushed {
             self.doubtful.push(head);
         } else {
-            self.take_in(&head);
+            self.take_in_head(&head);
         }
-        if self.flushed > known {
-            let flushed = self.flushed;
+        self.settle_doubts(known);
+    }
+
+    /// More batches may be known to be flushed than before: what waited for that is taken in.
+    fn settle_doubts(&mut self, known: u64) {
+        let flushed = self.flushed;
+        if flushed > known {
             let settled: Vec<RecordHead> = self
                 .doubtful
                 .extract_if(.., |head| head.batch <= flushed)
                 .collect();
-            settled.iter().for_each(|head| self.take_in(head));
+            settled.iter().for_each(|head| self.take_in_head(head));
+        }
+    }
+
+    fn take_in_head(&mut self, head: &RecordHead) {
+        if head.kind == RecordKind::Shard {
+            self.take_in(&Met::in_head(head));
         }
     }
 
     /// Puts a valid shard into the index: the newest record of a key lives, wherever in the order they are met.
-    fn take_in(&mut self, head: &RecordHead) {
-        if head.kind != RecordKind::Shard {
-            return;
-        }
-        let entry = Entry::of(head);
-        let there = self.index.find(head.unit, head.key);
+    fn take_in(&mut self, met: &Met) {
+        let there = self.index.find(met.unit, met.key);
         let newer = match there {
             None => true,
-            Some(there) => match self.rank(head, &there) {
-                Some(rank) => rank < (head.sequence, head.place.generation, head.place.offset),
+            Some(there) => match self.rank(met, &there) {
+                Some(rank) => rank < (met.sequence, met.entry.place.generation, met.entry.place.offset),
                 None => {
                     // Its head was read a moment ago and cannot be any more. Which of the two is newer is not known, and
                     // an older one must not be served: neither is, and repair writes it again.
-                    tracing::warn!(disk = %self.identity.disk, unit = ?head.unit, key = ?head.key, "unreadable while recovering");
+                    tracing::warn!(disk = %self.identity.disk, unit = ?met.unit, key = ?met.key, "unreadable while recovering");
                     self.rotten += 1;
-                    self.index.remove(head.unit, head.key);
+                    self.index.remove(met.unit, met.key);
                     false
                 }
             },
@@ -317,14 +342,25 @@ impl Survey<'_> {
         match newer {
             true => self
                 .index
-                .insert(head.unit, head.key, entry, head.sequence, head.epoch),
-            false => self.index.insert_dead(head.unit, head.key, entry, head.sequence),
+                .insert(met.unit, met.key, met.entry, met.sequence, met.epoch),
+            false => self.index.insert_dead(met.unit, met.key, met.entry, met.sequence),
         }
     }
 
-    /// How new the record is that the index has for the key of `head`. The index does not keep it: it is read again.
-    fn rank(&self, head: &RecordHead, there: &Entry) -> Option<(u64, u64, u32)> {
+    /// How new the record is that the index has for a key that is met again. The index does not keep it: it is read again,
+    /// from its head, or from the summary when nothing has looked at that head yet and it turns out to be damaged.
+    fn rank(&self, met: &Met, there: &Entry) -> Option<(u64, u64, u32)> {
         let place = there.place;
+        let sequence = self.sequence_in_head(met, place).or_else(|| {
+            let footer = self.footers.get(&place.extent)?;
+            let entries = read_entries(self.device, self.layout, self.identity, footer).ok()?;
+            let at = entries.binary_search_by_key(&place.offset, |entry| entry.offset);
+            Some(entries[at.ok()?].sequence)
+        });
+        sequence.map(|sequence| (sequence, place.generation, place.offset))
+    }
+
+    fn sequence_in_head(&self, met: &Met, place: RecordPlace) -> Option<u64> {
         let start = self.layout.extent_offset(place.extent) + u64::from(place.offset);
         let first = align_down(start);
         let skip = (start - first) as usize;
@@ -338,8 +374,8 @@ impl Survey<'_> {
                 .wait()
                 .ok()?;
             let found = RecordHead::decode(&buf[skip..], self.identity, place).ok()?;
-            let same = (found.unit, found.key) == (head.unit, head.key);
-            same.then_some((found.sequence, place.generation, place.offset))
+            let same = (found.unit, found.key) == (met.unit, met.key);
+            same.then_some(found.sequence)
         })
     }
 
@@ -363,7 +399,7 @@ impl Survey<'_> {
             if head.batch > self.flushed && !self.cut.contains(&head.place) && !reads() && !reads() {
                 new_cuts.push(head.place);
             } else {
-                self.take_in(&head);
+                self.take_in_head(&head);
             }
         }
         new_cuts
@@ -383,7 +419,7 @@ impl Survey<'_> {
         self.index.review_marks();
     }
 
-    /// Epochs from every record, and which extent each unit goes on with: the newest that has room.
+    /// Epochs from every record, and which extent each unit goes on with: the newest that has room and is not sealed.
     fn settle_units(&mut self) {
         let index = &mut self.index;
         let drops: Vec<UnitId> = index.drops.keys().copied().collect();
@@ -402,7 +438,8 @@ impl Survey<'_> {
             let newest = index.open_extent(*owner).is_none_or(|open| {
                 index.extents[open as usize].generation < index.extents[log.extent as usize].generation
             });
-            if known && newest && !log.unreadable && log.end < self.layout.data_end() {
+            let sealed = self.sealed.contains(&log.extent);
+            if known && newest && !log.unreadable && !sealed && log.end < self.layout.data_end() {
                 index.set_open(*owner, Some(log.extent));
             }
         }

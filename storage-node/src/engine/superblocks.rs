@@ -117,6 +117,7 @@ mod tests {
     #[test]
     fn the_newest_valid_copy_counts() {
         let of = |sequence| Superblock {
+            version: 1,
             disk: DiskId(1),
             cluster: ClusterId(2),
             incarnation: 1,

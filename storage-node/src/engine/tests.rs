@@ -10,6 +10,7 @@ mod model;
 mod pipeline;
 mod reads;
 mod space;
+mod summary;
 mod verify;
 
 use super::*;

@@ -3,7 +3,7 @@
 //! ```text
 //!   0  magic          8   "CAIRNDSK"
 //!   8  crc            4   CRC-32 of bytes 12..128
-//!  12  version        4
+//!  12  version        4   2; 1 before there were summaries
 //!  16  disk id       16
 //!  32  cluster id    16
 //!  48  incarnation    8
@@ -17,7 +17,8 @@
 //! ```
 //! It changes to reserve generations, so that a generation is never used twice, even when the newest extent header is
 //! lost; and when a disk falls idle or stops, to say that its last batch was flushed, so that later damage there is not
-//! taken for a torn write. Copies 0 and 2 are written and flushed before 1 and 3, so a crash leaves either the old or the new one.
+//! taken for a torn write. It is of version 2 before the first summary is written: a program of version 1 would append
+//! behind one, so it must refuse the disk. Copies 0 and 2 are written and flushed before 1 and 3, so a crash leaves either the old or the new one.
 
 use super::bytes::{get_u32, get_u64, get_u128, put};
 use super::{FormatError, NUMBER_LIMIT};
@@ -29,8 +30,9 @@ pub const SUPERBLOCK_BYTES: usize = 128;
 /// How many copies a disk has.
 pub const SUPERBLOCK_COPIES: usize = 4;
 
-/// The version this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version this program writes. It reads those before it, too.
+pub const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION_MIN: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"CAIRNDSK";
 const _: () = assert!(SUPERBLOCK_BYTES <= 512, "a superblock is written atomically");
@@ -38,6 +40,8 @@ const _: () = assert!(SUPERBLOCK_BYTES <= 512, "a superblock is written atomical
 /// Whose disk this is and how it is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// The format of the disk.
+    pub version: u32,
     /// The disk.
     pub disk: DiskId,
     /// Its cluster.
@@ -63,7 +67,7 @@ impl Superblock {
     pub fn encode(&self) -> [u8; SUPERBLOCK_BYTES] {
         let mut b = [0; SUPERBLOCK_BYTES];
         put(&mut b, 0, MAGIC);
-        put(&mut b, 12, &FORMAT_VERSION.to_le_bytes());
+        put(&mut b, 12, &self.version.to_le_bytes());
         put(&mut b, 16, &self.disk.0.to_le_bytes());
         put(&mut b, 32, &self.cluster.0.to_le_bytes());
         put(&mut b, 48, &self.incarnation.to_le_bytes());
@@ -87,13 +91,15 @@ impl Superblock {
         if get_u32(b, 8) != crc32fast::hash(&b[12..]) {
             return Err(FormatError::Checksum("superblock"));
         }
-        if get_u32(b, 12) != FORMAT_VERSION {
-            return Err(FormatError::Version(get_u32(b, 12)));
+        let version = get_u32(b, 12);
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
+            return Err(FormatError::Version(version));
         }
         if [56, 80, 88].iter().any(|at| get_u64(b, *at) >= NUMBER_LIMIT) {
             return Err(FormatError::Content("superblock: impossible numbers"));
         }
         Ok(Superblock {
+            version,
             disk: DiskId(get_u128(b, 16)),
             cluster: ClusterId(get_u128(b, 32)),
             incarnation: get_u64(b, 48),

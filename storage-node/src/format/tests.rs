@@ -1,4 +1,4 @@
-//! Decoders on any bytes, on damaged valid ones, and on their own output; golden bytes of format version 1.
+//! Decoders on any bytes, on damaged valid ones, and on their own output; golden bytes of format versions.
 
 use super::extent::{DiskIdentity, EXTENT_HEADER_BYTES, ExtentHeader};
 use super::layout::{EXTENT_SIZE_USUAL_MIN, Layout, extent_size_for, superblock_offset};
@@ -6,7 +6,11 @@ use super::record::{
     HEAD_BYTES_MAX, RecordHead, RecordKind, RecordPlace, decode_cut_places, encode_cut_places, head_len,
     place,
 };
-use super::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_COPIES, Superblock};
+use super::summary::{
+    SUMMARY_ENTRY_BYTES, SUMMARY_FOOTER_BYTES, SummaryEntry, SummaryFooter, Tail, seeded_crc, summary_len,
+    summary_start,
+};
+use super::superblock::{FORMAT_VERSION, SUPERBLOCK_BYTES, SUPERBLOCK_COPIES, Superblock};
 use crate::device::BLOCK;
 use crate::protocol::{ClusterId, DiskId, SHARD_BYTES_MAX, ShardKey, UnitId, block_count};
 use proptest::prelude::*;
@@ -18,6 +22,7 @@ const IDENTITY: DiskIdentity = DiskIdentity {
 
 fn superblock() -> Superblock {
     Superblock {
+        version: FORMAT_VERSION,
         disk: DiskId(77),
         cluster: ClusterId(5),
         incarnation: 3,
@@ -57,6 +62,61 @@ fn head(at: u32, len: u32, digests: usize) -> RecordHead {
     }
 }
 
+fn layout() -> Layout {
+    Layout::new(1 << 30, 4 << 20).unwrap()
+}
+
+/// Records of these lengths, digests and keys, one behind the other.
+fn entries(lens: &[(u32, u8, u64, u32)], (base, step): (u64, i32)) -> Vec<SummaryEntry> {
+    let (mut at, mut entries) = (4096, Vec::new());
+    for (number, (len, digests, blob, stripe)) in lens.iter().enumerate() {
+        let far = if number == 0 { 0 } else { i64::from(step) };
+        entries.push(SummaryEntry {
+            key: ShardKey {
+                blob: *blob,
+                stripe: *stripe,
+            },
+            sequence: base.saturating_add_signed(far),
+            offset: at,
+            len: *len,
+            digests: *digests,
+        });
+        let (_, length) = place(at, head_len(block_count(*len), (*digests).into()), *len);
+        at += length.next_multiple_of(64);
+    }
+    entries
+}
+
+/// The summary of such records.
+fn summary(entries: &[SummaryEntry]) -> (SummaryFooter, Vec<u8>) {
+    let base = entries.first().map_or(0, |entry| entry.sequence);
+    let encoded = entries.iter().map(|entry| entry.encode(base).unwrap());
+    let mut bytes: Vec<u8> = encoded.flatten().collect();
+    let end = entries
+        .last()
+        .map_or(4096, |last| last.offset + last.len + 16_384);
+    let footer = SummaryFooter {
+        extent: 3,
+        generation: 8,
+        unit: UnitId { volume: 12, index: 4 },
+        entries: entries.len() as u32,
+        entries_crc: seeded_crc(&IDENTITY, 3, 8, &bytes),
+        end: end.next_multiple_of(4096),
+        ordinal: entries.len() as u32,
+        epoch: 6,
+        base,
+        sequence: entries.iter().map(|entry| entry.sequence).max().unwrap_or(0),
+        batch: 50,
+        flushed: 51,
+    };
+    bytes.resize(
+        summary_len(entries.len() as u64) as usize - SUMMARY_FOOTER_BYTES,
+        0,
+    );
+    bytes.extend(footer.encode(&IDENTITY));
+    (footer, bytes)
+}
+
 fn encoded(head: &RecordHead) -> Vec<u8> {
     let mut bytes = vec![0; head.head_len() as usize];
     head.encode(&IDENTITY, &mut bytes);
@@ -67,11 +127,11 @@ proptest! {
     #[test]
     fn any_bytes_are_refused_without_a_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..10_000),
-        magic in 0..4usize,
+        magic in 0..5usize,
         offset in any::<u32>(),
     ) {
         let mut bytes = bytes;
-        let magic: &[u8] = [&b""[..], b"CREC", b"CEXT", b"CAIRNDSK"][magic];
+        let magic: &[u8] = [&b""[..], b"CREC", b"CEXT", b"CAIRNDSK", b"CSUM"][magic];
         if bytes.len() >= magic.len() {
             bytes[..magic.len()].copy_from_slice(magic);
         }
@@ -80,6 +140,12 @@ proptest! {
         prop_assert!(ExtentHeader::decode(&bytes, &IDENTITY, 3).is_err());
         prop_assert!(Superblock::decode(&bytes).is_err());
         let _ = decode_cut_places(&bytes);
+        prop_assert!(SummaryFooter::decode(&bytes, &IDENTITY, 3, 8, &layout()).is_err());
+        prop_assert!(!matches!(Tail::of(&bytes, &IDENTITY, 3, 8, &layout()), Tail::Sealed(_)));
+        // Entries whose checksum is right.
+        let crc = seeded_crc(&IDENTITY, 3, 8, &bytes[..bytes.len() / 24 * 24]);
+        let footer = SummaryFooter { entries: bytes.len() as u32 / 24, entries_crc: crc, ..summary(&[]).0 };
+        let _ = footer.decode_entries(&bytes, &IDENTITY);
     }
 
     #[test]
@@ -98,6 +164,41 @@ proptest! {
         let bit = flip.index(bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
         prop_assert!(RecordHead::decode(&bytes, &IDENTITY, head.place).is_err());
+    }
+
+    #[test]
+    fn a_summary_comes_back_and_any_flipped_bit_is_noticed(
+        lens in proptest::collection::vec((0..=SHARD_BYTES_MAX / 8, 0..=255u8, any::<u64>(), any::<u32>()), 0..20),
+        sequences in (0..1u64 << 40, any::<i32>()),
+        flip in any::<prop::sample::Index>(),
+    ) {
+        let (footer, mut bytes) = summary(&entries(&lens, sequences));
+        let at = bytes.len() - SUMMARY_FOOTER_BYTES;
+        let decode = |bytes: &[u8]| {
+            let footer = SummaryFooter::decode(&bytes[at..], &IDENTITY, 3, 8, &layout())?;
+            Ok::<_, super::FormatError>((footer, footer.decode_entries(bytes, &IDENTITY)?))
+        };
+        prop_assert_eq!(decode(&bytes), Ok((footer, entries(&lens, sequences))));
+        prop_assert_eq!(Tail::of(&bytes[at..], &IDENTITY, 3, 8, &layout()), Tail::Sealed(footer));
+        prop_assert!(footer.decode_entries(&bytes[..(lens.len() * SUMMARY_ENTRY_BYTES).saturating_sub(1)], &IDENTITY).is_err() || lens.is_empty());
+        // Between entries and footer is padding, which nothing reads.
+        let used = lens.len() * SUMMARY_ENTRY_BYTES + SUMMARY_FOOTER_BYTES;
+        let bit = flip.index(used * 8);
+        let byte = if bit / 8 < lens.len() * SUMMARY_ENTRY_BYTES { bit / 8 } else { bytes.len() - used + bit / 8 };
+        bytes[byte] ^= 1 << (bit % 8);
+        prop_assert!(decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_summary_is_valid_only_for_its_own_use_of_its_extent(extent in 2..5u32, generation in 7..10u64, incarnation in 2..5u64) {
+        let (_, bytes) = summary(&[]);
+        let footer = &bytes[bytes.len() - SUMMARY_FOOTER_BYTES..];
+        let identity = DiskIdentity { incarnation, ..IDENTITY };
+        let found = Tail::of(footer, &identity, extent, generation, &layout());
+        match (extent, generation, incarnation) == (3, 8, 3) {
+            true => prop_assert!(matches!(found, Tail::Sealed(_))),
+            false => prop_assert_eq!(found, Tail::Open),
+        }
     }
 
     #[test]
@@ -163,6 +264,21 @@ fn impossible_numbers_are_refused() {
     assert!(refused(|head| head.flushed = head.batch));
     assert!(refused(|head| head.ordinal = u32::MAX));
     assert!(refused(|head| head.part_start = head.place.offset + 4096));
+    let refused = |change: fn(&mut SummaryFooter)| {
+        let mut footer = summary(&[]).0;
+        change(&mut footer);
+        SummaryFooter::decode(&footer.encode(&IDENTITY), &IDENTITY, 3, 8, &layout()).is_err()
+    };
+    assert!(!refused(|_| {}));
+    assert!(refused(|footer| footer.flushed = footer.batch - 1));
+    assert!(refused(|footer| footer.sequence = u64::MAX));
+    assert!(refused(|footer| footer.base = u64::MAX));
+    assert!(refused(|footer| footer.end = layout().data_end()));
+    assert!(refused(|footer| footer.end = 0));
+    assert!(refused(|footer| footer.ordinal = u32::MAX));
+    assert!(refused(
+        |footer| (footer.entries, footer.ordinal) = (1 << 20, 1 << 20)
+    ));
     for (generation, sequence) in [(u64::MAX, 1), (1, u64::MAX)] {
         let header = ExtentHeader {
             owner: None,
@@ -222,6 +338,51 @@ fn cut_places_come_back() {
     assert!(decode_cut_places(&[0; 17]).is_err());
 }
 
+/// An extent whose sequences are too far apart for its entries gets no summary.
+#[test]
+fn a_sequence_far_from_the_others_is_not_encoded() {
+    let at = |sequence| SummaryEntry {
+        sequence,
+        ..entries(&[(10, 6, 1, 0)], (0, 0))[0]
+    };
+    let base = 1 << 40;
+    for (sequence, fits) in [
+        (base + (1 << 31) - 1, true),
+        (base + (1 << 31), false),
+        (base - (1 << 31), true),
+        (base - (1 << 31) - 1, false),
+    ] {
+        assert_eq!(at(sequence).encode(base).is_some(), fits, "{sequence}");
+    }
+}
+
+#[test]
+fn a_summary_ends_where_header_b_starts() {
+    let end = layout().data_end();
+    assert_eq!(summary_start(&layout(), 0), end - 4096);
+    assert_eq!(summary_start(&layout(), 165), end - 4096);
+    assert_eq!(summary_start(&layout(), 166), end - 8192);
+    assert_eq!(summary_start(&layout(), 1 << 40), 0);
+}
+
+#[test]
+fn superblocks_of_versions_0_and_3_are_refused() {
+    for (version, is_read) in [(0, false), (1, true), (2, true), (3, false)] {
+        let bytes = Superblock {
+            version,
+            ..superblock()
+        }
+        .encode();
+        match is_read {
+            true => assert_eq!(Superblock::decode(&bytes).map(|s| s.version), Ok(version)),
+            false => assert_eq!(
+                Superblock::decode(&bytes),
+                Err(super::FormatError::Version(version))
+            ),
+        }
+    }
+}
+
 /// A change of these is a change of the format: it needs a new version, and the old one still read.
 #[test]
 fn the_bytes_of_version_1_stay_what_they_are() {
@@ -231,15 +392,18 @@ fn the_bytes_of_version_1_stay_what_they_are() {
         generation: 11,
         sequence: 12,
     };
+    let of_version_1 = Superblock {
+        version: 1,
+        ..superblock()
+    };
+    let flushed = Superblock {
+        flushed: 12,
+        ..of_version_1
+    };
+    assert_eq!(Superblock::decode(&flushed.encode()), Ok(flushed));
     let golden = [
-        crc32fast::hash(&superblock().encode()),
-        crc32fast::hash(
-            &Superblock {
-                flushed: 12,
-                ..superblock()
-            }
-            .encode(),
-        ),
+        crc32fast::hash(&of_version_1.encode()),
+        crc32fast::hash(&flushed.encode()),
         crc32fast::hash(&header.encode(&IDENTITY)),
         crc32fast::hash(&encoded(&head(4096, 70_000, 6))),
     ];
@@ -247,3 +411,12 @@ fn the_bytes_of_version_1_stay_what_they_are() {
 }
 
 const GOLDEN_V1: [u32; 4] = [300_613_907, 4_157_531_701, 2_280_872_910, 1_177_414_131];
+
+#[test]
+fn the_bytes_of_version_2_stay_what_they_are() {
+    let (_, summary) = summary(&entries(&[(100, 6, 7, 1), (70_000, 16, 8, 0)], (1000, -3)));
+    let golden = [crc32fast::hash(&superblock().encode()), crc32fast::hash(&summary)];
+    assert_eq!(golden, GOLDEN_V2);
+}
+
+const GOLDEN_V2: [u32; 2] = [2_236_549_153, 3_101_123_833];

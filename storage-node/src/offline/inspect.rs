@@ -6,7 +6,7 @@ use super::survey::{Extent, Survey};
 use super::walk::{Judged, RecordState, WalkedUnit, walk};
 use crate::format::extent::SYSTEM_UNIT;
 use crate::format::record::{RecordHead, RecordKind};
-use crate::format::superblock::FORMAT_VERSION;
+use crate::format::summary::Tail;
 use crate::protocol::{ClusterId, DiskId, UnitId};
 use serde::Serialize;
 
@@ -55,6 +55,8 @@ pub struct ExtentLine {
     pub used: ExtentUse,
     /// Whose it is.
     pub unit: Option<UnitId>,
+    /// Its records are summed up at its tail, and nothing is appended to it.
+    pub sealed: bool,
     /// Which use of it this is.
     pub generation: u64,
     /// The sequence of the header that counts.
@@ -202,7 +204,7 @@ fn new_inspection(disk: &Disk, survey: &Survey, extents: Vec<ExtentLine>) -> Ins
         disk: superblock.disk,
         cluster: superblock.cluster,
         incarnation: superblock.incarnation,
-        format: FORMAT_VERSION,
+        format: superblock.version,
         size_bytes: disk.device.info().size,
         formatted_bytes: superblock.device_size,
         extent_bytes: superblock.extent_size,
@@ -242,6 +244,7 @@ fn extent_line(disk: &Disk, number: u32, extent: &Extent) -> ExtentLine {
         offset: disk.offset(number, 0),
         used,
         unit: owner.filter(|owner| *owner != SYSTEM_UNIT),
+        sealed: matches!(extent.tail, Tail::Sealed(_)),
         generation: extent.header.map_or(0, |h| h.generation),
         sequence: extent.header.map_or(0, |h| h.sequence),
         records: 0,

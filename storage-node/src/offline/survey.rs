@@ -4,10 +4,12 @@
 use super::Progress;
 use super::disk::Disk;
 use crate::device::BLOCK;
-use crate::engine::recovery::{HeaderChoice, choose_header};
+use crate::engine::headers::{HeaderChoice, choose_header};
 use crate::engine::scan::{Log, walk_extent};
+use crate::engine::tail::{look_at_tail, read_footer};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind, RecordPlace, decode_cut_places};
+use crate::format::summary::Tail;
 use crate::protocol::{UnitId, bad_block, seal_seed};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -17,6 +19,8 @@ pub struct Extent {
     pub headers: [Result<ExtentHeader, String>; 2],
     /// The one that counts.
     pub header: Option<ExtentHeader>,
+    /// Whether it is sealed, if it is a unit's.
+    pub tail: Tail,
     /// Bytes of it that are behind the end of a disk that was cut short; if any, it is not read.
     pub missing: u64,
 }
@@ -46,6 +50,11 @@ impl Survey {
             drops: HashMap::new(),
             cuts: HashSet::new(),
         };
+        for extent in &survey.extents {
+            if let Tail::Sealed(footer) = &extent.tail {
+                survey.flushed = survey.flushed.max(footer.flushed);
+            }
+        }
         let mut marks = Vec::new();
         let owned: Vec<(UnitId, u32)> = survey.owned().collect();
         let steps = 2 * owned.len() as u64;
@@ -138,13 +147,26 @@ fn read_headers(disk: &Disk, number: u32) -> Extent {
         HeaderChoice::Header { header, .. } => Some(header),
         HeaderChoice::Bad => None,
     };
+    let missing = end
+        .saturating_sub(disk.device.info().size)
+        .min(disk.layout.extent_size());
+    let of_unit = header.filter(|header| header.owner.is_some_and(|owner| owner != SYSTEM_UNIT));
+    let tail = match of_unit {
+        Some(header) if missing == 0 => read_tail(disk, number, header.generation),
+        _ => Tail::Open,
+    };
     Extent {
         headers,
         header,
-        missing: end
-            .saturating_sub(disk.device.info().size)
-            .min(disk.layout.extent_size()),
+        tail,
+        missing,
     }
+}
+
+fn read_tail(disk: &Disk, number: u32, generation: u64) -> Tail {
+    let (device, layout) = (&*disk.device, &disk.layout);
+    let first = read_footer(device, layout, number);
+    look_at_tail(device, layout, &disk.identity, (number, generation), first)
 }
 
 /// A record's payload, or what is wrong with it.

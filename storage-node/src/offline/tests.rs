@@ -5,6 +5,7 @@ use crate::device::{Backend, open_file};
 use crate::engine::{Engine, Format, format};
 use crate::format::extent::DiskIdentity;
 use crate::format::layout::{Layout, superblock_offset};
+use crate::format::summary::{SUMMARY_FOOTER_BYTES, SummaryFooter, seeded_crc};
 use crate::protocol::{
     BLOCK_BYTES, ClusterId, DiskId, Seal, SealedShard, ShardKey, UnitAddress, UnitId, block_crc, seal_seed,
 };
@@ -438,4 +439,78 @@ fn findings_are_bounded_and_all_counted() {
     }
     assert_eq!(many.findings.len(), FINDINGS_KEPT_MAX);
     assert_eq!(many.damaged, found.damaged + 2 * FINDINGS_KEPT_MAX as u64);
+}
+
+/// Ten shards of 60 KB: four of them fill an extent, and what was filled is sealed.
+fn sealed_image() -> Image {
+    let image = Image::new();
+    image.serve(|engine| {
+        for blob in 0..10 {
+            put(engine, 1, blob, 60_000);
+        }
+    });
+    image
+}
+
+/// Where the footer of the extent of a record is.
+fn footer_of(record: &RecordLine) -> u64 {
+    layout().extent_offset(record.extent) + u64::from(layout().data_end()) - SUMMARY_FOOTER_BYTES as u64
+}
+
+#[test]
+fn a_summary_that_does_not_verify_is_that_finding() {
+    let image = sealed_image();
+    let found = image.verify();
+    assert!(found.clean && found.findings.is_empty(), "{found:#?}");
+    let footer = footer_of(&image.record(1, 0));
+    // A footer's field, and an entry.
+    for at in [footer + 70, footer + 128 - 4096 + 8] {
+        image.flip(at);
+        let finding = image.finding();
+        assert_eq!(
+            (finding.kind, finding.severity),
+            (FindingKind::Summary, Severity::Damage)
+        );
+        assert_eq!(finding.offset, Some(footer + 128 - 4096));
+        assert!(finding.what.contains("checksum mismatch"), "{finding:?}");
+        image.flip(at);
+    }
+    // Serving it mends it.
+    image.flip(footer + 70);
+    image.serve(|_| {});
+    assert!(image.verify().clean);
+}
+
+#[test]
+fn a_summary_that_says_otherwise_than_the_records_is_that_finding() {
+    let image = sealed_image();
+    let record = image.record(1, 1);
+    let footer = footer_of(&record);
+    let identity = DiskIdentity {
+        disk: DiskId(7),
+        incarnation: 1,
+    };
+    let (mut block, file) = ([0; 4096], image.file());
+    file.read_exact_at(&mut block, footer + 128 - 4096).unwrap();
+    let decoded = SummaryFooter::decode(
+        &block[3968..],
+        &identity,
+        record.extent,
+        record.generation,
+        &layout(),
+    );
+    let mut rewritten = decoded.unwrap();
+    // Another blob in the second entry, with all checksums right.
+    block[24] ^= 64;
+    let entries = &block[..rewritten.entries as usize * 24];
+    rewritten.entries_crc = seeded_crc(&identity, record.extent, record.generation, entries);
+    block[3968..].copy_from_slice(&rewritten.encode(&identity));
+    file.write_all_at(&block, footer + 128 - 4096).unwrap();
+    let finding = image.finding();
+    assert_eq!(
+        (finding.kind, finding.severity, finding.unit),
+        (FindingKind::Summary, Severity::Damage, Some(unit(1).unit))
+    );
+    let place = format!("first at {} in", record.offset);
+    assert!(finding.what.contains(&place), "{finding:?}");
 }

@@ -5,6 +5,7 @@
 
 use super::Progress;
 use super::disk::Disk;
+use super::summary::check_summary;
 use super::survey::Survey;
 use super::walk::{Hole, Judged, RecordState, WalkedExtent, WalkedUnit, walk};
 use crate::format::extent::SYSTEM_UNIT;
@@ -33,6 +34,8 @@ pub enum FindingKind {
     Unreadable,
     /// A record is valid, and contradicts the extent or the superblock.
     Content,
+    /// The summary of an extent does not verify, or says otherwise than its records.
+    Summary,
 }
 
 /// How bad it is.
@@ -140,7 +143,7 @@ pub fn verify(disk: &Disk, progress: Progress<'_>) -> Verification {
     found
 }
 
-fn finding(kind: FindingKind, severity: Severity, what: impl Into<String>) -> Finding {
+pub(super) fn finding(kind: FindingKind, severity: Severity, what: impl Into<String>) -> Finding {
     Finding {
         kind,
         severity,
@@ -238,6 +241,9 @@ fn check_headers(disk: &Disk, survey: &Survey, number: u32, found: &mut Verifica
 fn check_unit(disk: &Disk, survey: &Survey, walked: &WalkedUnit, found: &mut Verification) {
     for extent in &walked.extents {
         check_extent(disk, survey, walked.unit, extent, found);
+        if let Some(finding) = check_summary(disk, survey, walked, extent) {
+            found.add(finding);
+        }
     }
     for record in &walked.records {
         found.records += 1;

@@ -282,9 +282,9 @@ fn tombstones_outlive_an_extent_whose_headers_cannot_be_read() {
         engine.shared.layout.data_end(),
     );
     drop(engine);
-    let device = Tampered::over(&disk, move |offset, _| {
-        let fails = offset == start || offset == start + u64::from(end);
-        if fails {
+    let device = Tampered::over(&disk, move |offset, buf| {
+        let has = |at: u64| (offset..offset + buf.len() as u64).contains(&at);
+        if has(start) || has(start + u64::from(end)) {
             return Err(DeviceError::new(DeviceErrorKind::Read, "a bad sector"));
         }
         Ok(())

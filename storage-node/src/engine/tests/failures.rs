@@ -176,10 +176,10 @@ fn what_recovery_saw_in_a_cache_is_durable_before_it_serves() {
 #[test]
 fn a_record_that_was_cut_stays_cut() {
     let mut cut = 0;
-    for seed in seeds(60) {
+    for seed in seeds(120) {
         println!("CAIRN_TEST_SEED={seed}");
         let (disk, engine) = before_compaction(seed);
-        disk.crash_after(seed % 4);
+        disk.crash_after(seed % 8);
         let torn = put(
             &engine,
             &unit(1),
