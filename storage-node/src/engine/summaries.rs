@@ -252,8 +252,12 @@ impl Backlog {
             }
         }
         for (extent, listing) in self.sealed {
+            // An older one goes on when the newest is full.
+            let goes_on = index.open_extent(listing.unit) == Some(extent);
             summaries.resume(extent, listing);
-            summaries.seal(extent);
+            if !goes_on {
+                summaries.seal(extent);
+            }
         }
         for place in new_cuts {
             if let Some(listing) = summaries.listings.get_mut(&place.extent) {
@@ -277,8 +281,9 @@ impl Committer {
             let extent = &index.extents[*number as usize];
             let same =
                 extent.used == ExtentUse::Owned(listing.unit) && extent.generation == listing.generation;
+            let left = index.open_extent(listing.unit) != Some(*number);
             let stands = (extent.end, extent.ordinal) == (listing.end, listing.ordinal);
-            if !(same && stands && listing.has_room(layout)) {
+            if !(same && left && stands && listing.has_room(layout)) {
                 return None;
             }
             let start = summary_start(layout, listing.len() as u64);

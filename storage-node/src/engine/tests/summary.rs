@@ -606,6 +606,33 @@ fn summaries_that_are_missing_are_made_up_for() {
     look.check_summaries();
 }
 
+/// The newest extent is full to the last block, so an older one goes on: it must not be summed up too.
+#[test]
+fn an_extent_that_goes_on_is_not_summed_up() {
+    let disk = SimulatedDisk::new(4 << 20, 1);
+    format_simulated(&disk, 32 * 1024);
+    let engine = open(&disk);
+    fill(&engine, &unit(1), 0..1, 3000);
+    fill(&engine, &unit(1), 1..2, 6 * BLOCK - 324);
+    drop(engine);
+    let disk = without_summaries(&disk);
+    let engine = open(&disk);
+    let extent = engine.shared.index().open_extent(unit(1).unit);
+    assert_eq!(
+        extent,
+        Some(offset_of(&engine, unit(1).unit, key(0, 0)).1.place.extent)
+    );
+    fill(&engine, &unit(1), 2..3, 3000);
+    let flushed = || peek_superblock(&*disk.device()).unwrap().flushed;
+    let before = flushed();
+    // Whatever waits to be summed up is, when the disk falls idle.
+    eventually("the disk is idle", || flushed() > before);
+    fill(&engine, &unit(1), 3..5, 3000);
+    drop(engine);
+    Look::at(&disk).check_summaries();
+    assert_served(&open(&disk), &unit(1), [0, 2, 3, 4].into_iter(), 3000);
+}
+
 #[test]
 fn a_shard_as_large_as_an_extent_still_fits() {
     let disk = SimulatedDisk::new(4 << 20, 1);
