@@ -9,7 +9,7 @@
 //! | compaction races reads or deletes | [`a_copy_of_what_was_deleted_or_put_again_meanwhile_is_dead`], `concurrency::readers_never_see_wrong_bytes_while_extents_are_recycled` |
 //! | a crash in the middle of compaction | [`a_crash_in_the_middle_of_compaction_loses_and_revives_nothing`] |
 //! | compaction on a full disk destroys data | `space::a_full_disk_deletes_and_comes_back_again_and_again` |
-//! | a full disk cannot delete | the same, `space::deletes_of_unknown_blobs_do_not_fill_the_disk`, `space::a_full_filesystem_under_a_disk_wedges_nothing` |
+//! | a full disk cannot delete | the same, [`a_full_disk_deletes_after_crashes_in_the_middle_of_compaction`], `space::deletes_of_unknown_blobs_do_not_fill_the_disk`, `space::a_full_filesystem_under_a_disk_wedges_nothing` |
 //! | a misdirected write | [`a_misdirected_write_is_never_served`] |
 //! | a write to a stale location | [`what_a_lost_write_leaves_of_an_earlier_use_is_never_served`] |
 //! | a direct read returns zeros once | [`a_read_of_zeros_costs_nothing`], `damage::compaction_does_not_trust_one_bad_read` |
@@ -338,6 +338,29 @@ fn a_crash_in_the_middle_of_compaction_loses_and_revives_nothing() {
         }
     }
     assert!(points > 40, "{points} crash points");
+}
+
+/// Found by `long`: what puts leave free is one step's worth for deletes, compaction and recovery each, and a crash in the
+/// middle of a move leaves both its extents in use.
+#[test]
+#[ignore = "compaction may not take the last free extent, and with one left it can move nothing: deletes are refused for good"]
+fn a_full_disk_deletes_after_crashes_in_the_middle_of_compaction() {
+    for seed in seeds(40) {
+        println!("CAIRN_TEST_SEED={seed}");
+        let mut house = House::new(seed, 14 + seed % 11, 64 * 1024);
+        let (volume, len) = (1, 8000);
+        for round in 0..30 {
+            let after = house.rng.random_range(0..70);
+            house.apply(&Operation::Cut(Cut {
+                after,
+                unflushed: WAYS[round % 4],
+                again: None,
+            }));
+            let _ = house.apply(&Operation::Fill { volume, len }) && (0..50).any(|_| !house.step());
+            // The house takes no refusal from a delete.
+            house.recover();
+        }
+    }
 }
 
 /// Wherever it landed, it hurts what it overwrote, and nobody gets it instead of something else.

@@ -81,6 +81,8 @@ pub struct Counts {
     pub lost: AtomicU64,
     pub resurrected: AtomicU64,
     pub wrong_bytes: AtomicU64,
+    /// Of a full disk.
+    pub refused_deletes: AtomicU64,
 }
 
 impl Counts {
@@ -94,13 +96,14 @@ impl std::fmt::Display for Counts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         write!(
             f,
-            "{} model operations, {} crash points, {} recoveries; {} lost acknowledged records, {} resurrections, {} wrong bytes",
+            "{} model operations, {} crash points, {} recoveries; {} lost acknowledged records, {} resurrections, {} wrong bytes, {} refused deletes",
             of(&self.operations),
             of(&self.crashes),
             of(&self.recoveries),
             of(&self.lost),
             of(&self.resurrected),
-            of(&self.wrong_bytes)
+            of(&self.wrong_bytes),
+            of(&self.refused_deletes)
         )
     }
 }
@@ -120,7 +123,14 @@ pub struct House {
     pending_cut: Option<Cut>,
     /// A fault is armed that may fence the disk.
     failing: bool,
-    /// Faults may make shards unreadable; wrong bytes are never allowed.
+    /// How long changes may take.
+    pub deadline: Duration,
+    /// A full disk may refuse deletes: crashes in the middle of compaction can use up its reserve, see
+    /// `failures::a_full_disk_deletes_after_crashes_in_the_middle_of_compaction`.
+    pub refuses_deletes: bool,
+    /// Reads may fail or come back damaged, and what is on the disk is right.
+    pub misreads: bool,
+    /// Faults may lose shards, or bring them back; wrong bytes are never allowed.
     pub lossy: bool,
 }
 
@@ -140,6 +150,9 @@ impl House {
             version: 0,
             pending_cut: None,
             failing: false,
+            deadline: DEADLINE,
+            refuses_deletes: false,
+            misreads: false,
             lossy: false,
         };
         house.engine = Some(house.open().unwrap());
@@ -284,17 +297,17 @@ impl House {
 
     fn change(&mut self, operations: &[Operation]) -> bool {
         let versions: Vec<u64> = operations.iter().map(|_| self.next_version()).collect();
-        let lossy = self.lossy;
+        let (lossy, deadline) = (self.lossy, self.deadline);
         let results = {
             let engine = self.engine();
             let call = async |operation: &Operation, version: u64| match operation {
                 Operation::Put { volume, key, len } => {
                     let (to, (version, len)) = (unit(*volume), written(lossy, version, *key, *len));
                     let shard = sealed(&to, *key, payload(&to, *key, version, len));
-                    engine.put(&to, shard, DEADLINE).await
+                    engine.put(&to, shard, deadline).await
                 }
-                Operation::Delete { volume, blobs } => engine.delete(&unit(*volume), blobs, DEADLINE).await,
-                Operation::DropUnit { volume } => engine.drop_unit(&unit(*volume), DEADLINE).await,
+                Operation::Delete { volume, blobs } => engine.delete(&unit(*volume), blobs, deadline).await,
+                Operation::DropUnit { volume } => engine.drop_unit(&unit(*volume), deadline).await,
                 other => panic!("not a change: {other:?}"),
             };
             let calls = operations
@@ -363,14 +376,18 @@ impl House {
             Err(NodeError::Fenced { .. } | NodeError::Timeout) => {
                 named.for_each(|(_, states)| states.extend([None]))
             }
-            Err(NodeError::NoSpace) if self.lossy => {}
+            // It may have deleted some.
+            Err(NodeError::NoSpace) if self.lossy || self.refuses_deletes => {
+                Counts::add(&self.counts.refused_deletes);
+                named.for_each(|(_, states)| states.extend([None]));
+            }
             Err(error) => panic!("{operation:?}: {error}"),
         }
     }
 
     fn fill(&mut self, volume: u64, len: usize) -> bool {
-        for blob in 0..1000 {
-            let (to, key) = (unit(volume), key(1_000_000 + self.version * 1000 + blob, 0));
+        for blob in 0..2000 {
+            let (to, key) = (unit(volume), key(1_000_000 + self.version * 10_000 + blob, 0));
             let version = self.next_version();
             let (version, len) = written(self.lossy, version, key, len);
             let result = put(self.engine(), &to, key, payload(&to, key, version, len));
@@ -465,12 +482,13 @@ impl House {
             Err(NodeError::NotFound) => Ok(None),
             Err(_) if self.disk.is_crashed() => return false,
             Err(NodeError::Fenced { .. }) if self.may_fail() => return false,
-            Err(error) => Err(error.to_string()),
+            Err(error @ (NodeError::Corrupt { .. } | NodeError::Io { .. })) => Err(error.to_string()),
+            Err(error) => panic!("{volume} {key:?}: {error}"),
         };
         let found = match found {
             Ok(found) => found,
             Err(error) => {
-                assert!(self.lossy, "{volume} {key:?}: {error}");
+                assert!(self.lossy || self.misreads, "{volume} {key:?}: {error}");
                 return true;
             }
         };
