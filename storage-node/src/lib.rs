@@ -7,6 +7,8 @@ pub mod client;
 pub mod device;
 pub mod engine;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http_client;
 pub mod metrics;
 pub mod node;

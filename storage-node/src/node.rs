@@ -1,7 +1,7 @@
 //! A storage node in this process: several disks behind one [`StorageClient`].
 //!
-//! Invariants: a disk that cannot be opened does not stop the others; it is kept, fenced, with the reason. All disks say
-//! what they are before the first of them is written to: of two copies of one disk neither serves ([`identity`]).
+//! Invariants: a disk that cannot be opened does not stop the others; it is kept, fenced, with the reason. All disks
+//! say what they are before the first of them is written to: of two copies of one disk neither serves ([`identity`]).
 
 mod identity;
 

@@ -39,7 +39,10 @@ pub enum Conflict {
         others: Vec<PathBuf>,
     },
     /// Another has its id and a greater incarnation.
-    #[error("disk {disk} was formatted anew, with incarnation {newer}: that is {}, and this has {incarnation}", .path.display())]
+    #[error(
+        "disk {disk} was formatted anew, with incarnation {newer}: that is {}, and this has {incarnation}",
+        .path.display()
+    )]
     Superseded {
         /// The disk.
         disk: DiskId,
