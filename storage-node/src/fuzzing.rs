@@ -254,6 +254,7 @@ fn check_json<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(byt
 pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let superblock = Superblock {
         disk: IDENTITY.disk,
+        version: crate::format::superblock::FORMAT_VERSION,
         cluster: ClusterId(5),
         incarnation: IDENTITY.incarnation,
         sequence: 9,
@@ -332,6 +333,7 @@ fn head(kind: RecordKind, len: u32, digests: usize) -> Vec<u8> {
         place: here,
         ordinal: 17,
         part_start: 4096,
+        loose_start: 4096,
         payload_at,
         next_at: end.next_multiple_of(64),
         len,
