@@ -202,7 +202,11 @@ fn opening_by_summaries_is_opening_by_walking() {
         assert_eq!(look.found.counters.sequence, walked.found.counters.sequence);
         summed_up += look.summed_up();
     }
-    assert!(summed_up > 0, "no extent had a summary");
+    // One seed alone may have sealed nothing.
+    assert!(
+        summed_up > 0 || std::env::var("CAIRN_TEST_SEED").is_ok(),
+        "no extent had a summary"
+    );
 }
 
 #[test]
@@ -301,7 +305,11 @@ fn a_power_cut_at_every_operation_leaves_no_summary_that_lies() {
             }
         }
     }
-    assert!(summed_up > 0, "no extent had a summary");
+    // One seed alone may have sealed nothing.
+    assert!(
+        summed_up > 0 || std::env::var("CAIRN_TEST_SEED").is_ok(),
+        "no extent had a summary"
+    );
 }
 
 /// A program of version 1 would append behind a summary.
