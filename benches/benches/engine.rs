@@ -163,7 +163,7 @@ impl Sizes {
         read_beside: (4096 * MIB, 64 * MIB),
         latency: latency::Size {
             rounds: 5,
-            reads: 10_000,
+            reads: 40_000,
             shards: 512,
             chaff: 896,
             hasty: false,

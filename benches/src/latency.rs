@@ -24,6 +24,8 @@ const CYCLE: Duration = Duration::from_secs(7 * 86_400);
 const LARGE_DISK_BYTES: f64 = (16u64 << 40) as f64;
 /// How long verifying may take to begin: it rests before each pass.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long after that reads begin.
+const SETTLED: Duration = Duration::from_millis(50);
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
@@ -168,6 +170,8 @@ impl Bench<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         drop(engine);
+        // Not only what comes with its first burst.
+        std::thread::sleep(SETTLED);
         let times = self.read(self.size.reads)?;
         // Dropping it is what stops it.
         self.reopen()?;
