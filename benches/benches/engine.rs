@@ -1,13 +1,14 @@
 //! How fast one disk's engine is, beside fio on the same filesystem in the same run.
 //!
-//! `cargo bench -p cairn-benches --bench engine -- [--full] [--shards N] [--path DIRECTORY | --path DEVICE --erase]`
+//! `cargo bench -p cairn-benches --bench engine -- [--full] [--only PART] [--shards N] [--path DIRECTORY | --path DEVICE --erase]`
+//!
+//! Its parts are puts, reads, verify, amplification, latency and shards.
 //!
 //! Engine and fio take turns, round after round, and each figure is the median round's, so that a neighbour's burst touches
 //! both alike. Both do direct I/O through the same backend, on files whose blocks were all written before, as those of a disk in
 //! use were (with --full also on fresh ones). Seals of large shards are made before the clock starts: that is the gateway's
 //! work. CPU is that of the whole process, load included. Files are in a directory that is removed in the end.
 
-use cairn_benches::Result;
 use cairn_benches::disk::{Disk, Place};
 use cairn_benches::fio::{Access, Fio, Job};
 use cairn_benches::loads::{Shards, put_all, read_blocks};
@@ -15,8 +16,10 @@ use cairn_benches::report::{self, Figure};
 use cairn_benches::sample::Sample;
 use cairn_benches::shards;
 use cairn_benches::watched::Counts;
+use cairn_benches::{Result, amplification, latency};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use storage_node::engine::Verified;
 use tokio::runtime::Runtime;
 
 /// As the binary `cairn` has it.
@@ -40,53 +43,24 @@ fn main() -> Result<()> {
     let mut bench = Bench::new(&options)?;
     bench.introduce()?;
     report::head();
-    let sizes = bench.sizes;
-    let mut large = PutLoad {
-        name: "1 MiB puts, 16 in flight",
-        figure: Figure::Throughput,
-        target: Some(0.85),
-        shards: Arc::new(Shards::new(sizes.large_shards, MIB as usize, UNITS, WIDTH)),
-        in_flight: 16,
-        yardstick: Some(Job {
-            access: Access::Write,
-            block_bytes: MIB,
-            depth: 16,
-            file_bytes: sizes.large_shards * MIB,
-            bytes: sizes.large_shards * MIB,
-        }),
-        fresh: false,
-    };
-    bench.puts(&large)?;
-    if options.full {
-        (large.name, large.target, large.fresh) = ("1 MiB puts, fresh files", None, true);
-        bench.puts(&large)?;
+    if options.wants("puts") {
+        bench.all_puts(options.full)?;
     }
-    bench.puts(&PutLoad {
-        name: "4 KiB puts, 256 in flight",
-        figure: Figure::Operations,
-        target: Some(20.0),
-        shards: Arc::new(Shards::new(sizes.small_shards, 4 << 10, UNITS, COPIES)),
-        in_flight: 256,
-        yardstick: Some(Job {
-            access: Access::WriteAndSync,
-            block_bytes: 4 * KIB,
-            depth: 1,
-            file_bytes: sizes.synced_writes * 4 * KIB,
-            bytes: sizes.synced_writes * 4 * KIB,
-        }),
-        fresh: false,
-    })?;
-    bench.puts(&PutLoad {
-        name: "350 KiB puts, 16 in flight",
-        figure: Figure::Throughput,
-        target: None,
-        shards: Arc::new(Shards::new(sizes.large_shards, 350 << 10, UNITS, WIDTH)),
-        in_flight: 16,
-        yardstick: None,
-        fresh: false,
-    })?;
-    bench.reads()?;
-    bench.many_shards(options.shards)?;
+    if options.wants("reads") {
+        bench.reads()?;
+    }
+    if options.wants("verify") {
+        bench.verify()?;
+    }
+    if options.wants("amplification") {
+        bench.amplification()?;
+    }
+    if options.wants("latency") {
+        bench.latency()?;
+    }
+    if options.wants("shards") {
+        bench.many_shards(options.shards)?;
+    }
     println!("load average at the end {}", load_average());
     Ok(())
 }
@@ -98,6 +72,7 @@ struct Options {
     erase: bool,
     shards: u64,
     reopen: Option<PathBuf>,
+    only: Option<String>,
 }
 
 impl Options {
@@ -108,6 +83,7 @@ impl Options {
             erase: false,
             shards: 0,
             reopen: None,
+            only: None,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -115,6 +91,7 @@ impl Options {
             match argument.as_str() {
                 "--full" => options.full = true,
                 "--path" => options.path = value()?.into(),
+                "--only" => options.only = Some(value()?),
                 "--erase" => options.erase = true,
                 "--shards" => options.shards = value()?.parse()?,
                 shards::REOPEN => options.reopen = Some(value()?.into()),
@@ -128,6 +105,11 @@ impl Options {
         }
         Ok(options)
     }
+
+    /// Whether a part is to be measured: all are, unless one was named.
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == part)
+    }
 }
 
 /// How much is done in a round, and on what.
@@ -140,6 +122,12 @@ struct Sizes {
     reads: u64,
     disk_bytes: u64,
     extent_bytes: u64,
+    /// A disk that is kept nearly full: its size and its extents', and how often its bytes are replaced.
+    churned: (u64, u64),
+    turns: f64,
+    /// A disk that is read while it has other work: its size and its extents'.
+    read_beside: (u64, u64),
+    latency: latency::Size,
 }
 
 impl Sizes {
@@ -151,6 +139,16 @@ impl Sizes {
         reads: 1_000,
         disk_bytes: 128 * MIB,
         extent_bytes: 8 * MIB,
+        churned: (512 * MIB, 8 * MIB),
+        turns: 0.2,
+        read_beside: (256 * MIB, 4 * MIB),
+        latency: latency::Size {
+            rounds: 2,
+            reads: 500,
+            shards: 16,
+            chaff: 48,
+            hasty: true,
+        },
     };
     const FULL: Sizes = Sizes {
         rounds: 7,
@@ -160,6 +158,16 @@ impl Sizes {
         reads: 32_768,
         disk_bytes: 2048 * MIB,
         extent_bytes: 64 * MIB,
+        churned: (4096 * MIB, 16 * MIB),
+        turns: 2.0,
+        read_beside: (4096 * MIB, 64 * MIB),
+        latency: latency::Size {
+            rounds: 5,
+            reads: 40_000,
+            shards: 512,
+            chaff: 896,
+            hasty: false,
+        },
     };
 }
 
@@ -217,6 +225,55 @@ impl Bench {
             self.sizes.extent_bytes,
             self.incarnation,
         )
+    }
+
+    fn all_puts(&mut self, full: bool) -> Result<()> {
+        let sizes = self.sizes;
+        let mut large = PutLoad {
+            name: "1 MiB puts, 16 in flight",
+            figure: Figure::Throughput,
+            target: Some(0.85),
+            shards: Arc::new(Shards::new(sizes.large_shards, MIB as usize, UNITS, WIDTH)),
+            in_flight: 16,
+            yardstick: Some(Job {
+                access: Access::Write,
+                block_bytes: MIB,
+                depth: 16,
+                file_bytes: sizes.large_shards * MIB,
+                bytes: sizes.large_shards * MIB,
+            }),
+            fresh: false,
+        };
+        self.puts(&large)?;
+        if full {
+            (large.name, large.target, large.fresh) = ("1 MiB puts, fresh files", None, true);
+            self.puts(&large)?;
+        }
+        self.puts(&PutLoad {
+            name: "4 KiB puts, 256 in flight",
+            figure: Figure::Operations,
+            target: Some(20.0),
+            shards: Arc::new(Shards::new(sizes.small_shards, 4 << 10, UNITS, COPIES)),
+            in_flight: 256,
+            yardstick: Some(Job {
+                access: Access::WriteAndSync,
+                block_bytes: 4 * KIB,
+                depth: 1,
+                file_bytes: sizes.synced_writes * 4 * KIB,
+                bytes: sizes.synced_writes * 4 * KIB,
+            }),
+            fresh: false,
+        })?;
+        self.puts(&PutLoad {
+            name: "350 KiB puts, 16 in flight",
+            figure: Figure::Throughput,
+            target: None,
+            shards: Arc::new(Shards::new(sizes.large_shards, 350 << 10, UNITS, WIDTH)),
+            in_flight: 16,
+            yardstick: None,
+            fresh: false,
+        })?;
+        Ok(())
     }
 
     fn puts(&mut self, load: &PutLoad) -> Result<()> {
@@ -285,6 +342,64 @@ impl Bench {
         Ok(())
     }
 
+    /// All of a disk with large shards, verified as fast as it goes; fio reads the same part of the same file.
+    fn verify(&mut self) -> Result<()> {
+        let (sizes, path) = (self.sizes, self.place.path("disk"));
+        self.place.lay_out(&path, sizes.disk_bytes)?;
+        let disk = self.disk(&path)?;
+        let shards = Arc::new(Shards::new(sizes.large_shards, MIB as usize, UNITS, WIDTH));
+        self.runtime.block_on(put_all(&disk, &shards, 16))?;
+        let job = Job {
+            access: Access::Read,
+            block_bytes: MIB,
+            depth: 4,
+            file_bytes: shards.bytes(),
+            bytes: shards.bytes(),
+        };
+        let (mut engine, mut fio) = (Vec::new(), Vec::new());
+        for _ in 0..sizes.rounds {
+            let mut verified = Verified::default();
+            engine.push(Sample::of(shards.count(), shards.bytes(), || {
+                verified = disk.engine.verify_once();
+                Ok(())
+            })?);
+            if verified.shards != shards.count() || verified.findings != 0 {
+                return Err(format!("{} shards were put, and verified {verified:?}", shards.count()).into());
+            }
+            if let Some(tool) = &self.fio {
+                fio.push(tool.run(&path, &job)?);
+            }
+        }
+        drop(disk);
+        self.place.remove(&path)?;
+        let name = "verify a disk of 1 MiB shards";
+        report::line(name, Figure::Throughput, &engine, &fio, Some(0.9));
+        Ok(())
+    }
+
+    fn amplification(&mut self) -> Result<()> {
+        let path = self.place.path("disk");
+        self.incarnation += 1;
+        let (size, extent) = self.sizes.churned;
+        let disk = Disk::format(&path, size, extent, self.incarnation)?;
+        println!(
+            "{}",
+            amplification::measure(&self.runtime, &disk, UNITS, self.sizes.turns)?
+        );
+        drop(disk);
+        self.place.remove(&path)
+    }
+
+    fn latency(&mut self) -> Result<()> {
+        let (sizes, path) = (self.sizes, self.place.path("disk"));
+        let (size, extent) = sizes.read_beside;
+        self.place.lay_out(&path, size)?;
+        self.incarnation += 1;
+        let disk = Disk::format(&path, size, extent, self.incarnation)?;
+        println!("{}", latency::measure(&self.runtime, &path, disk, sizes.latency)?);
+        self.place.remove(&path)
+    }
+
     fn many_shards(&mut self, count: u64) -> Result<()> {
         self.incarnation += 1;
         let path = self.place.path("shards");
@@ -294,6 +409,9 @@ impl Bench {
         report::line(&name, Figure::Operations, &[census.puts], &[], None);
         report::writes(&census.counts, &[census.puts]);
         println!("    {}", census.reopened);
+        if let Some(open) = census.without_summaries {
+            println!("    without the summaries of its extents, opened again in {open:.2?}");
+        }
         Ok(())
     }
 }

@@ -24,6 +24,8 @@ pub enum Access {
     Write,
     /// Writes one after another, with an fdatasync after each.
     WriteAndSync,
+    /// Reads one after another.
+    Read,
     /// Reads anywhere.
     RandomRead,
 }
@@ -88,6 +90,7 @@ impl Fio {
             .args(match job.access {
                 Access::Write => ["--rw=write", "--end_fsync=1"],
                 Access::WriteAndSync => ["--rw=write", "--fdatasync=1"],
+                Access::Read => ["--rw=read", "--readonly"],
                 Access::RandomRead => ["--rw=randread", "--readonly"],
             });
         let output = command.output()?;
@@ -96,7 +99,7 @@ impl Fio {
             return Err(format!("fio failed: {}", words.trim()).into());
         }
         let direction = match job.access {
-            Access::RandomRead => "read",
+            Access::Read | Access::RandomRead => "read",
             _ => "write",
         };
         parse(&String::from_utf8_lossy(&output.stdout), direction)

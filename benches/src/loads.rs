@@ -1,14 +1,18 @@
-//! What is asked of an engine: durable puts, and reads whose blocks are verified, so many in flight.
+//! What is asked of an engine: durable puts, replacements and deletes, and reads whose blocks are verified, so many in flight.
 
 use crate::Result;
 use crate::disk::Disk;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use storage_node::client::DELETE_BLOBS_MAX;
 use storage_node::device::AlignedBuf;
+use storage_node::engine::Engine;
 use storage_node::protocol::{
-    BLOCK_BYTES, BlockRange, Seal, SealedShard, ShardKey, UnitAddress, UnitId, block_count, seal_seed,
+    BLOCK_BYTES, BlockRange, NodeError, Seal, SealedShard, ShardKey, UnitAddress, UnitId, block_count,
+    seal_seed,
 };
 use tokio::task::JoinSet;
 
@@ -21,6 +25,8 @@ const PAYLOADS_MAX: usize = 1024;
 /// Shards to put: their bytes, and seals made beforehand, as the gateway does before it sends them.
 #[derive(Debug)]
 pub struct Shards {
+    /// The first of the volumes whose units they are in.
+    first_volume: u64,
     units: u64,
     shard_bytes: usize,
     payloads: Vec<Bytes>,
@@ -37,6 +43,7 @@ impl Shards {
             .clamp(1, PAYLOADS_MAX)
             .min(count as usize);
         let mut shards = Shards {
+            first_volume: 1,
             units,
             shard_bytes,
             payloads: (0..payloads as u64).map(|n| payload(n, shard_bytes)).collect(),
@@ -44,11 +51,22 @@ impl Shards {
             block_crcs: Vec::new(),
             count,
         };
-        // Small ones are sealed in no time while they are put; and there may be millions.
-        if shard_bytes > BLOCK_BYTES as usize {
-            shards.block_crcs = (0..count).map(|number| shards.crcs(number)).collect();
-        }
+        shards.seal();
         shards
+    }
+
+    /// The same shards in the units of other volumes.
+    pub fn in_volumes_from(mut self, first: u64) -> Shards {
+        self.first_volume = first;
+        self.seal();
+        self
+    }
+
+    fn seal(&mut self) {
+        // Small ones are sealed in no time while they are put; and there may be millions.
+        if self.shard_bytes > BLOCK_BYTES as usize {
+            self.block_crcs = (0..self.count).map(|number| self.crcs(number)).collect();
+        }
     }
 
     /// How many.
@@ -62,7 +80,7 @@ impl Shards {
     }
 
     fn volume(&self, number: u64) -> u64 {
-        1 + number % self.units
+        self.first_volume + number % self.units
     }
 
     fn key(number: u64) -> ShardKey {
@@ -130,26 +148,130 @@ pub async fn put_all(disk: &Disk, shards: &Arc<Shards>, in_flight: usize) -> Res
 
 /// Reads `count` blocks anywhere in shards that were put, and checks each against its CRC.
 pub async fn read_blocks(disk: &Disk, shards: &Arc<Shards>, count: u64, in_flight: usize) -> Result<()> {
-    let (engine, units) = (disk.engine.clone(), addresses(disk, shards));
-    let shards = shards.clone();
+    let reader = Arc::new(Reader::of(disk, shards));
     each(count, in_flight, move |number| {
-        let place = scatter(number);
-        let (shard, block) = (place % shards.count, (place >> 32) as u32);
-        let first = block % block_count(shards.shard_bytes as u32);
-        let (engine, from) = (engine.clone(), units[(shard % shards.units) as usize]);
-        async move {
-            let (key, one) = (Shards::key(shard), BlockRange { first, count: 1 });
-            let found = engine.get(&from, key, one, DEADLINE).await?;
-            let seed = seal_seed(from.unit, key, found.shard_len);
-            Ok(ec_core::seal::check_blocks(
-                seed,
-                first,
-                &found.block_crcs,
-                &found.payload,
-            )?)
-        }
+        let reader = reader.clone();
+        async move { reader.read(number).await }
     })
     .await
+}
+
+/// The same, and says how long each took. Reads with other numbers are of other blocks.
+pub async fn time_blocks(
+    disk: &Disk,
+    shards: &Arc<Shards>,
+    numbers: Range<u64>,
+    in_flight: usize,
+) -> Result<Vec<Duration>> {
+    let reader = Arc::new(Reader::of(disk, shards));
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let kept = times.clone();
+    each(numbers.end - numbers.start, in_flight, move |number| {
+        let (reader, kept, number) = (reader.clone(), kept.clone(), numbers.start + number);
+        async move {
+            let started = Instant::now();
+            reader.read(number).await?;
+            let took = started.elapsed();
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+            Ok(())
+        }
+    })
+    .await?;
+    Ok(std::mem::take(
+        &mut *times.lock().unwrap_or_else(PoisonError::into_inner),
+    ))
+}
+
+struct Reader {
+    engine: Arc<Engine>,
+    units: Vec<UnitAddress>,
+    shards: Arc<Shards>,
+}
+
+impl Reader {
+    fn of(disk: &Disk, shards: &Arc<Shards>) -> Reader {
+        Reader {
+            engine: disk.engine.clone(),
+            units: addresses(disk, shards),
+            shards: shards.clone(),
+        }
+    }
+
+    async fn read(&self, number: u64) -> Result<()> {
+        let (place, shards) = (scatter(number), &self.shards);
+        let (shard, block) = (place % shards.count, (place >> 32) as u32);
+        let first = block % block_count(shards.shard_bytes as u32);
+        let from = self.units[(shard % shards.units) as usize];
+        let (key, one) = (Shards::key(shard), BlockRange { first, count: 1 });
+        let found = self.engine.get(&from, key, one, DEADLINE).await?;
+        let seed = seal_seed(from.unit, key, found.shard_len);
+        Ok(ec_core::seal::check_blocks(
+            seed,
+            first,
+            &found.block_crcs,
+            &found.payload,
+        )?)
+    }
+}
+
+/// Replaces shards that were put, one after the other: deletes one of those that live, anywhere, and puts a new one; `count`
+/// times in all. The shards' count is how many live. A put that finds no space tries again: says how often that was.
+pub async fn replace(disk: &Disk, shards: &Arc<Shards>, count: u64, in_flight: usize) -> Result<u64> {
+    let (engine, units) = (disk.engine.clone(), addresses(disk, shards));
+    let (shards, live) = (
+        shards.clone(),
+        Arc::new(Mutex::new((0..shards.count).collect::<Vec<_>>())),
+    );
+    let refusals = Arc::new(AtomicU64::new(0));
+    let refused = refusals.clone();
+    each(count, in_flight, move |number| {
+        let (engine, units, shards, live) = (engine.clone(), units.clone(), shards.clone(), live.clone());
+        let refused = refused.clone();
+        async move {
+            let locked = || live.lock().unwrap_or_else(PoisonError::into_inner);
+            let old = {
+                let mut live = locked();
+                let at = scatter(number) as usize % live.len();
+                live.swap_remove(at)
+            };
+            let unit = |number: u64| units[(number % shards.units) as usize];
+            engine
+                .delete(&unit(old), &[Shards::key(old).blob], DEADLINE)
+                .await?;
+            let new = shards.count + number;
+            while let Err(error) = engine.put(&unit(new), shards.shard(new), DEADLINE).await {
+                if error != NodeError::NoSpace || refused.fetch_add(1, Ordering::Relaxed) > count {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            locked().push(new);
+            Ok(())
+        }
+    })
+    .await?;
+    Ok(refusals.load(Ordering::Relaxed))
+}
+
+/// Deletes about so much of the shards that were put, here and there.
+pub async fn thin_out(disk: &Disk, shards: &Shards, share: f64) -> Result<()> {
+    for (volume, unit) in (0..).zip(addresses(disk, shards)) {
+        let numbers = (volume..shards.count).step_by(shards.units as usize);
+        let doomed = numbers.filter(|number| (scatter(*number) as f64) < share * u64::MAX as f64);
+        let blobs: Vec<u64> = doomed.map(|number| Shards::key(number).blob).collect();
+        for blobs in blobs.chunks(DELETE_BLOBS_MAX) {
+            disk.engine.delete(&unit, blobs, DEADLINE).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Drops the units that the shards are in.
+pub async fn drop_all(disk: &Disk, shards: &Shards) -> Result<()> {
+    for unit in addresses(disk, shards) {
+        disk.engine.drop_unit(&unit, DEADLINE).await?;
+    }
+    Ok(())
 }
 
 fn addresses(disk: &Disk, shards: &Shards) -> Vec<UnitAddress> {

@@ -12,6 +12,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage_node::client::INVENTORY_LIMIT_MAX;
+use storage_node::device::{AlignedBuf, BLOCK, Backend, open_file};
+use storage_node::engine::peek_superblock;
+use storage_node::format::layout::Layout;
 use tokio::runtime::Runtime;
 
 /// The argument by which the process of its own is told the disk.
@@ -27,6 +30,9 @@ const IN_FLIGHT: usize = 1024;
 /// Makes the allocator give back at once what was freed, so that what is resident is in use.
 const GIVE_BACK: &[(&str, &str)] = &[("MIMALLOC_PURGE_DELAY", "0")];
 const GIB: u64 = 1 << 30;
+/// A summary ends in a footer of so many bytes, right before the extent's last header, which starts so.
+const SUMMARY_FOOTER_BYTES: usize = 128;
+const SUMMARY_MAGIC: &[u8] = b"CSUM";
 
 /// What was found.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub struct Census {
     pub counts: Counts,
     /// What the fresh process said.
     pub reopened: Reopened,
+    /// How long opening took after the summaries of extents were destroyed, if there were any.
+    pub without_summaries: Option<Duration>,
 }
 
 /// What a fresh process found on the disk.
@@ -72,11 +80,35 @@ pub fn measure(runtime: &Runtime, path: &Path, incarnation: u64, count: u64) -> 
     if reopened.shards != count {
         return Err(format!("{} shards were put, {} found", count, reopened.shards).into());
     }
+    let without_summaries = match destroy_summaries(path)? {
+        0 => None,
+        _ => Some(Reopened::by_fresh_process(path, &[])?.open),
+    };
     Ok(Census {
         puts,
         counts,
         reopened,
+        without_summaries,
     })
+}
+
+/// Destroys the summaries that a closed disk's sealed extents end in, as far as the disk has any; says how many. What they say is
+/// in the records, so opening does without.
+fn destroy_summaries(path: &Path) -> Result<usize> {
+    let device = open_file(path, Backend::Auto)?;
+    let superblock = peek_superblock(&*device)?;
+    let layout = Layout::new(superblock.device_size, superblock.extent_size)?;
+    let mut destroyed = 0;
+    for extent in 0..layout.extents() {
+        let last = layout.extent_offset(extent) + u64::from(layout.data_end()) - BLOCK as u64;
+        let block = device.read(last, AlignedBuf::zeroed(BLOCK)).wait()?;
+        if block[BLOCK - SUMMARY_FOOTER_BYTES..].starts_with(SUMMARY_MAGIC) {
+            device.write(last, AlignedBuf::zeroed(BLOCK).share()).wait()?;
+            destroyed += 1;
+        }
+    }
+    device.flush().wait()?;
+    Ok(destroyed)
 }
 
 /// In the fresh process: opens the disk, lists a unit, prints what [`measure`] reads.

@@ -423,3 +423,33 @@ impl Drop for Uring {
         super::join_patiently(self.thread.take());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::BLOCK;
+
+    /// Each read finds the ring thread asleep, just awake or about to sleep; one that wakes nobody would never be answered. It
+    /// is alone: the answer to another would wake the thread.
+    #[test]
+    fn every_operation_is_answered_whatever_the_ring_thread_is_at() {
+        let (file, size) = (tempfile::tempfile().unwrap(), 64 * BLOCK as u64);
+        file.set_len(size).unwrap();
+        let Ok(device) = Uring::start(Arc::new(DiskFile::of(file, size)), "test".into()) else {
+            println!("no io_uring here: nothing to test");
+            return;
+        };
+        let (done, finished) = channel();
+        std::thread::spawn(move || {
+            for round in 0..40_000 {
+                let read = device.read(round % 64 * BLOCK as u64, AlignedBuf::for_reading(BLOCK));
+                read.wait().unwrap();
+                // The thread goes to sleep meanwhile, more or less.
+                (0..round % 512).for_each(|_| std::hint::spin_loop());
+            }
+            done.send(()).unwrap();
+        });
+        let ended = finished.recv_timeout(Duration::from_secs(60));
+        assert!(ended.is_ok(), "an operation is not answered: {ended:?}");
+    }
+}
