@@ -135,15 +135,19 @@ impl Committer {
             else {
                 break;
             };
+            let mut made_room = false;
             if !requests.is_empty() {
-                self.serve(requests);
+                made_room = self.serve(requests);
             } else if patience == Some(MARK_AFTER) {
                 self.mark_flushed();
             }
-            background = self.shared.fence.get().is_none() && self.has_background_work() && {
-                self.drain();
-                self.background_step()
-            };
+            // The put that room was made for comes first: a step more could take the room again.
+            background = self.shared.fence.get().is_none()
+                && (made_room
+                    || self.has_background_work() && {
+                        self.drain();
+                        self.background_step()
+                    });
         }
         self.drain();
         if self.shared.fence.get().is_none()
@@ -265,7 +269,8 @@ impl Committer {
         self.collect(0);
     }
 
-    fn serve(&mut self, requests: Vec<Request>) {
+    /// Says whether room was made for a put that found none, which waits at the front of the queue.
+    fn serve(&mut self, requests: Vec<Request>) -> bool {
         self.check_disk();
         self.collect(IN_FLIGHT_MAX - 1);
         let mut batch = self.new_batch();
@@ -304,6 +309,7 @@ impl Committer {
             self.drain();
             self.make_room();
         }
+        no_space
     }
 
     /// Starts a batch's writes and leaves the rest to the flusher.

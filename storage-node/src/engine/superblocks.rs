@@ -78,12 +78,12 @@ pub fn first_is_ours(device: &dyn Device, ours: &Superblock) -> bool {
     read_copy(device, 0).is_ok_and(|found| (found.disk, found.incarnation) == (ours.disk, ours.incarnation))
 }
 
-/// Whether somebody overwrote the disk: every copy can be read, and none is of this disk and incarnation. Pure.
+/// Whether somebody overwrote the disk: of the copies that can be read, and there is one, none is of this disk and
+/// incarnation. Pure.
 pub fn is_overwritten(copies: &Copies, ours: &DiskIdentity) -> bool {
-    copies.iter().all(|copy| match copy {
-        Ok(found) => (found.disk, found.incarnation) != (ours.disk, ours.incarnation),
-        Err(reason) => *reason != UNREADABLE,
-    })
+    let is_ours = |copy: &Superblock| (copy.disk, copy.incarnation) == (ours.disk, ours.incarnation);
+    let is_read = |copy: &Result<Superblock, FormatError>| *copy != Err(UNREADABLE);
+    !copies.iter().flatten().any(is_ours) && copies.iter().any(is_read)
 }
 
 /// What operators read about such a disk.
