@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn the_bound_is_one_for_an_empty_disk_and_endless_for_a_full_one() {
         assert!(bound(0.01) < 1.01);
-        assert!((bound(0.85) - 3.4).abs() < 0.1, "{}", bound(0.85));
+        assert!((bound(0.85) - 3.52).abs() < 0.01, "{}", bound(0.85));
         assert!(bound(0.999) > 100.0);
     }
 }
