@@ -133,11 +133,11 @@ impl Committer {
 
     /// Whether there may be any: looked at while a batch is in flight, and looked at again when none is.
     pub(super) fn has_background_work(&self) -> bool {
+        if self.job.is_some() || self.is_draining() {
+            return true;
+        }
         let (index, low) = (self.shared.index(), self.is_low());
-        let draining = |index: &Index| index.extents.iter().any(|e| e.used == ExtentUse::Draining);
-        self.job.is_some()
-            || draining(&index)
-            || !dead_extents(&index, &self.shared.layout, low).is_empty()
+        !dead_extents(&index, &self.shared.layout, low).is_empty()
             || choose_victim(&index, &self.shared.layout, low).is_some()
     }
 
