@@ -1,6 +1,7 @@
 """Listings against a model of them: prefixes, delimiters, pages, encoding; versions 1 and 2."""
 
 import random
+from datetime import datetime, timedelta, timezone
 
 from s3 import client, equal, run
 
@@ -100,11 +101,14 @@ def start_after(s3, bucket):
 
 
 def entries_are_complete(s3, bucket):
+    started = datetime.now(timezone.utc)
     put = s3.put_object(Bucket=bucket, Key="k", Body=b"12345")
     for page in (s3.list_objects_v2(Bucket=bucket, FetchOwner=True), s3.list_objects(Bucket=bucket)):
         entry = page["Contents"][0]
         equal((entry["ETag"], entry["Size"], entry["StorageClass"]), (put["ETag"], 5, "STANDARD"), "entry")
         head = s3.head_object(Bucket=bucket, Key="k")
+        # To the millisecond, or whoever syncs finds a file newer than the object that was made of it.
+        equal(entry["LastModified"] >= started - timedelta(milliseconds=1), True, "LastModified after the start")
         # The head says it in seconds.
         equal(entry["LastModified"].replace(microsecond=0), head["LastModified"], "LastModified")
     page = s3.list_objects_v2(Bucket=bucket, MaxKeys=0)

@@ -17,8 +17,9 @@ const METADATA_BYTES_MAX: usize = 2 * 1024;
 
 /// A time.
 pub fn timestamp(ms: u64) -> Timestamp {
-    // Clients see whole seconds in headers and listings alike.
-    Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_secs(ms / 1_000))
+    // Listings show the milliseconds: a client that syncs compares them with the times of its files, and would upload again
+    // what it uploaded within a second of writing it. A date in a header has whole seconds only.
+    Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
 }
 
 /// Seconds since 1970 of a time.

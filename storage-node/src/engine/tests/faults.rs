@@ -9,8 +9,12 @@ use rand::seq::IndexedRandom;
 
 /// A house with something in it.
 fn at_work(seed: u64) -> House {
+    at_work_on(seed, 24)
+}
+
+fn at_work_on(seed: u64, extents: u64) -> House {
     println!("CAIRN_TEST_SEED={seed}");
-    let mut house = House::new(seed, 24, 32 * 1024);
+    let mut house = House::new(seed, extents, 32 * 1024);
     for _ in 0..60 {
         assert!(house.step());
     }
@@ -57,7 +61,8 @@ fn a_failed_write_or_flush_fences_and_what_was_acknowledged_is_there_when_the_di
 #[test]
 fn a_refused_allocation_is_no_space_for_puts_and_nothing_to_anybody_else() {
     for seed in seeds(12) {
-        let mut house = at_work(seed);
+        // Large enough for all of it: the last put must find room.
+        let mut house = at_work_on(seed, 128);
         // The house takes NoSpace from a put only.
         for _ in 0..120 {
             if house.disk.armed() == 0 {
