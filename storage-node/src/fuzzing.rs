@@ -10,8 +10,8 @@
 use crate::format::extent::{DiskIdentity, EXTENT_HEADER_BYTES, ExtentHeader};
 use crate::format::layout::{EXTENT_SIZE_MAX, Layout};
 use crate::format::record::{
-    HEAD_FIXED_BYTES, RecordHead, RecordKind, RecordPlace, decode_cut_places, encode_cut_places, head_len,
-    place,
+    HEAD_FIXED_BYTES, RecordHead, RecordKind, RecordPlace, WHITE_FROM, decode_cut_places, encode_cut_places,
+    head_len, place, plain, whiten,
 };
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use crate::protocol::{
@@ -130,7 +130,7 @@ pub fn record_head(bytes: &[u8]) {
     let Some(fixed) = head.get(..HEAD_FIXED_BYTES as usize) else {
         return;
     };
-    let digests = u32::from(u16::from_le_bytes([fixed[10], fixed[11]]));
+    let digests = u32::from(fixed[10]);
     let len = u32::from_le_bytes([fixed[20], fixed[21], fixed[22], fixed[23]]);
     let end = head_len(block_count(len), digests) as usize;
     if let Some(head) = head.get(..end) {
@@ -140,8 +140,15 @@ pub fn record_head(bytes: &[u8]) {
         head[80..88].copy_from_slice(&IDENTITY.incarnation.to_le_bytes());
         head[88..92].copy_from_slice(&here.extent.to_le_bytes());
         head[92..96].copy_from_slice(&here.offset.to_le_bytes());
-        set_crc(&mut head, IDENTITY.record_seed(here.extent, here.generation));
-        check_record_head(&head, here);
+        let batch = u64::from_le_bytes(head[56..64].try_into().unwrap_or_default());
+        for form in [0, 1] {
+            head[11] = form;
+            if form == 1 {
+                whiten(&mut head[WHITE_FROM..], batch);
+            }
+            set_crc(&mut head, IDENTITY.record_seed(here.extent, here.generation));
+            check_record_head(&head, here);
+        }
     }
 }
 
@@ -156,8 +163,10 @@ fn check_record_head(bytes: &[u8], here: RecordPlace) {
     assert!(u64::from(here.offset) + u64::from(head.next_at) <= EXTENT_SIZE_MAX);
     let mut again = vec![0; head.head_len() as usize];
     head.encode(&IDENTITY, &mut again);
-    if is_zero(&bytes[104..HEAD_FIXED_BYTES as usize]) {
-        assert_eq!(again, bytes[..again.len()]);
+    let plainly = |bytes: &[u8]| plain(bytes).map(|plain| [&plain[8..11], &plain[12..]].concat());
+    let before = plain(&bytes[..again.len()]).unwrap_or_default();
+    if is_zero(&before[104..HEAD_FIXED_BYTES as usize]) {
+        assert_eq!(plainly(&again), plainly(&bytes[..again.len()]));
     }
     for elsewhere in [
         RecordPlace {

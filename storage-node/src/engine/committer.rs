@@ -188,8 +188,14 @@ impl Committer {
         superblocks::write(&*self.shared.device, &self.superblock)
     }
 
-    /// Makes recovery's decisions durable; and whatever recovery read, which may still be in the drive's cache.
+    /// Makes durable what recovery read, which may still be in the drive's cache, and then its decisions. In that order: a
+    /// cut that outlives the records it was judged by would name a place that another record takes.
     pub(super) fn settle(&mut self, new_cuts: &[CutPlace]) -> Result<(), NodeError> {
+        let flushed = self.shared.device.flush().wait();
+        flushed.map_err(|error| self.shared.fence_with(&error))?;
+        if new_cuts.is_empty() {
+            self.counters.flushed = self.counters.batch - 1;
+        }
         let mut batch = self.new_batch();
         let mut sequence = self.counters.sequence;
         let drafts = super::recovery::cut_drafts(new_cuts, || {
@@ -202,11 +208,6 @@ impl Committer {
             cuts.push((self.append(&mut batch, SYSTEM_UNIT, draft, Purpose::Cut)?, places));
         }
         self.write_batch(batch)?;
-        let flushed = self.shared.device.flush().wait();
-        flushed.map_err(|error| self.shared.fence_with(&error))?;
-        if cuts.is_empty() {
-            self.counters.flushed = self.counters.batch - 1;
-        }
         let mut index = self.shared.index_mut();
         for (head, places) in cuts {
             index.cut(Mark::of(&head), places);

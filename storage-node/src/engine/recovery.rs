@@ -11,6 +11,7 @@
 //! nothing to decide, unless others of its batch are missing: no valid record is there, and new ones overwrite it.
 
 use super::committer::Counters;
+use super::flusher::IN_FLIGHT_MAX;
 use super::headers::read_extents;
 use super::index::{Entry, Index, Mark};
 use super::scan::{Log, walk_extent};
@@ -106,7 +107,8 @@ pub fn recover(
     Ok(Recovered {
         counters: Counters {
             sequence: survey.sequence + 1,
-            batch: survey.batch + 1,
+            // Those that were in flight may have left nothing but pieces of sectors: their numbers are not used again.
+            batch: survey.batch + 1 + IN_FLIGHT_MAX as u64,
             flushed: survey.flushed,
             generation,
             header,

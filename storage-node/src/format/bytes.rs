@@ -1,9 +1,5 @@
 //! Little-endian fields at fixed places of fixed-size headers. The places are constants within the header's size.
 
-pub fn get_u16(b: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([b[at], b[at + 1]])
-}
-
 pub fn get_u32(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }

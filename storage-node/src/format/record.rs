@@ -5,7 +5,8 @@
 //!   4  crc          4   CRC-32 of bytes 8..head end, seeded with disk, incarnation, extent and generation
 //!   8  kind         1   1 shard, 2 tombstone, 3 unit dropped, 4 cut
 //!   9  unit index   1
-//!  10  digests      2   number of digests in the table
+//!  10  digests      1   number of digests in the table
+//!  11  form         1   1: bytes 64.. are whitened; 0: as they are, in records of format version 1
 //!  12  payload at   4   from the head's start
 //!  16  next at      4   where the next record starts, from the head's start
 //!  20  len          4   payload bytes
@@ -30,16 +31,22 @@
 //! ```
 //! Why in that order: what a reader needs to bound everything else comes first, then the identity, then the place.
 //!
+//! Whitened: XORed with words that the batch's number gives. The first 64 bytes of a head are in one sector, the rest may be in
+//! others. Of a batch that a power cut tore, a head's first sector may be left, and the next batch at that place may
+//! bring a second one that says the same, as when a shard is moved once more. The two must not make a valid head of a batch
+//! that was never acknowledged.
+//!
 //! A head starts on a 64 B boundary. A payload of at least 32 KiB starts on a 4 KiB boundary, a smaller one right
 //! after its head. The last record of a batch is followed by padding to 4 KiB, which its `next at` skips. There is no
 //! batch header: every record of a batch carries its number, so that one bad bit can cost one record, not a batch.
 //! Records that may be torn are those of a batch that no record calls flushed.
 
-use super::bytes::{get_u16, get_u32, get_u64, put};
+use super::bytes::{get_u32, get_u64, put};
 use super::extent::DiskIdentity;
 use super::{FormatError, NUMBER_LIMIT};
 use crate::device::BLOCK;
 use crate::protocol::{SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, ShardKey, UnitId, block_count};
+use std::borrow::Cow;
 
 /// Heads start on multiples of this many bytes.
 pub const RECORD_ALIGN: u32 = 64;
@@ -49,6 +56,8 @@ pub const ALIGNED_PAYLOAD_MIN: u32 = 32 * 1024;
 pub const HEAD_FIXED_BYTES: u32 = 128;
 /// The longest head: 16 block CRCs and 255 digests.
 pub const HEAD_BYTES_MAX: u32 = HEAD_FIXED_BYTES + 4 * block_count_max() + 32 * STRIPE_SHARDS_MAX as u32;
+/// Heads are whitened from here on.
+pub(crate) const WHITE_FROM: usize = RECORD_ALIGN as usize;
 /// The magic number, as the resynchronising scan looks for it.
 pub const RECORD_MAGIC: &[u8; 4] = b"CREC";
 
@@ -157,7 +166,8 @@ impl RecordHead {
             RecordKind::Cut => 4,
         };
         b[9] = self.unit.index;
-        put(b, 10, &(self.digests.len() as u16).to_le_bytes());
+        b[10] = self.digests.len() as u8;
+        b[11] = Form::Whitened as u8;
         put(b, 12, &self.payload_at.to_le_bytes());
         put(b, 16, &self.next_at.to_le_bytes());
         put(b, 20, &self.len.to_le_bytes());
@@ -186,6 +196,7 @@ impl RecordHead {
             put(b, at, digest);
             at += 32;
         }
+        whiten(&mut b[WHITE_FROM..], self.batch);
         let crc = head_crc(identity, &self.place, b);
         put(b, 4, &crc.to_le_bytes());
     }
@@ -197,9 +208,9 @@ impl RecordHead {
         if &fixed[..4] != RECORD_MAGIC {
             return Err(FormatError::Magic("record"));
         }
-        let (digests, len) = (u32::from(get_u16(fixed, 10)), get_u32(fixed, 20));
-        if digests > STRIPE_SHARDS_MAX as u32 || len > SHARD_BYTES_MAX {
-            return Err(FormatError::Content("record head: table or payload too long"));
+        let (digests, len) = (u32::from(fixed[10]), get_u32(fixed, 20));
+        if len > SHARD_BYTES_MAX {
+            return Err(FormatError::Content("record head: payload too long"));
         }
         let blocks = block_count(len);
         let end = head_len(blocks, digests) as usize;
@@ -207,6 +218,8 @@ impl RecordHead {
         if get_u32(b, 4) != head_crc(identity, &here, b) {
             return Err(FormatError::Checksum("record head"));
         }
+        let plain = plain(b).ok_or(FormatError::Content("record head: unknown form"))?;
+        let b = &plain[..];
         let place = RecordPlace {
             extent: get_u32(b, 88),
             generation: get_u64(b, 72),
@@ -257,7 +270,8 @@ impl RecordHead {
     /// What damaged bytes at the start of `b` claim to be a record of: unit, key and batch. Nothing vouches for it; but
     /// they carry the magic number and the right place, so a record was here in this use of the extent.
     pub fn claim(b: &[u8], here: RecordPlace) -> Option<(UnitId, ShardKey, u64)> {
-        let b = b.get(..HEAD_FIXED_BYTES as usize)?;
+        let plain = plain(b.get(..HEAD_FIXED_BYTES as usize)?)?;
+        let b = &plain[..];
         let place = RecordPlace {
             extent: get_u32(b, 88),
             generation: get_u64(b, 72),
@@ -293,6 +307,40 @@ impl RecordHead {
             Ok(())
         } else {
             Err(FormatError::Content("record head: impossible geometry"))
+        }
+    }
+}
+
+/// How the bytes of a head behind the first 64 are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    AsTheyAre = 0,
+    Whitened = 1,
+}
+
+/// A head's bytes as they were before they were whitened; none if its form is unknown.
+pub(crate) fn plain(b: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if b[11] == Form::AsTheyAre as u8 {
+        return Some(b.into());
+    }
+    (b[11] == Form::Whitened as u8).then(|| {
+        let mut plain = b.to_vec();
+        whiten(&mut plain[WHITE_FROM..], get_u64(b, 56));
+        plain.into()
+    })
+}
+
+/// XORs with the output of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014) that
+/// starts at the batch's number. Twice is not at all.
+pub(crate) fn whiten(b: &mut [u8], batch: u64) {
+    let mut state = batch;
+    for word in b.chunks_mut(8) {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        for (byte, white) in word.iter_mut().zip(mixed.to_le_bytes()) {
+            *byte ^= white;
         }
     }
 }

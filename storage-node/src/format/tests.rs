@@ -4,7 +4,7 @@ use super::extent::{DiskIdentity, EXTENT_HEADER_BYTES, ExtentHeader};
 use super::layout::{EXTENT_SIZE_USUAL_MIN, Layout, extent_size_for, superblock_offset};
 use super::record::{
     HEAD_BYTES_MAX, RecordHead, RecordKind, RecordPlace, decode_cut_places, encode_cut_places, head_len,
-    place,
+    place, plain,
 };
 use super::summary::{
     SUMMARY_ENTRY_BYTES, SUMMARY_FOOTER_BYTES, SummaryEntry, SummaryFooter, Tail, seeded_crc, summary_len,
@@ -123,6 +123,17 @@ fn encoded(head: &RecordHead) -> Vec<u8> {
     bytes
 }
 
+/// As programs of format version 1 wrote it.
+fn encoded_by_version_1(head: &RecordHead) -> Vec<u8> {
+    let mut bytes = plain(&encoded(head)).unwrap().into_owned();
+    bytes[11] = 0;
+    let mut crc =
+        crc32fast::Hasher::new_with_initial(IDENTITY.record_seed(head.place.extent, head.place.generation));
+    crc.update(&bytes[8..]);
+    bytes[4..8].copy_from_slice(&crc.finalize().to_le_bytes());
+    bytes
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_refused_without_a_panic(
@@ -199,6 +210,20 @@ proptest! {
             true => prop_assert!(matches!(found, Tail::Sealed(_))),
             false => prop_assert_eq!(found, Tail::Open),
         }
+    }
+
+    /// Its first sectors of one write, the rest of another that says the same but in its own batch.
+    #[test]
+    fn a_head_of_two_writes_is_none(
+        len in 0..=SHARD_BYTES_MAX, digests in 0..=20usize, at in 0..64u32, batches in (49..60u64, 49..60u64), sectors in 1..4usize,
+    ) {
+        let at = 4096 + at * 64;
+        let write = |batch| encoded(&RecordHead { batch, flushed: 48, ..head(at, len, digests) });
+        let (old, new) = (write(batches.0), write(batches.1));
+        let boundary = sectors * 512 - at as usize % 512;
+        prop_assume!(batches.0 != batches.1 && boundary < old.len());
+        let mixed = [&old[..boundary], &new[boundary..]].concat();
+        prop_assert!(RecordHead::decode(&mixed, &IDENTITY, head(at, len, digests).place).is_err());
     }
 
     #[test]
@@ -405,9 +430,12 @@ fn the_bytes_of_version_1_stay_what_they_are() {
         crc32fast::hash(&of_version_1.encode()),
         crc32fast::hash(&flushed.encode()),
         crc32fast::hash(&header.encode(&IDENTITY)),
-        crc32fast::hash(&encoded(&head(4096, 70_000, 6))),
+        crc32fast::hash(&encoded_by_version_1(&head(4096, 70_000, 6))),
     ];
     assert_eq!(golden, GOLDEN_V1);
+    let head = head(4096, 70_000, 6);
+    let decoded = RecordHead::decode(&encoded_by_version_1(&head), &IDENTITY, head.place);
+    assert_eq!(decoded, Ok(head));
 }
 
 const GOLDEN_V1: [u32; 4] = [300_613_907, 4_157_531_701, 2_280_872_910, 1_177_414_131];
@@ -415,8 +443,12 @@ const GOLDEN_V1: [u32; 4] = [300_613_907, 4_157_531_701, 2_280_872_910, 1_177_41
 #[test]
 fn the_bytes_of_version_2_stay_what_they_are() {
     let (_, summary) = summary(&entries(&[(100, 6, 7, 1), (70_000, 16, 8, 0)], (1000, -3)));
-    let golden = [crc32fast::hash(&superblock().encode()), crc32fast::hash(&summary)];
+    let golden = [
+        crc32fast::hash(&superblock().encode()),
+        crc32fast::hash(&summary),
+        crc32fast::hash(&encoded(&head(4096, 70_000, 6))),
+    ];
     assert_eq!(golden, GOLDEN_V2);
 }
 
-const GOLDEN_V2: [u32; 2] = [2_236_549_153, 3_101_123_833];
+const GOLDEN_V2: [u32; 3] = [2_236_549_153, 3_101_123_833, 2_371_272_474];

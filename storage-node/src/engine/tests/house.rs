@@ -461,7 +461,11 @@ impl House {
         if let Some(after) = cut.again {
             self.disk.crash_after(after);
             drop(self.open());
-            self.disk.reboot_with(cut.unflushed);
+            // A process that was killed may lose its power while it recovers.
+            self.disk.reboot_with(match cut.unflushed {
+                Unflushed::Cached => Unflushed::Either,
+                other => other,
+            });
         }
         let first = self.open().unwrap();
         let contents = snapshot(&first);
