@@ -298,7 +298,7 @@ impl Engine {
             device,
             layout,
             identity,
-            reserve: (extents / 16).clamp(3, 6),
+            reserve: (extents / 16).clamp(4, 8),
             index: RwLock::new(found.index),
             heads: Heads::new(HEADS_BYTES),
             queue: Queue::default(),

@@ -497,13 +497,7 @@ impl Committer {
     }
 
     fn open_new(&mut self, owner: UnitId, purpose: Purpose) -> Result<u32, NodeError> {
-        let keep = match purpose {
-            Purpose::Put => self.shared.reserve,
-            Purpose::Delete => 2,
-            Purpose::Move => 1,
-            Purpose::Cut => 0,
-        };
-        if self.free.len() <= keep {
+        if !self.may_open(purpose) {
             return Err(NodeError::NoSpace);
         }
         let number = self.take_ready(purpose)?;
@@ -525,6 +519,17 @@ impl Committer {
             .free_extents
             .store(self.free.len() as u64, std::sync::atomic::Ordering::Relaxed);
         Ok(number)
+    }
+
+    /// Whether there are free extents for this purpose, whatever the filesystem says.
+    pub(super) fn may_open(&self, purpose: Purpose) -> bool {
+        let keep = match purpose {
+            Purpose::Put => self.shared.reserve,
+            Purpose::Delete => 2,
+            Purpose::Move => 1,
+            Purpose::Cut => 0,
+        };
+        self.free.len() > keep
     }
 
     /// Takes a free extent whose space the filesystem has granted. A put leaves [`READY_MIN`] of them.

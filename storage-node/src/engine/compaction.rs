@@ -55,9 +55,21 @@ impl Item {
     }
 }
 
-/// Which extent to empty next, if it is worth it. Pure. `low`: free extents run low, so less waste is tolerated, and
-/// an extent that fits into the rest of its unit's open one is merged into it.
-pub fn choose_victim(index: &Index, layout: &Layout, low: bool) -> Option<u32> {
+/// How much space is free, as far as compaction cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Space {
+    /// None to be opened for copies.
+    Tight,
+    /// Little: less waste is tolerated.
+    Low,
+    /// Enough.
+    Ample,
+}
+
+/// Which extent to empty next, if it is worth it. Pure. When space is low, an extent that fits into the rest of its unit's
+/// open one is merged into it; when it is tight, nothing else is done.
+pub fn choose_victim(index: &Index, layout: &Layout, space: Space) -> Option<u32> {
+    let low = space <= Space::Low;
     let capacity = u64::from(layout.extent_capacity());
     // Copies of one extent waste a block or two themselves: less than that is not worth a copy, nor ever done.
     let wasted_min = if low {
@@ -75,7 +87,7 @@ pub fn choose_victim(index: &Index, layout: &Layout, low: bool) -> Option<u32> {
         let open = index.open_extent(owner);
         let is_open = open == Some(number);
         let wasted = u64::from(extent.end - layout.data_start()).saturating_sub(extent.live_bytes);
-        if wasted >= wasted_min && (low || !is_open) {
+        if wasted >= wasted_min && (space == Space::Ample && !is_open || space == Space::Low) {
             return Some(capacity + wasted);
         }
         // Copies may need padding: without this allowance, extents could be copied around for ever.
@@ -104,15 +116,15 @@ fn room_of(open: &Extent, owner: UnitId, more: u64, layout: &Layout) -> u32 {
     until.saturating_sub(open.end)
 }
 
-/// Which extents hold nothing that is needed. Pure. An open one is kept, unless space runs low.
-pub fn dead_extents(index: &Index, layout: &Layout, low: bool) -> Vec<u32> {
+/// Which extents hold nothing that is needed: neither do those of which a crash left the header alone. Pure. An open one is
+/// kept, unless space runs low.
+pub fn dead_extents(index: &Index, low: bool) -> Vec<u32> {
     let is_dead = |number: u32, extent: &Extent| {
         let ExtentUse::Owned(owner) = extent.used else {
             return false;
         };
         let open = index.open_extent(owner) == Some(number);
-        let used = extent.end > layout.data_start();
-        !extent.unreadable && extent.live == 0 && used && (!open || low)
+        !extent.unreadable && extent.live == 0 && (!open || low)
     };
     let numbered = index
         .extents
@@ -131,14 +143,23 @@ impl Committer {
         self.starved || self.free.len() <= self.shared.reserve + (extents / 32).max(1)
     }
 
+    fn space(&self) -> Space {
+        let none_granted = self.starved && self.ready() == 0;
+        match self.is_low() {
+            _ if none_granted || !self.may_open(Purpose::Move) => Space::Tight,
+            true => Space::Low,
+            false => Space::Ample,
+        }
+    }
+
     /// Whether there may be any: looked at while a batch is in flight, and looked at again when none is.
     pub(super) fn has_background_work(&self) -> bool {
         if self.job.is_some() || self.is_draining() {
             return true;
         }
-        let (index, low) = (self.shared.index(), self.is_low());
-        !dead_extents(&index, &self.shared.layout, low).is_empty()
-            || choose_victim(&index, &self.shared.layout, low).is_some()
+        let (index, space) = (self.shared.index(), self.space());
+        !dead_extents(&index, space <= Space::Low).is_empty()
+            || choose_victim(&index, &self.shared.layout, space).is_some()
     }
 
     /// Does a little background work; says whether there is more to do.
@@ -148,7 +169,7 @@ impl Committer {
             return true;
         }
         if self.job.is_none() {
-            self.job = self.next_job(self.is_low());
+            self.job = self.next_job();
         }
         match self.job.take() {
             Some(job) => self.advance(job),
@@ -187,7 +208,7 @@ impl Committer {
     }
 
     fn free_dead(&mut self, low: bool) -> bool {
-        let dead = dead_extents(&self.shared.index(), &self.shared.layout, low);
+        let dead = dead_extents(&self.shared.index(), low);
         if dead.is_empty() {
             return false;
         }
@@ -210,8 +231,8 @@ impl Committer {
         true
     }
 
-    fn next_job(&mut self, low: bool) -> Option<Job> {
-        let victim = choose_victim(&self.shared.index(), &self.shared.layout, low)?;
+    fn next_job(&mut self) -> Option<Job> {
+        let victim = choose_victim(&self.shared.index(), &self.shared.layout, self.space())?;
         let mut index = self.shared.index_mut();
         let ExtentUse::Owned(owner) = index.extents[victim as usize].used else {
             return None;
@@ -249,7 +270,6 @@ impl Committer {
             match self.append(&mut batch, job.owner, draft, Purpose::Move) {
                 Ok(head) => moved.push((item, head)),
                 Err(_) => {
-                    job.remaining.push_front(item);
                     blocked = true;
                     break;
                 }
@@ -264,10 +284,16 @@ impl Committer {
             follow(&mut index, job.owner, item, &head);
         }
 
+        drop(index);
+        if blocked {
+            // What is left stays where it is. Another extent may fit where this one does not.
+            return self.has_background_work();
+        }
         if !job.remaining.is_empty() {
             self.job = Some(job);
-            return !blocked;
+            return true;
         }
+        let mut index = self.shared.index_mut();
         // What could not be moved stays where it is; without this mark the extent would be chosen again and again.
         let extent = &mut index.extents[job.victim as usize];
         if job.stuck && extent.generation == job.generation {

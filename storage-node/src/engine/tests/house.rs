@@ -125,9 +125,6 @@ pub struct House {
     failing: bool,
     /// How long changes may take.
     pub deadline: Duration,
-    /// A full disk may refuse deletes: crashes in the middle of compaction can use up its reserve, see
-    /// `failures::a_full_disk_deletes_after_crashes_in_the_middle_of_compaction`.
-    pub refuses_deletes: bool,
     /// Reads may fail or come back damaged, and what is on the disk is right.
     pub misreads: bool,
     /// Faults may lose shards, or bring them back; wrong bytes are never allowed.
@@ -151,7 +148,6 @@ impl House {
             pending_cut: None,
             failing: false,
             deadline: DEADLINE,
-            refuses_deletes: false,
             misreads: false,
             lossy: false,
         };
@@ -377,7 +373,7 @@ impl House {
                 named.for_each(|(_, states)| states.extend([None]))
             }
             // It may have deleted some.
-            Err(NodeError::NoSpace) if self.lossy || self.refuses_deletes => {
+            Err(NodeError::NoSpace) if self.lossy => {
                 Counts::add(&self.counts.refused_deletes);
                 named.for_each(|(_, states)| states.extend([None]));
             }

@@ -21,7 +21,6 @@ fn run(seed: u64, counts: &Arc<Counts>) {
     let extent_size = if seed.is_multiple_of(4) { 64 } else { 32 } * 1024;
     let mut house = House::new(seed, 14 + seed % 11, extent_size);
     house.counts = counts.clone();
-    house.refuses_deletes = true;
     for round in 0..25 {
         let operation = match house.rng.random_range(0..40) {
             0 => Operation::Fill {

@@ -90,7 +90,6 @@ fn any_operations_match_the_model() {
         let runs = (disks, prop::collection::vec(operation(), 1..80));
         let outcome = runner.run(&runs, |((seed, extents, kib), operations)| {
             let mut house = House::new(seed, extents, kib * 1024);
-            house.refuses_deletes = true;
             house.run(&operations);
             Ok(())
         });
