@@ -123,6 +123,7 @@ async fn plan(ledger: &Ledger, wanted: &Wanted) -> Result<Cluster> {
             label: format!("disk-{n}"),
             size: wanted.disk_size,
             formatted: false,
+            ..DiskRow::default()
         };
         commit = commit.put(key::disk(disk), &row);
         disks.push(PlannedDisk {

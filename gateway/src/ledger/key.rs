@@ -10,6 +10,8 @@
 //! 'p' upload:16 bytes part:u16                      part of an upload
 //! 'v' volume:u64                                    volume
 //! 'd' disk:16 bytes                                 disk
+//! 'n' node:16 bytes                                 node
+//! 't' token hash:32 bytes                           token that lets a node join
 //! 'B' volume:u64 blob:u64                           blob
 //! 'g' volume:u64 blob:u64                           garbage: a blob whose shards are to be deleted
 //! 's' volume:u64 blob:u64 stripe:u32 index:u8       suspect shard
@@ -167,6 +169,25 @@ pub fn disk(id: u128) -> Bytes {
 /// The disk id in a disk row's key.
 pub fn disk_id(row: &[u8]) -> Option<u128> {
     row.strip_prefix(b"d")?.try_into().ok().map(u128::from_be_bytes)
+}
+
+/// The row of a node.
+pub fn node(id: u128) -> Bytes {
+    let mut out = vec![b'n'];
+    out.extend_from_slice(&id.to_be_bytes());
+    out.into()
+}
+
+/// The node id in a node row's key.
+pub fn node_id(row: &[u8]) -> Option<u128> {
+    row.strip_prefix(b"n")?.try_into().ok().map(u128::from_be_bytes)
+}
+
+/// The row of a token, by its hash.
+pub fn token(hash: &[u8; 32]) -> Bytes {
+    let mut out = vec![b't'];
+    out.extend_from_slice(hash);
+    out.into()
 }
 
 /// The row of a blob.

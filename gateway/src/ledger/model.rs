@@ -234,6 +234,53 @@ pub struct DiskRow {
     /// False from when the row is written until the medium is formatted.
     #[prost(bool, tag = "4")]
     pub formatted: bool,
+    /// The node that has it, by its id (16 bytes); empty in a cluster of one process, where a disk is a failure domain of
+    /// its own.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub node: Bytes,
+    /// See [`Membership`].
+    #[prost(enumeration = "Membership", tag = "6")]
+    pub state: i32,
+}
+
+/// What the operator, or a grace period that is over, decided of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Membership {
+    /// It holds units and gets new ones.
+    Active = 0,
+    /// It serves what it holds until that is moved away; nothing new goes there.
+    Draining = 1,
+    /// It is given up: what it held is rebuilt elsewhere, and nothing on it counts any more.
+    Out = 2,
+}
+
+/// A machine that serves disks.
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeRow {
+    /// Its name for people; no two nodes share one.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Where gateways reach it: `host:port`.
+    #[prost(string, tag = "2")]
+    pub address: String,
+    /// Its rack; empty if nobody said.
+    #[prost(string, tag = "3")]
+    pub rack: String,
+    /// Its zone; empty if nobody said.
+    #[prost(string, tag = "4")]
+    pub zone: String,
+    /// SHA-256 of its certificate's public key: who else has the name is refused.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub public_key: Bytes,
+}
+
+/// A token with which one node may join, once.
+#[derive(Clone, PartialEq, Message)]
+pub struct TokenRow {
+    /// Milliseconds since 1970 from which on it is refused.
+    #[prost(uint64, tag = "1")]
+    pub expires_ms: u64,
 }
 
 /// Shards of a blob that are to be deleted.
