@@ -240,7 +240,7 @@ pub struct DiskRow {
     pub node: Bytes,
     /// See [`Membership`].
     #[prost(enumeration = "Membership", tag = "6")]
-    pub state: i32,
+    pub membership: i32,
 }
 
 /// What the operator, or a grace period that is over, decided of a disk.
