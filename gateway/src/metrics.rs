@@ -26,6 +26,10 @@ pub struct Metrics {
     pub hedged_reads: IntCounter,
     /// Shards that repair rewrote and verified.
     pub repaired_shards: IntCounter,
+    /// Bytes of shards that were written to the new disks of units.
+    pub rebuilt_bytes: IntCounter,
+    /// Units that are whole on another disk.
+    pub rebuilt_units: IntCounter,
     /// Repairs that could not be done (yet).
     pub failed_repairs: IntCounter,
     /// Stripes that were sent again to another volume after a disk failed.
@@ -86,6 +90,16 @@ impl Metrics {
                 &registry,
                 "cairn_repaired_shards_total",
                 "Shards rewritten and verified",
+            )?,
+            rebuilt_bytes: counter(
+                &registry,
+                "cairn_rebuilt_bytes_total",
+                "Bytes of shards written to the new disks of units",
+            )?,
+            rebuilt_units: counter(
+                &registry,
+                "cairn_rebuilt_units_total",
+                "Units that are whole on another disk",
             )?,
             failed_repairs: counter(
                 &registry,

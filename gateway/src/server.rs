@@ -12,8 +12,11 @@ use crate::cluster::lease::Lease;
 use crate::error::{Error, Result};
 use crate::idle::IdleLimit;
 use crate::ledger::Ledger;
+use crate::maintenance::absence::Absence;
 use crate::maintenance::garbage::Garbage;
+use crate::maintenance::leftovers::Leftovers;
 use crate::maintenance::orphans::Orphans;
+use crate::maintenance::rebuild::{Moving, Progress, Rebuild};
 use crate::maintenance::repair::Repair;
 use crate::maintenance::scrub::Scrub;
 use crate::maintenance::sealing::Sealing;
@@ -54,6 +57,8 @@ pub struct GatewayConfig {
     pub kernel: Kernel,
     /// Bytes that may be in flight.
     pub memory_bytes: u64,
+    /// How long a disk may be away before what it held is rebuilt elsewhere.
+    pub grace: Duration,
 }
 
 /// A running gateway.
@@ -61,6 +66,7 @@ pub struct Gateway {
     /// The object path.
     pub objects: Arc<Objects>,
     workers: Mutex<Vec<Running>>,
+    rebuild: Arc<Mutex<Progress>>,
     stop: watch::Sender<bool>,
 }
 
@@ -96,7 +102,12 @@ impl Gateway {
         take_in_usage(&objects).await;
         objects.finish_bucket_deletions().await?;
         let (stop, stopped) = watch::channel(false);
+        let (moving, rebuild) = (Moving::default(), Arc::<Mutex<Progress>>::default());
+        let rebuilding = Rebuild::new(objects.clone(), moving.clone(), rebuild.clone(), stopped.clone());
         let workers = vec![
+            Running::start(Absence::new(objects.clone(), config.grace), stopped.clone()),
+            Running::start(rebuilding, stopped.clone()),
+            Running::start(Leftovers::new(objects.clone(), moving), stopped.clone()),
             Running::start(Garbage::new(objects.clone()), stopped.clone()),
             Running::start(
                 Orphans {
@@ -117,6 +128,7 @@ impl Gateway {
         Ok(Arc::new(Gateway {
             objects,
             workers: Mutex::new(workers),
+            rebuild,
             stop,
         }))
     }
@@ -124,7 +136,8 @@ impl Gateway {
     /// The state of the cluster.
     pub async fn status(&self) -> Result<Status> {
         let workers = self.lock_workers().iter().map(Running::status).collect();
-        admin::status::status(&self.objects, workers).await
+        let rebuild = self.rebuild.lock().unwrap_or_else(|e| e.into_inner()).status();
+        admin::status::status(&self.objects, workers, rebuild).await
     }
 
     /// Serves S3 and admin requests until `shutdown` resolves, then ends in order.

@@ -3,12 +3,14 @@
 use crate::cluster::disks::{Disk, Health};
 use crate::error::Result;
 use crate::ledger::key;
-use crate::ledger::model::VolumeState;
+use crate::ledger::model::{Membership, VolumeState};
+use crate::maintenance::rebuild::RebuildStatus;
 use crate::maintenance::worker::WorkerStatus;
 use crate::object::Objects;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use storage_node::protocol::DiskId;
 
 /// Rows of a queue are counted up to this.
 const COUNT_MAX: usize = 10_000;
@@ -32,6 +34,9 @@ pub struct Status {
     pub degraded: Degraded,
     /// What waits to be done.
     pub queued: Queued,
+    /// What is being rebuilt.
+    #[serde(default)]
+    pub rebuild: RebuildStatus,
     /// Background workers.
     pub workers: Vec<WorkerLine>,
     /// Whether anything needs attention or time.
@@ -47,6 +52,12 @@ pub struct DiskLine {
     pub id: String,
     /// online, suspect or down.
     pub state: String,
+    /// What was decided of it: active, draining, out or absent.
+    #[serde(default)]
+    pub membership: String,
+    /// Units that the ledger says are on it.
+    #[serde(default)]
+    pub units: usize,
     /// Why it is not online.
     pub reason: Option<String>,
     /// Where it is.
@@ -127,7 +138,7 @@ pub struct WorkerLine {
 }
 
 /// The state now.
-pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Status> {
+pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: RebuildStatus) -> Result<Status> {
     let disks = objects.disks.all();
     let (volumes, degraded) = volumes(objects, &disks);
     let writable = disks.iter().filter(|d| d.writable()).count();
@@ -147,8 +158,9 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Sta
         scheme: objects.scheme.to_string(),
         kernel: objects.codecs.kernel().to_string(),
         write_scheme: objects.scheme.narrowed(writable).map(|s| s.to_string()),
-        healthy: degraded.disks == 0 && settled && !failing,
-        disks: disks.iter().map(|d| disk_line(d)).collect(),
+        healthy: degraded.disks == 0 && settled && !failing && rebuild.units == 0,
+        disks: disk_lines(objects, &disks),
+        rebuild,
         volumes,
         capacity,
         degraded,
@@ -194,7 +206,10 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
         .map(|d| d.id)
         .collect();
     let mut degraded = Degraded {
-        disks: disks.len() - online.len(),
+        disks: disks
+            .iter()
+            .filter(|disk| disk.membership != Membership::Out && !online.contains(&disk.id))
+            .count(),
         ..Degraded::default()
     };
     let mut lines: BTreeMap<(String, &str), usize> = BTreeMap::new();
@@ -205,7 +220,7 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
         };
         *lines.entry((volume.scheme.to_string(), state)).or_default() += 1;
         let there: Vec<usize> = (0..volume.disks.len())
-            .filter(|&i| online.contains(&volume.disks[i]))
+            .filter(|&i| volume.is_whole(i as u8) && online.contains(&volume.disks[i]))
             .collect();
         let lost = volume.disks.len() - there.len();
         degraded.volumes += usize::from(lost > 0);
@@ -225,7 +240,28 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
     (lines.into_iter().map(line).collect(), degraded)
 }
 
-fn disk_line(disk: &Disk) -> DiskLine {
+fn disk_lines(objects: &Objects, disks: &[Arc<Disk>]) -> Vec<DiskLine> {
+    let mut units: HashMap<DiskId, usize> = HashMap::new();
+    for volume in objects.volumes.all() {
+        for disk in &volume.disks {
+            *units.entry(*disk).or_default() += 1;
+        }
+    }
+    let line = |disk: &Arc<Disk>| disk_line(disk, units.get(&disk.id).copied().unwrap_or(0));
+    disks.iter().map(line).collect()
+}
+
+/// A membership in a word.
+pub fn membership_word(membership: Membership) -> &'static str {
+    match membership {
+        Membership::Active => "active",
+        Membership::Draining => "draining",
+        Membership::Out => "out",
+        Membership::Absent => "absent",
+    }
+}
+
+fn disk_line(disk: &Disk, units: usize) -> DiskLine {
     let (state, reason) = match &disk.health {
         Health::Online => ("online", None),
         Health::Suspect(why) => ("suspect", Some(why.clone())),
@@ -236,6 +272,8 @@ fn disk_line(disk: &Disk) -> DiskLine {
         label: disk.label.clone(),
         id: disk.id.to_string(),
         state: state.into(),
+        membership: membership_word(disk.membership).into(),
+        units,
         reason,
         path: status.map(|s| s.path.clone()),
         backend: status.map(|s| s.backend.clone()),

@@ -4,7 +4,7 @@
 //! missing or hanging disk marks it suspect at once, so that the next one does not; only a later poll clears it.
 //! Invariant: health steers choices and never decides what data exists. The ledger does that.
 
-use crate::ledger::model::DiskRow;
+use crate::ledger::model::{DiskRow, Membership};
 use crate::ledger::{Ledger, Typed, key};
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -50,6 +50,8 @@ pub struct Disk {
     pub incarnation: u64,
     /// Its name for people.
     pub label: String,
+    /// What was decided of it.
+    pub membership: Membership,
     /// The node that has it, if any node says so.
     pub client: Option<Arc<dyn StorageClient>>,
     /// Whether it can be used.
@@ -82,7 +84,12 @@ impl Rest {
 impl Disk {
     /// Whether new shards may go there.
     pub fn writable(&self) -> bool {
-        self.health == Health::Online && !self.full()
+        self.health == Health::Online && self.membership == Membership::Active && !self.full()
+    }
+
+    /// Its failure domain: no two units of a volume share one.
+    pub fn domain(&self) -> u128 {
+        self.id.0
     }
 
     /// Whether it serves but has no room.
@@ -129,6 +136,7 @@ impl Disks {
                 disks.push(Disk {
                     id: DiskId(id),
                     incarnation: row.incarnation,
+                    membership: row.membership(),
                     label: row.label,
                     client: None,
                     health: Health::Down("not seen yet".into()),
@@ -182,6 +190,27 @@ impl Disks {
             };
             set_health(disk, health);
         });
+    }
+
+    /// Takes in what was decided of a disk, once the ledger has it.
+    pub fn set_membership(&self, id: DiskId, membership: Membership) {
+        self.update(|disk| {
+            if disk.id == id {
+                disk.membership = membership;
+            }
+        });
+    }
+
+    /// Forgets a disk that the ledger no longer names.
+    pub fn forget(&self, id: DiskId) {
+        let mut now = self.now.write().unwrap_or_else(|e| e.into_inner());
+        let left: Vec<Disk> = now
+            .by_label
+            .iter()
+            .filter(|disk| disk.id != id)
+            .map(|disk| Disk::clone(disk))
+            .collect();
+        *now = Snapshot::new(left.into_iter());
     }
 
     /// Takes in that a request failed on a disk.

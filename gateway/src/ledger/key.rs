@@ -195,6 +195,15 @@ pub fn blob(volume: u64, blob: u64) -> Bytes {
     numbers(b'B', &[volume, blob])
 }
 
+/// The rows of all blobs of a volume.
+pub fn blobs(volume: u64) -> KeyRange {
+    let prefix = numbers(b'B', &[volume]);
+    KeyRange {
+        end: successor(&prefix),
+        start: prefix,
+    }
+}
+
 /// The row of a blob whose shards are to be deleted.
 pub fn garbage(volume: u64, blob: u64) -> Bytes {
     numbers(b'g', &[volume, blob])

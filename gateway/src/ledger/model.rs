@@ -217,6 +217,9 @@ pub struct VolumeRow {
     /// The disk of each unit, 16 bytes each, in index order.
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub disks: Vec<Bytes>,
+    /// Units that moved to another disk and are not whole there yet.
+    #[prost(uint32, repeated, tag = "5")]
+    pub incomplete: Vec<u32>,
 }
 
 /// A disk.
@@ -251,8 +254,10 @@ pub enum Membership {
     Active = 0,
     /// It serves what it holds until that is moved away; nothing new goes there.
     Draining = 1,
-    /// It is given up: what it held is rebuilt elsewhere, and nothing on it counts any more.
+    /// It is given up: what it holds is rebuilt elsewhere, and it gets nothing for ever.
     Out = 2,
+    /// It was away for longer than the grace period: what it held is rebuilt elsewhere. Back in service when it returns.
+    Absent = 3,
 }
 
 /// A machine that serves disks.

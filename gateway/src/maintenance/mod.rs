@@ -1,10 +1,15 @@
-//! Work that nobody has to think about: garbage, orphans, repair, what scrubbing found, sealing full volumes.
+//! Work that nobody has to think about: garbage, orphans, repair, what scrubbing found, sealing full volumes; giving up on
+//! disks that stay away, rebuilding what they held, and clearing those that return.
 //!
 //! Each is a [`worker::Worker`] with a name, a state that operators can see, and a pace. None of them decides by the
 //! wall clock: what may be deleted follows from ledger rows, leases and who is reading.
 
+pub mod absence;
 pub mod garbage;
+pub mod leftovers;
 pub mod orphans;
+pub mod rebuild;
+pub mod reconstruct;
 pub mod repair;
 pub mod scrub;
 pub mod sealing;

@@ -4,6 +4,7 @@
 //! hands them to the garbage worker. If the process dies first, the lease's id ranges find them (see `cluster/lease`).
 
 use super::readers::BlobKey;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
@@ -16,6 +17,8 @@ pub struct Abandoned {
 
 #[derive(Default)]
 struct Waiting {
+    /// Blobs that uploads are writing, by volume.
+    pending: HashMap<u64, usize>,
     blobs: Vec<BlobKey>,
     /// Taken, and in the ledger at any moment: they count until they are.
     taken: usize,
@@ -69,6 +72,11 @@ impl Abandoned {
         waiting.blobs.len() + waiting.taken
     }
 
+    /// Whether an upload has a blob in this volume that no row names yet, and that is not waiting to be garbage.
+    pub fn is_writing(&self, volume: u64) -> bool {
+        self.lock().pending.contains_key(&volume)
+    }
+
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -106,6 +114,7 @@ pub struct PendingBlobs {
 impl PendingBlobs {
     /// One more; called before its first shard is sent.
     pub fn add(&mut self, blob: BlobKey) {
+        *self.abandoned.lock().pending.entry(blob.0).or_default() += 1;
         self.blobs.push(blob);
     }
 
@@ -113,18 +122,34 @@ impl PendingBlobs {
     pub fn abandon(&mut self, blob: BlobKey) {
         self.blobs.retain(|b| *b != blob);
         self.abandoned.add([blob]);
+        self.forget(&[blob]);
     }
 
     /// The ledger names them now, or may: they are not to be collected.
     pub fn keep(mut self) {
-        self.blobs.clear();
+        let blobs = std::mem::take(&mut self.blobs);
+        self.forget(&blobs);
+    }
+
+    fn forget(&self, blobs: &[BlobKey]) {
+        let mut waiting = self.abandoned.lock();
+        for (volume, _) in blobs {
+            if let Some(count) = waiting.pending.get_mut(volume) {
+                *count -= 1;
+                if *count == 0 {
+                    waiting.pending.remove(volume);
+                }
+            }
+        }
     }
 }
 
 impl Drop for PendingBlobs {
     fn drop(&mut self) {
-        if !self.blobs.is_empty() {
-            self.abandoned.add(std::mem::take(&mut self.blobs));
+        let blobs = std::mem::take(&mut self.blobs);
+        if !blobs.is_empty() {
+            self.forget(&blobs);
+            self.abandoned.add(blobs);
         }
     }
 }

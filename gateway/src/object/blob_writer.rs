@@ -5,7 +5,7 @@ use super::abandoned::PendingBlobs;
 use super::encode;
 use super::{Objects, off_reactor};
 use crate::error::{Error, Result};
-use crate::ledger::model::BlobRef;
+use crate::ledger::model::{BlobRef, VolumeState};
 use crate::placement::volumes::Volume;
 use bytes::{Buf, Bytes};
 use ec_core::Scheme;
@@ -143,6 +143,12 @@ impl<'a> BlobWriter<'a> {
                 .pick(self.scheme, &self.failed_disks, id)
                 .await?;
             self.pending.add((volume.id, id));
+            // Whoever moves a unit seals its volume first, then asks who is writing to it: one of the two sees the other.
+            let now = self.objects.volumes.get(volume.id).await?;
+            if now.state != VolumeState::Open || now.epoch != volume.epoch {
+                self.pending.abandon((volume.id, id));
+                return Err(Error::WriteFailed(format!("volume {} was sealed", volume.id)));
+            }
             self.open = Some(OpenBlob {
                 volume,
                 id,

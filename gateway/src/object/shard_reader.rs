@@ -110,8 +110,7 @@ impl Objects {
             first,
             count: (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first,
         };
-        let disk = source.volume.disks[piece.shard as usize];
-        if !self.disks.prompt(disk) {
+        if !self.is_prompt(source, piece.shard) {
             // Not worth waiting for; asked all the same if the others do not suffice.
             return match self.decode(source, piece.shard, blocks).await {
                 Ok(bytes) => Ok(trim(bytes, piece, blocks)),
@@ -189,7 +188,8 @@ impl Objects {
     ) -> Result<Sources> {
         let disks = &source.volume.disks;
         let codec = self.codecs.get(source.volume.scheme)?;
-        let mut gathering = Gathering::new(codec, wanted, |index| self.disks.prompt(disks[index]));
+        let prompt = |index: usize| self.is_prompt(source, index as u8);
+        let mut gathering = Gathering::new(codec, wanted, prompt);
         let read = |index: u8| async move { (index, self.read_shard(source, index, blocks).await) };
         let mut running = FuturesUnordered::new();
         loop {
@@ -222,6 +222,12 @@ impl Objects {
         }
     }
 
+    /// Whether a read should ask this shard's disk first.
+    fn is_prompt(&self, source: &StripeSource, index: u8) -> bool {
+        let volume = &source.volume;
+        volume.is_whole(index) && self.disks.prompt(volume.disks[usize::from(index)])
+    }
+
     /// Whole blocks of one shard, verified against their CRCs. What is wrong with the record, rather than with its
     /// disk or the way there, is queued for repair.
     pub async fn read_shard(
@@ -230,24 +236,51 @@ impl Objects {
         index: u8,
         blocks: BlockRange,
     ) -> std::result::Result<ShardBlocks, NodeError> {
-        let read = self.fetch(source, index, blocks).await;
+        let mut read = self.fetch(source, index, blocks).await;
+        let moved;
+        let mut source = source;
+        if let Err(error @ (NodeError::StaleEpoch { .. } | NodeError::NotFound)) = &read
+            && let Some(volume) = self.newer(&source.volume, error).await
+        {
+            // A unit of it moved meanwhile, this one or another.
+            moved = StripeSource {
+                volume,
+                ..source.clone()
+            };
+            source = &moved;
+            read = self.fetch(source, index, blocks).await;
+        }
         let checked = match read {
             Ok(shard) => check(source, index, blocks, shard).await,
             Err(error) => Err(error),
         };
-        if let Err(NodeError::StaleEpoch { .. }) = &checked
-            && let Err(error) = self.volumes.refresh(source.volume.id).await
-        {
-            tracing::warn!(volume = source.volume.id, %error, "a volume's row could not be read again");
-        }
         if let Err(error) = &checked {
             self.disks.report(source.volume.disks[index as usize], error);
-            if let Some(kind) = suspect_kind(error) {
+            let expected = *error == NodeError::NotFound && !source.volume.is_whole(index);
+            if let Some(kind) = suspect_kind(error).filter(|_| !expected) {
                 self.metrics.bad_shards.with_label_values(&[kind]).inc();
                 self.suspect(source, index, error).await;
             }
         }
         checked
+    }
+
+    /// The volume of a later epoch, if there is one: as it is known here, or, when a node knows better, in the ledger.
+    async fn newer(&self, volume: &Volume, error: &NodeError) -> Option<Arc<Volume>> {
+        let known = self.volumes.get(volume.id).await.ok();
+        if let Some(known) = known.filter(|known| known.epoch > volume.epoch) {
+            return Some(known);
+        }
+        if *error == NodeError::NotFound {
+            return None;
+        }
+        match self.volumes.refresh(volume.id).await {
+            Ok(now) => (now.epoch > volume.epoch).then_some(now),
+            Err(error) => {
+                tracing::warn!(volume = volume.id, %error, "a volume's row could not be read again");
+                None
+            }
+        }
     }
 
     async fn fetch(

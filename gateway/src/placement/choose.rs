@@ -50,6 +50,16 @@ pub fn choose(candidates: &[Candidate], count: usize, seed: u64) -> Option<Vec<D
     (chosen.len() == count).then_some(chosen)
 }
 
+/// Chooses the disk of one unit of a volume whose other units are in these failure domains.
+pub fn choose_one(candidates: &[Candidate], taken: &HashSet<u128>, seed: u64) -> Option<DiskId> {
+    let free: Vec<Candidate> = candidates
+        .iter()
+        .filter(|c| !taken.contains(&c.domain))
+        .cloned()
+        .collect();
+    choose(&free, 1, seed)?.pop()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

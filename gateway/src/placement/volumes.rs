@@ -35,6 +35,8 @@ pub struct Volume {
     pub state: VolumeState,
     /// The disk of each unit, in index order.
     pub disks: Vec<DiskId>,
+    /// Units that moved to another disk and are not whole there yet.
+    pub incomplete: Vec<u8>,
     /// Shard bytes written to each unit since this gateway started, or found there when it did.
     used_bytes: AtomicU64,
 }
@@ -52,6 +54,11 @@ impl Volume {
                 epoch: row.epoch,
                 state: row.state(),
                 disks,
+                incomplete: row
+                    .incomplete
+                    .iter()
+                    .filter_map(|i| u8::try_from(*i).ok())
+                    .collect(),
                 used_bytes: AtomicU64::new(0),
             }),
             _ => Err(damaged(format!(
@@ -59,6 +66,11 @@ impl Volume {
                 row.disks.len()
             ))),
         }
+    }
+
+    /// Whether the unit at `index` has all that it should.
+    pub fn is_whole(&self, index: u8) -> bool {
+        !self.incomplete.contains(&index)
     }
 
     /// The unit at `index`.
@@ -77,6 +89,11 @@ impl Volume {
             unit: self.unit(index),
             epoch: self.epoch,
         }
+    }
+
+    /// Bytes of each of its units, as far as is known.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
     }
 
     /// Counts bytes written to each of its units.
@@ -230,6 +247,83 @@ impl Volumes {
         self.refresh(id).await.map(|_| ())
     }
 
+    /// Gives a unit another disk, in the ledger and then here. From then on requests carry the new epoch, and the unit is
+    /// incomplete until [`Volumes::complete`]. `fence` adds the preconditions of whoever decided it.
+    pub async fn move_unit(
+        &self,
+        volume: &Volume,
+        index: u8,
+        to: DiskId,
+        fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
+    ) -> Result<Arc<Volume>> {
+        self.change(volume, fence, |row| {
+            if let Some(disk) = row.disks.get_mut(usize::from(index)) {
+                *disk = Bytes::copy_from_slice(&to.0.to_be_bytes());
+            }
+            row.epoch += 1;
+            row.set_state(VolumeState::Sealed);
+            if !row.incomplete.contains(&index.into()) {
+                row.incomplete.push(index.into());
+            }
+        })
+        .await
+    }
+
+    /// Gives a unit the disk where it is whole already.
+    pub async fn switch_unit(
+        &self,
+        volume: &Volume,
+        index: u8,
+        to: DiskId,
+        fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
+    ) -> Result<Arc<Volume>> {
+        self.change(volume, fence, |row| {
+            if let Some(disk) = row.disks.get_mut(usize::from(index)) {
+                *disk = Bytes::copy_from_slice(&to.0.to_be_bytes());
+            }
+            row.epoch += 1;
+        })
+        .await
+    }
+
+    /// Records that a unit has all that it should.
+    pub async fn complete(
+        &self,
+        volume: &Volume,
+        index: u8,
+        fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
+    ) -> Result<Arc<Volume>> {
+        self.change(volume, fence, |row| {
+            row.incomplete.retain(|i| *i != u32::from(index))
+        })
+        .await
+    }
+
+    /// Changes a volume's row if it still has the epoch it was decided by.
+    async fn change(
+        &self,
+        volume: &Volume,
+        fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
+        change: impl FnOnce(&mut VolumeRow),
+    ) -> Result<Arc<Volume>> {
+        let row_key = key::volume(volume.id);
+        let found = self.ledger.get::<VolumeRow>(row_key.clone()).await?;
+        let Some(Typed { mut row, version }) = found.filter(|found| found.row.epoch == volume.epoch) else {
+            return Err(Error::Conflict);
+        };
+        change(&mut row);
+        let commit = CommitBuilder::new()
+            .expect(&row_key, Some(version))
+            .put(row_key, &row);
+        self.ledger.commit(fence(commit).build()).await?;
+        self.refresh(volume.id).await
+    }
+
+    /// Disks that could take a unit: those that may be written.
+    pub fn targets(&self) -> Vec<Candidate> {
+        self.candidates(&HashSet::new())
+    }
+
     /// Volumes that are full but not sealed yet.
     pub fn full(&self) -> Vec<u64> {
         let open = self.read().open.clone();
@@ -256,7 +350,7 @@ impl Volumes {
         usable
             .map(|d| Candidate {
                 disk: d.id,
-                domain: d.id.0,
+                domain: d.domain(),
                 free_bytes: d.status.as_ref().map_or(0, |s| s.free_bytes),
                 open_units: 0,
             })
@@ -297,6 +391,7 @@ impl Volumes {
                 .iter()
                 .map(|d| Bytes::copy_from_slice(&d.0.to_be_bytes()))
                 .collect(),
+            incomplete: Vec::new(),
         };
         let row_key = key::volume(id);
         self.ledger

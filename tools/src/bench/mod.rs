@@ -25,7 +25,8 @@ mod signer;
 mod tests;
 
 use crate::size::parse_size;
-use plan::{Mix, Op, parse_duration};
+pub use plan::parse_duration;
+use plan::{Mix, Op};
 use session::Session;
 use signer::Endpoint;
 use std::io::Write;

@@ -54,6 +54,9 @@ pub struct DevArgs {
     /// Bytes of objects in flight at most; a quarter of the machine's memory by default
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// How long a disk may be away before what it held is rebuilt on others, as 30s, 10m or 2h
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = crate::bench::parse_duration)]
+    grace: Duration,
     /// What codes: gfni-avx512, gfni-avx2, avx2, neon or scalar; else what CAIRN_KERNEL names, or the fastest
     #[arg(long, value_name = "NAME")]
     kernel: Option<Kernel>,
@@ -104,6 +107,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
         scheme: cluster.scheme,
         kernel,
         memory_bytes: memory,
+        grace: args.grace,
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
     print_welcome(&args, &cluster, s3.local_addr()?, admin.local_addr()?, memory);

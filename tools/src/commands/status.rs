@@ -4,6 +4,7 @@ use crate::CommandResult;
 use crate::size::format_size;
 use clap::Args;
 use gateway::admin::status::{DiskLine, Status};
+use gateway::maintenance::rebuild::RebuildStatus;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -101,13 +102,39 @@ fn render(status: &Status) -> String {
         queued.requests,
         format_size(queued.in_flight_bytes.iter().sum())
     ));
+    if status.rebuild.units > 0 {
+        line(rebuild_row(&status.rebuild));
+    }
     for worker in &status.workers {
         line(format!("worker    {:<9} {}", worker.name, worker.state));
     }
     out
 }
 
+fn rebuild_row(rebuild: &RebuildStatus) -> String {
+    let eta = match rebuild.eta_s {
+        Some(seconds) => format!("about {} s", seconds.max(1)),
+        None => "not known yet".into(),
+    };
+    let waiting = match rebuild.waiting {
+        0 => String::new(),
+        waiting => format!(", {waiting} of them wait for a disk or for sources"),
+    };
+    format!(
+        "rebuild   {} units{waiting}; {} to write, {} written; ready in {eta}",
+        rebuild.units,
+        format_size(rebuild.left_bytes),
+        format_size(rebuild.done_bytes)
+    )
+}
+
 fn disk_row(disk: &DiskLine) -> String {
+    let state = match disk.membership.as_str() {
+        "" | "active" => disk.state.as_str(),
+        decided if disk.state == "online" => decided,
+        "draining" => disk.state.as_str(),
+        decided => decided,
+    };
     let reason = disk
         .reason
         .as_deref()
@@ -116,7 +143,7 @@ fn disk_row(disk: &DiskLine) -> String {
     format!(
         "{:<10} {:<8} {:>10} {:>10} {:>10} {:>9} {:>8}  {reason}",
         disk.label,
-        disk.state,
+        state,
         format_size(disk.capacity_bytes),
         format_size(disk.free_bytes),
         format_size(disk.live_bytes),

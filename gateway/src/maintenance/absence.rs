@@ -1,0 +1,102 @@
+//! Gives up on disks that stay away: after a grace period what they held is rebuilt elsewhere.
+//!
+//! How long a disk has been away is measured by this process, from when it noticed; a gateway that starts begins anew. Nothing is
+//! decided about data: the disk's units are moved one by one, each by a commit of its own, and what it still has when
+//! it returns is still good.
+//! Invariant: when many disks are away at once, it is taken for a network that is split, and nobody is given up.
+
+use super::worker::{Step, Worker};
+use crate::cluster::disks::{Disk, Health};
+use crate::error::Result;
+use crate::ledger::model::{DiskRow, Membership};
+use crate::ledger::{CommitBuilder, key};
+use crate::object::Objects;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use storage_node::protocol::DiskId;
+use tokio::time::Instant;
+
+/// At most one in so many disks is away for it to be given up.
+const AWAY_SHARE: usize = 3;
+
+/// See the module.
+pub struct Absence {
+    objects: Arc<Objects>,
+    grace: Duration,
+    since: Mutex<HashMap<DiskId, Instant>>,
+}
+
+impl Absence {
+    /// Gives up on disks that were away for this long.
+    pub fn new(objects: Arc<Objects>, grace: Duration) -> Absence {
+        Absence {
+            objects,
+            grace,
+            since: Mutex::default(),
+        }
+    }
+
+    /// The disks that are away, and those of them that were so for too long.
+    fn away(&self) -> (usize, Vec<Arc<Disk>>) {
+        let now = Instant::now();
+        let mut since = self.since.lock().unwrap_or_else(|e| e.into_inner());
+        let disks = self.objects.disks.all();
+        let away: Vec<&Arc<Disk>> = disks
+            .iter()
+            .filter(|disk| matches!(disk.health, Health::Down(_)))
+            .collect();
+        since.retain(|id, _| away.iter().any(|disk| disk.id == *id));
+        let too_long = |disk: &Arc<Disk>| *since.entry(disk.id).or_insert(now) + self.grace <= now;
+        let given_up = away.iter().map(|disk| Arc::clone(disk)).filter(too_long);
+        let given_up = given_up
+            .filter(|disk| matches!(disk.membership, Membership::Active | Membership::Draining))
+            .collect();
+        (away.len(), given_up)
+    }
+}
+
+impl Objects {
+    /// Records what is decided of a disk.
+    pub async fn decide(&self, disk: DiskId, membership: Membership) -> Result<()> {
+        let row_key = key::disk(disk.0);
+        let Some(mut found) = self.ledger.get::<DiskRow>(row_key.clone()).await? else {
+            return Err(crate::error::Error::Internal(format!(
+                "the ledger has no disk {disk}"
+            )));
+        };
+        found.row.set_membership(membership);
+        let commit = CommitBuilder::new()
+            .expect(&row_key, Some(found.version))
+            .put(row_key, &found.row);
+        self.ledger.commit(self.lease.fence(commit).build()).await?;
+        self.disks.set_membership(disk, membership);
+        Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl Worker for Absence {
+    fn name(&self) -> &'static str {
+        "absence"
+    }
+
+    fn rest(&self) -> Duration {
+        (self.grace / 4).clamp(Duration::from_millis(100), Duration::from_secs(5))
+    }
+
+    async fn step(&self) -> Result<Step> {
+        let (away, given_up) = self.away();
+        let counted =
+            |disk: &&Arc<Disk>| matches!(disk.membership, Membership::Active | Membership::Draining);
+        let disks = self.objects.disks.all();
+        if given_up.is_empty() || away * AWAY_SHARE > disks.iter().filter(counted).count().max(AWAY_SHARE) {
+            return Ok(Step::Idle);
+        }
+        for disk in given_up {
+            self.objects.decide(disk.id, Membership::Absent).await?;
+            tracing::warn!(disk = %disk.label, grace_s = self.grace.as_secs(), "disk given up: what it held is rebuilt elsewhere");
+        }
+        Ok(Step::Worked)
+    }
+}

@@ -1,0 +1,93 @@
+//! Clears disks of units that are no longer theirs: of a disk that returns after its units were rebuilt elsewhere, of a move that
+//! a crash cut off, of a clone.
+//!
+//! The ledger decides: a unit is dropped only if the ledger has its volume and names another disk for it, and the drop carries the
+//! volume's epoch, so that no older request makes the unit again.
+
+use super::rebuild::Moving;
+use super::worker::{Step, Worker};
+use crate::cluster::disks::{Disk, Health};
+use crate::error::Result;
+use crate::ledger::key;
+use crate::ledger::model::{Membership, VolumeRow};
+use crate::object::Objects;
+use std::sync::Arc;
+use std::time::Duration;
+use storage_node::client::StorageClient;
+use storage_node::protocol::UnitAddress;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub struct Leftovers {
+    objects: Arc<Objects>,
+    moving: Moving,
+}
+
+impl Leftovers {
+    /// For one gateway; what `moving` says is on its way is left alone.
+    pub fn new(objects: Arc<Objects>, moving: Moving) -> Leftovers {
+        Leftovers { objects, moving }
+    }
+
+    /// Drops what is not the disk's; says how many units, or that the disk could not be asked.
+    async fn clear(&self, disk: &Disk, client: &Arc<dyn StorageClient>) -> Result<Option<usize>> {
+        let Ok(units) = client.units(disk.id, disk.incarnation, DEADLINE).await else {
+            return Ok(None);
+        };
+        let mut dropped = 0;
+        for info in units {
+            let (volume, index) = (info.unit.volume, info.unit.index);
+            // The row, not what is remembered of it: another unit may have moved a moment ago.
+            let known = self.objects.ledger.get::<VolumeRow>(key::volume(volume)).await?;
+            if known.is_none() || self.moving.has(info.unit, disk.id) {
+                continue;
+            }
+            let volume = self.objects.volumes.refresh(volume).await?;
+            if volume.disks.get(usize::from(index)) == Some(&disk.id) {
+                continue;
+            }
+            let address = UnitAddress {
+                epoch: volume.epoch.max(info.epoch),
+                ..volume.address(index, disk)
+            };
+            if let Err(error) = client.drop_unit(&address, DEADLINE).await {
+                tracing::debug!(disk = %disk.label, %error, "a leftover unit was not dropped");
+                return Ok(None);
+            }
+            tracing::info!(disk = %disk.label, volume = volume.id, index, shards = info.shards, "leftover unit dropped");
+            dropped += 1;
+        }
+        Ok(Some(dropped))
+    }
+}
+
+#[async_trait::async_trait]
+impl Worker for Leftovers {
+    fn name(&self) -> &'static str {
+        "leftovers"
+    }
+
+    fn rest(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    async fn step(&self) -> Result<Step> {
+        let mut worked = false;
+        for disk in self.objects.disks.all().iter() {
+            let (Some(client), Health::Online) = (&disk.client, &disk.health) else {
+                continue;
+            };
+            let Some(dropped) = self.clear(disk, client).await? else {
+                continue;
+            };
+            worked |= dropped > 0;
+            if disk.membership == Membership::Absent {
+                self.objects.decide(disk.id, Membership::Active).await?;
+                tracing::info!(disk = %disk.label, "disk is back in service");
+                worked = true;
+            }
+        }
+        Ok(if worked { Step::Worked } else { Step::Idle })
+    }
+}

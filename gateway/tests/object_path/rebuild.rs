@@ -1,0 +1,402 @@
+//! Disks that are lost, drained, given up and come back: what they held is whole elsewhere, and nothing is served from where it
+//! no longer belongs.
+
+use crate::support::cluster::World;
+use crate::support::content::content;
+use crate::support::memory_node::Faults;
+use bytes::Bytes;
+use gateway::ledger::model::Membership;
+use gateway::maintenance::absence::Absence;
+use gateway::maintenance::leftovers::Leftovers;
+use gateway::maintenance::rebuild::{Moving, Progress, Rebuild};
+use gateway::maintenance::worker::{Step, Worker};
+use gateway::object::shard_reader::StripeSource;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use storage_node::protocol::BlockRange;
+use tokio::sync::watch;
+
+struct Maintenance {
+    rebuild: Rebuild,
+    leftovers: Leftovers,
+    progress: Arc<Mutex<Progress>>,
+    stop: watch::Sender<bool>,
+}
+
+fn maintenance(world: &World) -> Maintenance {
+    let (moving, progress) = (Moving::default(), Arc::<Mutex<Progress>>::default());
+    let (stop, stopped) = watch::channel(false);
+    Maintenance {
+        rebuild: Rebuild::new(world.objects.clone(), moving.clone(), progress.clone(), stopped),
+        leftovers: Leftovers::new(world.objects.clone(), moving),
+        progress,
+        stop,
+    }
+}
+
+impl Maintenance {
+    /// Until there is nothing left that can be done.
+    async fn settle(&self) {
+        for _ in 0..10_000 {
+            if self.rebuild.step().await.unwrap() == Step::Idle {
+                return;
+            }
+        }
+        panic!("rebuilding never ends");
+    }
+
+    fn units_left(&self) -> usize {
+        self.progress.lock().unwrap().status().units
+    }
+}
+
+/// Objects of every kind of size.
+async fn filled(scheme: &str, disks: u32) -> (World, Vec<(String, Bytes)>) {
+    let world = World::new(scheme, disks).await;
+    let mut objects = Vec::new();
+    for (number, size) in [1, 700, 16_384, 16_385, 1 << 20, 5_000_001, 9 << 20]
+        .into_iter()
+        .enumerate()
+    {
+        for copy in 0..3 {
+            let (name, bytes) = (
+                format!("{number}-{copy}"),
+                content(number as u64 * 10 + copy, size),
+            );
+            world.put(&name, &bytes).await.unwrap();
+            objects.push((name, bytes));
+        }
+    }
+    (world, objects)
+}
+
+async fn assert_readable(world: &World, objects: &[(String, Bytes)]) {
+    for (name, bytes) in objects {
+        assert!(world.get(name).await.unwrap() == *bytes, "{name}");
+    }
+}
+
+/// A census that finds nothing but what these disks, which are away, still have.
+async fn assert_clean_without(world: &World, away: &[usize]) {
+    let mut census = world.census().await;
+    let away: Vec<String> = away.iter().map(|n| world.disk(*n).to_string()).collect();
+    census
+        .stray
+        .retain(|stray| !away.iter().any(|disk| stray.contains(disk)));
+    census.assert_clean();
+}
+
+fn units_of(world: &World, n: usize) -> usize {
+    let disk = world.disk(n);
+    let volumes = world.objects.volumes.all();
+    volumes
+        .iter()
+        .filter(|volume| volume.disks.contains(&disk))
+        .count()
+}
+
+#[tokio::test]
+async fn what_a_lost_disk_held_is_whole_elsewhere_and_more_losses_are_survived() {
+    for (scheme, disks) in [("rs(4,2)", 9), ("replica(3)", 6), ("lrc(4,2,2)", 12)] {
+        let (world, objects) = filled(scheme, disks).await;
+        let maintenance = maintenance(&world);
+        // One after the other: of as many as the scheme survives at once there is one more than that.
+        for lost in 0..3 {
+            world.lose(&[lost]).await;
+            assert!(units_of(&world, lost) > 0);
+            world
+                .objects
+                .decide(world.disk(lost), Membership::Out)
+                .await
+                .unwrap();
+            maintenance.settle().await;
+            assert_eq!(
+                (units_of(&world, lost), maintenance.units_left()),
+                (0, 0),
+                "{scheme}"
+            );
+            assert_clean_without(&world, &[0, 1, 2][..=lost]).await;
+            assert_readable(&world, &objects).await;
+        }
+        assert!(world.objects.metrics.rebuilt_bytes.get() > 0);
+    }
+}
+
+#[tokio::test]
+async fn two_disks_lost_at_once_are_rebuilt_and_writes_go_on() {
+    let (world, mut objects) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    world.lose(&[3, 7]).await;
+    for lost in [3, 7] {
+        world
+            .objects
+            .decide(world.disk(lost), Membership::Out)
+            .await
+            .unwrap();
+    }
+    for number in 0..40 {
+        let (name, bytes) = (format!("new-{number}"), content(1000 + number, 300_000));
+        world.put(&name, &bytes).await.unwrap();
+        objects.push((name, bytes));
+        maintenance.rebuild.step().await.unwrap();
+        assert_readable(&world, &objects[..3]).await;
+    }
+    maintenance.settle().await;
+    world.collect().await;
+    assert_clean_without(&world, &[3, 7]).await;
+    world.lose(&[0, 1]).await;
+    assert_readable(&world, &objects).await;
+}
+
+#[tokio::test]
+async fn a_drained_disk_ends_with_nothing_and_its_copies_never_fall_short() {
+    let (world, objects) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    world
+        .objects
+        .decide(world.disk(2), Membership::Draining)
+        .await
+        .unwrap();
+    while maintenance.rebuild.step().await.unwrap() == Step::Worked {
+        let volumes = world.objects.volumes.all();
+        assert!(volumes.iter().all(|volume| volume.incomplete.is_empty()));
+        // What is being copied is nobody's leftover.
+        maintenance.leftovers.step().await.unwrap();
+    }
+    assert_eq!((units_of(&world, 2), maintenance.units_left()), (0, 0));
+    while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
+    world.census().await.assert_clean();
+    world
+        .cluster
+        .node
+        .each(|id, disk| assert!(id != world.disk(2) || disk.units.is_empty()));
+    let before = world.objects.metrics.decoded_pieces.get();
+    assert_readable(&world, &objects).await;
+    assert_eq!(world.objects.metrics.decoded_pieces.get(), before);
+}
+
+#[tokio::test]
+async fn a_disk_that_stays_away_is_given_up_and_back_in_service_when_it_returns() {
+    let (world, objects) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    let absence = Absence::new(world.objects.clone(), Duration::ZERO);
+    assert_eq!(absence.step().await.unwrap(), Step::Idle);
+    world.lose(&[5]).await;
+    world.poll().await;
+    assert_eq!(absence.step().await.unwrap(), Step::Worked);
+    let membership = || world.objects.disks.get(world.disk(5)).unwrap().membership;
+    assert_eq!(membership(), Membership::Absent);
+    maintenance.settle().await;
+    // Deleted, and written over, while it was away.
+    world.delete(&objects[20].0).await.unwrap();
+    world.put(&objects[19].0, &objects[18].1).await.unwrap();
+    world.collect().await;
+    world.heal().await;
+    while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
+    assert_eq!(membership(), Membership::Active);
+    world
+        .cluster
+        .node
+        .each(|id, disk| assert!(id != world.disk(5) || disk.units.is_empty()));
+    world.census().await.assert_clean();
+    assert_readable(&world, &objects[..18]).await;
+    assert!(world.get(&objects[19].0).await.unwrap() == objects[18].1);
+}
+
+#[tokio::test]
+async fn nobody_is_given_up_when_many_are_away() {
+    let (world, objects) = filled("rs(4,2)", 9).await;
+    let absence = Absence::new(world.objects.clone(), Duration::ZERO);
+    world.lose(&[0, 1, 2, 3]).await;
+    world.poll().await;
+    assert_eq!(absence.step().await.unwrap(), Step::Idle);
+    world.heal().await;
+    assert_readable(&world, &objects).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_dies_in_the_middle_leaves_it_to_the_next() {
+    for steps in [1, 2, 3, 5, 8] {
+        for membership in [Membership::Out, Membership::Draining] {
+            let (world, objects) = filled("rs(4,2)", 8).await;
+            if membership == Membership::Out {
+                world.lose(&[1]).await;
+            }
+            world.objects.decide(world.disk(1), membership).await.unwrap();
+            {
+                let maintenance = maintenance(&world);
+                for _ in 0..steps {
+                    maintenance.rebuild.step().await.unwrap();
+                }
+            }
+            let world = world.crash().await;
+            let maintenance = maintenance(&world);
+            maintenance.settle().await;
+            world.heal().await;
+            while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
+            assert_eq!(units_of(&world, 1), 0);
+            assert_readable(&world, &objects).await;
+            let census = world.census().await;
+            assert!(
+                census.missing.is_empty() && census.stray.is_empty(),
+                "{census:#?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_disk_to_go_to_it_waits_for_one() {
+    let (world, objects) = filled("rs(4,2)", 6).await;
+    let maintenance = maintenance(&world);
+    world.lose(&[4]).await;
+    world
+        .objects
+        .decide(world.disk(4), Membership::Absent)
+        .await
+        .unwrap();
+    maintenance.settle().await;
+    assert!(units_of(&world, 4) > 0);
+    let status = maintenance.progress.lock().unwrap().status();
+    assert!(status.waiting > 0 && status.waiting == status.units, "{status:?}");
+    // What it still has is still right.
+    world.heal().await;
+    maintenance.leftovers.step().await.unwrap();
+    maintenance.settle().await;
+    assert_eq!(maintenance.units_left(), 0);
+    world.census().await.assert_clean();
+    assert_readable(&world, &objects).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_cannot_be_decoded_is_left_as_it_is() {
+    let (world, objects) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    let before: Vec<_> = world
+        .objects
+        .volumes
+        .all()
+        .iter()
+        .map(|v| v.disks.clone())
+        .collect();
+    world.lose(&[0, 1, 2, 3, 4]).await;
+    for lost in 0..5 {
+        world
+            .objects
+            .decide(world.disk(lost), Membership::Absent)
+            .await
+            .unwrap();
+    }
+    maintenance.settle().await;
+    let undecodable = |disks: &Vec<_>| (0..5).filter(|n| disks.contains(&world.disk(*n))).count() > 2;
+    for (before, after) in before.iter().zip(world.objects.volumes.all()) {
+        assert!(!undecodable(before) || *before == after.disks);
+    }
+    world.heal().await;
+    while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
+    maintenance.settle().await;
+    assert_readable(&world, &objects).await;
+    world.census().await.assert_clean();
+}
+
+#[tokio::test]
+async fn a_unit_waits_for_the_upload_that_writes_to_its_volume() {
+    let (world, _) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    let mut uploads = world.objects.abandoned.guard();
+    world
+        .objects
+        .volumes
+        .all()
+        .iter()
+        .for_each(|volume| uploads.add((volume.id, 1 << 40)));
+    world.lose(&[0]).await;
+    world
+        .objects
+        .decide(world.disk(0), Membership::Out)
+        .await
+        .unwrap();
+    let before = units_of(&world, 0);
+    maintenance.settle().await;
+    assert_eq!(units_of(&world, 0), before);
+    uploads.keep();
+    maintenance.settle().await;
+    assert_eq!(units_of(&world, 0), 0);
+    assert_clean_without(&world, &[0]).await;
+}
+
+#[tokio::test]
+async fn a_reader_with_an_old_epoch_finds_the_unit_where_it_is_now() {
+    let (world, _) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    let volumes = world.objects.volumes.all();
+    let old = volumes
+        .iter()
+        .find(|v| v.scheme.to_string() == "rs(4,2)")
+        .unwrap()
+        .clone();
+    let index = 1;
+    let place = (0..9).find(|n| world.disk(*n) == old.disks[index]).unwrap();
+    let (mut key, mut shard_len) = (None, 0);
+    world.cluster.node.each(|id, disk| {
+        if id == old.disks[index] {
+            let found = disk.shards().find(|(unit, _)| unit.volume == old.id).unwrap().1;
+            (key, shard_len) = (Some(found.key), found.payload.len() as u32);
+        }
+    });
+    let source = StripeSource {
+        volume: old,
+        key: key.unwrap(),
+        shard_len,
+    };
+    let before = world
+        .objects
+        .read_shard(&source, index as u8, BlockRange::ALL)
+        .await
+        .unwrap();
+    world
+        .objects
+        .decide(world.disk(place), Membership::Draining)
+        .await
+        .unwrap();
+    maintenance.settle().await;
+    while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
+    let after = world
+        .objects
+        .read_shard(&source, index as u8, BlockRange::ALL)
+        .await
+        .unwrap();
+    assert_eq!(before, after);
+    assert_eq!(world.census().await.suspects, 0);
+}
+
+#[tokio::test]
+async fn it_stops_when_it_is_told_to() {
+    let (world, _) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    maintenance.stop.send(true).unwrap();
+    world.lose(&[0]).await;
+    world
+        .objects
+        .decide(world.disk(0), Membership::Out)
+        .await
+        .unwrap();
+    maintenance.rebuild.step().await.unwrap();
+    assert!(units_of(&world, 0) > 0);
+}
+
+#[tokio::test]
+async fn a_dead_node_of_a_fault_is_not_a_dead_disk() {
+    let (world, objects) = filled("rs(4,2)", 9).await;
+    world.fault(
+        0,
+        Faults {
+            fenced: true,
+            ..Default::default()
+        },
+    );
+    world.poll().await;
+    let absence = Absence::new(world.objects.clone(), Duration::from_secs(3600));
+    assert_eq!(absence.step().await.unwrap(), Step::Idle);
+    assert_readable(&world, &objects).await;
+}
