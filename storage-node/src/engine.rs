@@ -16,7 +16,8 @@ mod compaction;
 mod flusher;
 pub(crate) mod headers;
 mod heads;
-mod index;
+#[doc(hidden)] // Pure, and for tests/interleavings.
+pub mod index;
 mod queue;
 mod reader;
 pub(crate) mod recovery;
@@ -60,6 +61,8 @@ pub use verify::Verified;
 const READS_MAX: usize = 1024;
 /// How long a shutdown waits for a disk.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a caller whose reply was lost waits for the reason.
+const REASON_PATIENCE: Duration = Duration::from_millis(100);
 /// A disk's presence is looked at no more often than this.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Before a batch is written the disk is looked at no more often than this.
@@ -420,8 +423,17 @@ impl Engine {
         match tokio::time::timeout(deadline, answer).await {
             Err(_) => Err(NodeError::Timeout),
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(self.shared.fence_because("the committer stopped")),
+            Ok(Err(_)) => Err(self.lost_reply().await),
         }
+    }
+
+    /// A thread that panics drops the replies it has before it can say that it does: so it is given a moment.
+    async fn lost_reply(&self) -> NodeError {
+        let until = Instant::now() + REASON_PATIENCE;
+        while self.shared.fence.get().is_none() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.shared.fence_because("the committer or the flusher stopped")
     }
 
     /// Reads blocks of a shard.

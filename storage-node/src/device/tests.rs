@@ -1,5 +1,7 @@
 //! One suite over all backends, and the latch.
 
+mod pool;
+
 use super::simulated::{Fault, SimulatedDisk};
 use super::*;
 use std::io::Write;

@@ -96,13 +96,13 @@ pub struct InFlight {
     starts: HashMap<u32, u32>,
 }
 
-/// A committer that panics takes its disk out of service: nobody may wait for it.
-pub(super) struct FenceOnPanic(pub(super) Arc<Shared>);
+/// A committer or flusher, by this name, that panics takes its disk out of service: nobody may wait for it.
+pub(super) struct FenceOnPanic(pub(super) Arc<Shared>, pub(super) &'static str);
 
 impl Drop for FenceOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fence_because("the committer panicked");
+            self.0.fence_because(&format!("the {} panicked", self.1));
             self.0.queue.close();
             // Those who wait are answered by the loss of their reply.
             while self
@@ -118,7 +118,7 @@ impl Drop for FenceOnPanic {
 impl Committer {
     /// Works until the queue is closed and empty, then flushes.
     pub fn run(mut self) {
-        let _guard = FenceOnPanic(self.shared.clone());
+        let _guard = FenceOnPanic(self.shared.clone(), "committer");
         let mut background = true;
         loop {
             let serving = self.shared.fence.get().is_none();
