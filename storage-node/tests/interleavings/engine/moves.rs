@@ -157,7 +157,6 @@ impl House {
                 let entry = index.find(UNIT, key(blob))?;
                 (entry, index.extents[entry.place.extent as usize].pin.clone())
             };
-            assert_ne!(failed, Some(entry), "blob {blob} would be called corrupt");
             let found = self.read(entry.place);
             let right = found.filter(|found| found.place == entry.place && found.blob == blob);
             // What was checked stays right while the blocks are read.
@@ -168,7 +167,10 @@ impl House {
                     assert_eq!(again, Some(Some(record)), "it was written over while it was read");
                     return Some(record.sequence);
                 }
-                None => failed = Some(entry),
+                None => {
+                    let before = failed.replace(entry);
+                    assert_ne!(before, Some(entry), "blob {blob} would be called corrupt");
+                }
             }
         }
         panic!("blob {blob} moved too often");
