@@ -18,6 +18,7 @@ pub(crate) mod headers;
 mod heads;
 #[doc(hidden)] // Pure, and for tests/interleavings.
 pub mod index;
+mod loose;
 mod queue;
 mod reader;
 pub(crate) mod recovery;

@@ -190,6 +190,7 @@ impl Committer {
 
     /// Makes recovery's decisions durable; and whatever recovery read, which may still be in the drive's cache.
     pub(super) fn settle(&mut self, new_cuts: &[CutPlace]) -> Result<(), NodeError> {
+        self.write_loose_again()?;
         let mut batch = self.new_batch();
         let mut sequence = self.counters.sequence;
         let drafts = super::recovery::cut_drafts(new_cuts, || {

@@ -130,10 +130,24 @@ fn what_is_held_is_let_go_when_the_device_answers() {
             answered.store(1, Ordering::SeqCst);
             completer.complete(Ok(7));
         });
-        drop(completion.holding(Held(held)));
-        // Who has left does not end it.
+        let completion = completion.holding(Held(held));
         let is_dropped = seen.load(Ordering::SeqCst) == 1;
         assert!(!is_dropped || answers.load(Ordering::SeqCst) == 1);
+        device.join().unwrap();
+        // Nobody has looked at the answer yet.
+        assert_eq!(dropped.load(Ordering::SeqCst), 1);
+        drop(completion);
+    });
+    explore_all(|| {
+        let (dropped, held) = count();
+        let (completer, completion) = completion::<u32>();
+        let seen = dropped.clone();
+        let device = thread::spawn(move || {
+            let completer = completer;
+            assert_eq!(seen.load(Ordering::SeqCst), 0, "who has left does not end it");
+            completer.complete(Ok(7));
+        });
+        drop(completion.holding(Held(held)));
         device.join().unwrap();
         assert_eq!(dropped.load(Ordering::SeqCst), 1);
     });
