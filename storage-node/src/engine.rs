@@ -51,7 +51,9 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
@@ -83,6 +85,8 @@ struct Shared {
     free_extents: AtomicU64,
     checked: Mutex<Option<Instant>>,
     found: Found,
+    /// Extents, and in which use, whose summary is to be written again.
+    bad_summaries: Mutex<Vec<(u32, u64)>>,
     /// The extent that verifying goes on with.
     verify_cursor: AtomicU32,
 }
@@ -94,6 +98,10 @@ impl Shared {
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bad_summaries(&self) -> MutexGuard<'_, Vec<(u32, u64)>> {
+        self.bad_summaries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the disk out of service; the first reason stays.
@@ -312,6 +320,7 @@ impl Engine {
             checked: Mutex::new(None),
             // Random, as far as somebody can tell who compares it with the one before.
             found: Found::new(RandomState::new().hash_one(superblock.sequence)),
+            bad_summaries: Mutex::default(),
             verify_cursor: AtomicU32::new(superblock.verified % layout.extents()),
         });
         shared.metrics.corrupt_shards.add(found.rotten);
@@ -537,7 +546,7 @@ impl Engine {
         Ok(())
     }
 
-    fn lock_verifier(&self) -> std::sync::MutexGuard<'_, Option<Verifier>> {
+    fn lock_verifier(&self) -> MutexGuard<'_, Option<Verifier>> {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

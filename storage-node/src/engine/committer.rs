@@ -161,6 +161,7 @@ impl Committer {
     fn is_unmarked(&self) -> bool {
         self.superblock.flushed < self.counters.batch - 1
             || self.summaries.is_due(self.counters.flushed)
+            || !self.shared.bad_summaries().is_empty()
             || self.superblock.verified != self.shared.verify_cursor.load(Ordering::Relaxed)
     }
 
