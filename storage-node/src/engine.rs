@@ -16,7 +16,9 @@ mod compaction;
 mod flusher;
 pub(crate) mod headers;
 mod heads;
-mod index;
+#[doc(hidden)] // Pure, and for tests/interleavings.
+pub mod index;
+mod loose;
 mod queue;
 mod reader;
 pub(crate) mod recovery;
@@ -49,7 +51,9 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
@@ -60,6 +64,8 @@ pub use verify::Verified;
 const READS_MAX: usize = 1024;
 /// How long a shutdown waits for a disk.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a caller whose reply was lost waits for the reason.
+const REASON_PATIENCE: Duration = Duration::from_millis(100);
 /// A disk's presence is looked at no more often than this.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Before a batch is written the disk is looked at no more often than this.
@@ -79,6 +85,8 @@ struct Shared {
     free_extents: AtomicU64,
     checked: Mutex<Option<Instant>>,
     found: Found,
+    /// Extents, and in which use, whose summary is to be written again.
+    bad_summaries: Mutex<Vec<(u32, u64)>>,
     /// The extent that verifying goes on with.
     verify_cursor: AtomicU32,
 }
@@ -90,6 +98,10 @@ impl Shared {
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bad_summaries(&self) -> MutexGuard<'_, Vec<(u32, u64)>> {
+        self.bad_summaries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the disk out of service; the first reason stays.
@@ -215,6 +227,7 @@ pub fn format(device: &dyn Device, format: &Format) -> Result<Superblock, String
         generation_limit: 1,
         flushed: 0,
         verified: 0,
+        headers: 0,
     };
     superblocks::write(device, &superblock).map_err(|e| e.to_string())?;
     Ok(superblock)
@@ -308,6 +321,7 @@ impl Engine {
             checked: Mutex::new(None),
             // Random, as far as somebody can tell who compares it with the one before.
             found: Found::new(RandomState::new().hash_one(superblock.sequence)),
+            bad_summaries: Mutex::default(),
             verify_cursor: AtomicU32::new(superblock.verified % layout.extents()),
         });
         shared.metrics.corrupt_shards.add(found.rotten);
@@ -337,10 +351,12 @@ impl Engine {
             flusher: Flusher::start(shared.clone()).map_err(|e| e.to_string())?,
             in_flight: VecDeque::new(),
         };
-        committer.settle(&found.new_cuts).map_err(|error| match error {
-            NodeError::Fenced { reason } => reason,
-            error => error.to_string(),
-        })?;
+        committer
+            .settle(&found.new_cuts, &found.loose_headers)
+            .map_err(|error| match error {
+                NodeError::Fenced { reason } => reason,
+                error => error.to_string(),
+            })?;
         committer.summaries = found.summaries;
         let spawned = std::thread::Builder::new()
             .name("committer".into())
@@ -420,8 +436,17 @@ impl Engine {
         match tokio::time::timeout(deadline, answer).await {
             Err(_) => Err(NodeError::Timeout),
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(self.shared.fence_because("the committer stopped")),
+            Ok(Err(_)) => Err(self.lost_reply().await),
         }
+    }
+
+    /// A thread that panics drops the replies it has before it can say that it does: so it is given a moment.
+    async fn lost_reply(&self) -> NodeError {
+        let until = Instant::now() + REASON_PATIENCE;
+        while self.shared.fence.get().is_none() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.shared.fence_because("the committer or the flusher stopped")
     }
 
     /// Reads blocks of a shard.
@@ -524,7 +549,7 @@ impl Engine {
         Ok(())
     }
 
-    fn lock_verifier(&self) -> std::sync::MutexGuard<'_, Option<Verifier>> {
+    fn lock_verifier(&self) -> MutexGuard<'_, Option<Verifier>> {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -7,11 +7,15 @@
 //!
 //! Checksums would keep a fuzzer outside: so bytes are tried as they are, and again with a checksum that is right.
 
+use crate::device::BLOCK;
 use crate::format::extent::{DiskIdentity, EXTENT_HEADER_BYTES, ExtentHeader};
 use crate::format::layout::{EXTENT_SIZE_MAX, Layout};
 use crate::format::record::{
     HEAD_FIXED_BYTES, RecordHead, RecordKind, RecordPlace, WHITE_FROM, decode_cut_places, encode_cut_places,
     head_len, place, plain, whiten,
+};
+use crate::format::summary::{
+    SUMMARY_ENTRY_BYTES, SUMMARY_FOOTER_BYTES, SummaryEntry, SummaryFooter, Tail, seeded_crc, summary_start,
 };
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use crate::protocol::{
@@ -30,11 +34,12 @@ use std::str::FromStr;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name that its corpus has.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("superblock", superblock),
     ("extent_header", extent_header),
     ("record_head", record_head),
     ("cut_places", cut_places),
+    ("summary", summary),
     ("wire_shard", wire_shard),
     ("wire_blobs", wire_blobs),
     ("wire_json", wire_json),
@@ -47,6 +52,10 @@ const IDENTITY: DiskIdentity = DiskIdentity {
 const EXTENT: u32 = 6;
 const KEY: ShardKey = ShardKey { blob: 99, stripe: 2 };
 const UNIT: UnitId = UnitId { volume: 12, index: 4 };
+/// Which use of the extent it is.
+const GENERATION: u64 = 11;
+const DEVICE_SIZE: u64 = 1 << 30;
+const EXTENT_SIZE: u64 = 4 << 20;
 /// Extent, generation and offset, before a record's head.
 const PLACE_BYTES: usize = 16;
 
@@ -194,6 +203,73 @@ pub fn cut_places(bytes: &[u8]) {
     }
 }
 
+/// A summary: its footer, then its entries.
+pub fn summary(bytes: &[u8]) {
+    let layout = Layout::new(DEVICE_SIZE, EXTENT_SIZE).expect("a disk of these sizes");
+    let Some((footer, entries)) = bytes.split_at_checked(SUMMARY_FOOTER_BYTES) else {
+        assert_eq!(
+            Tail::of(bytes, &IDENTITY, EXTENT, GENERATION, &layout),
+            Tail::Open
+        );
+        return;
+    };
+    check_summary(footer, entries, &layout);
+    // With checksums that are right, and with as many entries as there are.
+    let crc = |bytes: &[u8]| seeded_crc(&IDENTITY, EXTENT, GENERATION, bytes).to_le_bytes();
+    let mut footer = footer.to_vec();
+    footer[..4].copy_from_slice(b"CSUM");
+    footer[8..12].copy_from_slice(&1u32.to_le_bytes());
+    footer[12..16].copy_from_slice(&EXTENT.to_le_bytes());
+    footer[16..24].copy_from_slice(&GENERATION.to_le_bytes());
+    footer[24..32].copy_from_slice(&IDENTITY.incarnation.to_le_bytes());
+    let claimed = u32::from_le_bytes([footer[44], footer[45], footer[46], footer[47]]);
+    for count in [claimed as usize, entries.len() / SUMMARY_ENTRY_BYTES] {
+        let listed = entries.get(..count.saturating_mul(SUMMARY_ENTRY_BYTES));
+        footer[44..48].copy_from_slice(&(count as u32).to_le_bytes());
+        footer[48..52].copy_from_slice(&crc(listed.unwrap_or_default()));
+        let own = crc(&footer[8..]);
+        footer[4..8].copy_from_slice(&own);
+        check_summary(&footer, entries, &layout);
+    }
+}
+
+fn check_summary(bytes: &[u8], entries: &[u8], layout: &Layout) {
+    let found = SummaryFooter::decode(bytes, &IDENTITY, EXTENT, GENERATION, layout);
+    let tail = Tail::of(bytes, &IDENTITY, EXTENT, GENERATION, layout);
+    let Ok(footer) = found else {
+        return assert!(!matches!(tail, Tail::Sealed(_)));
+    };
+    assert_eq!(tail, Tail::Sealed(footer));
+    assert!(footer.batch <= footer.flushed && footer.entries <= footer.ordinal);
+    assert!((layout.data_start()..=summary_start(layout, footer.entries.into())).contains(&footer.end));
+    let again = footer.encode(&IDENTITY);
+    let decode = |extent, generation| SummaryFooter::decode(&again, &IDENTITY, extent, generation, layout);
+    assert_eq!(decode(EXTENT, GENERATION), Ok(footer));
+    assert!(decode(EXTENT ^ 1, GENERATION).is_err() && decode(EXTENT, GENERATION ^ 1).is_err());
+    if is_zero(&bytes[41..44]) && is_zero(&bytes[96..]) {
+        assert_eq!(again, bytes);
+    }
+    if let Ok(listed) = footer.decode_entries(entries, &IDENTITY) {
+        check_entries(&footer, &listed, entries, layout);
+    }
+}
+
+/// They are as many as the footer says, in the order of their places, inside the log and beside one another; and an entry has
+/// no slack.
+fn check_entries(footer: &SummaryFooter, listed: &[SummaryEntry], bytes: &[u8], layout: &Layout) {
+    assert_eq!(listed.len(), footer.entries as usize);
+    let mut free = layout.data_start();
+    for (entry, bytes) in listed.iter().zip(bytes.as_chunks::<SUMMARY_ENTRY_BYTES>().0) {
+        assert_eq!(entry.encode(footer.base).as_ref(), Some(bytes));
+        assert_eq!(SummaryEntry::offset_of(bytes), entry.offset);
+        let head = head_len(block_count(entry.len), entry.digests.into());
+        let (payload_at, end) = place(entry.offset, head, entry.len);
+        assert!(free <= entry.offset && payload_at + entry.len <= end);
+        free = entry.offset + end;
+        assert!(free <= footer.end && entry.sequence <= footer.sequence);
+    }
+}
+
 fn joined(pieces: wire::Pieces) -> Bytes {
     match pieces.collect().now_or_never() {
         Some(Ok(body)) => body.to_bytes(),
@@ -267,16 +343,17 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         cluster: ClusterId(5),
         incarnation: IDENTITY.incarnation,
         sequence: 9,
-        device_size: 1 << 30,
-        extent_size: 4 << 20,
+        device_size: DEVICE_SIZE,
+        extent_size: EXTENT_SIZE,
         generation_limit: 1024,
         flushed: 12,
         verified: 17,
+        headers: 0,
     };
     let header = |owner| ExtentHeader {
         owner,
         extent: EXTENT,
-        generation: 11,
+        generation: GENERATION,
         sequence: 12,
     };
     let places: Vec<u8> = encode_cut_places(&[1, 2, 3].map(place_of));
@@ -299,6 +376,8 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("record_head", "seed-dropped", head(RecordKind::UnitDropped, 0, 0)),
         ("record_head", "seed-cut", head(RecordKind::Cut, 48, 0)),
         ("cut_places", "seed", places),
+        ("summary", "seed", sealed(&[100, 70_000, 0, 1 << 20])),
+        ("summary", "seed-empty", sealed(&[])),
         (
             "wire_shard",
             "seed-shard",
@@ -353,6 +432,39 @@ fn head(kind: RecordKind, len: u32, digests: usize) -> Vec<u8> {
     bytes.resize(PLACE_BYTES + head.head_len() as usize, 0);
     head.encode(&IDENTITY, &mut bytes[PLACE_BYTES..]);
     bytes
+}
+
+/// The summary of records of these lengths.
+fn sealed(lens: &[u32]) -> Vec<u8> {
+    let (base, mut end, mut entries) = (1000, BLOCK as u32, Vec::new());
+    for (number, &len) in lens.iter().enumerate() {
+        let entry = SummaryEntry {
+            key: KEY,
+            // Copies that compaction made are older than what is before them.
+            sequence: base - number as u64,
+            offset: end,
+            len,
+            digests: 6,
+        };
+        let (_, next) = place(end, head_len(block_count(len), 6), len);
+        end += next.next_multiple_of(64);
+        entries.extend(entry.encode(base).unwrap_or_default());
+    }
+    let footer = SummaryFooter {
+        extent: EXTENT,
+        generation: GENERATION,
+        unit: UNIT,
+        entries: lens.len() as u32,
+        entries_crc: seeded_crc(&IDENTITY, EXTENT, GENERATION, &entries),
+        end: end.next_multiple_of(BLOCK as u32),
+        ordinal: lens.len() as u32 + 1,
+        epoch: 6,
+        base,
+        sequence: base,
+        batch: 50,
+        flushed: 51,
+    };
+    [footer.encode(&IDENTITY).to_vec(), entries].concat()
 }
 
 fn shard(len: usize) -> SealedShard {

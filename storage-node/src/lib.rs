@@ -15,4 +15,5 @@ pub mod node;
 pub mod offline;
 pub mod protocol;
 pub mod server;
+mod sync;
 mod wire;

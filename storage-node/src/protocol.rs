@@ -257,6 +257,9 @@ pub enum FindingKind {
     Unreadable,
     /// A valid record is on the disk, and the index neither has it nor knows why it is dead.
     Forgotten,
+    /// The summary of an extent does not verify, or says otherwise than its records. No shard is the worse for it, and it is
+    /// written again.
+    Summary,
 }
 
 /// Something that verifying a disk found.

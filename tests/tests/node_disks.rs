@@ -18,6 +18,7 @@ use cairn_tests::shards::{BYTES_MAX, Book, DEADLINE, ReadError, ShardName, UNITS
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use storage_node::client::StorageClient;
+use storage_node::device::{Backend, DeviceErrorKind, open_file};
 use storage_node::http_client::HttpClient;
 use storage_node::protocol::{DiskId, DiskState, NodeError, ShardKey};
 
@@ -198,12 +199,46 @@ fn a_block_device_that_shrinks_harms_no_other_disk() {
         device.truncate_backing(MIB);
         device.take_size_of_backing();
     };
-    run(lose_a_disk(device.path(), shrink, "failed"));
+    // Looking finds it, or a write fails before that.
+    run(lose_a_disk_for(device.path(), shrink, |reason| {
+        reason.contains("truncated from 268435456 to 1048576 bytes") || reason.contains("a write failed")
+    }));
 }
 
-/// Serves `disk` and a healthy one under load, does harm to `disk`, and expects it, and it alone, to be fenced for this
-/// reason.
+/// Nobody has to write to it.
+#[test]
+fn a_block_device_that_shrinks_is_noticed_by_looking() {
+    if loop_device::skip("looking at a block device that shrinks") {
+        return;
+    }
+    let device = LoopDevice::new(4 * MIB);
+    for backend in [Backend::Auto, Backend::Pread] {
+        let open = open_file(device.path(), backend).unwrap();
+        open.check().unwrap();
+        device.truncate_backing(MIB);
+        open.check().unwrap();
+        device.take_size_of_backing();
+        let error = open.check().unwrap_err();
+        assert_eq!(error.kind, DeviceErrorKind::Gone);
+        assert_eq!(
+            error.what,
+            "the block device was truncated from 4194304 to 1048576 bytes"
+        );
+        device.truncate_backing(8 * MIB);
+        device.take_size_of_backing();
+        open.check().unwrap();
+        device.truncate_backing(4 * MIB);
+        device.take_size_of_backing();
+    }
+}
+
 async fn lose_a_disk(disk: &Path, harm: impl FnOnce(), reason: &str) {
+    lose_a_disk_for(disk, harm, |why| why.contains(reason)).await;
+}
+
+/// Serves `disk` and a healthy one under load, does harm to `disk`, and expects it, and it alone, to be fenced for such a
+/// reason.
+async fn lose_a_disk_for(disk: &Path, harm: impl FnOnce(), is_expected: impl Fn(&str) -> bool) {
     let seed = seed();
     let directory = tempfile::tempdir().unwrap();
     let healthy = directory.path().join("healthy");
@@ -232,7 +267,7 @@ async fn lose_a_disk(disk: &Path, harm: impl FnOnce(), reason: &str) {
 
     harm();
     let fenced = wait_until_fenced(&client, &book).await;
-    assert!(fenced.contains(reason), "{fenced}");
+    assert!(is_expected(&fenced), "{fenced}");
     // For good, and in the same words for every request.
     let expected = NodeError::Fenced { reason: fenced };
     for (name, content) in book.present().into_iter().take(20) {

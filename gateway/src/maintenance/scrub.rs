@@ -53,7 +53,7 @@ impl Scrub {
     /// Queues a finding if it is about a shard that the disk should have.
     async fn queue(&self, disk: &Disk, finding: Finding) -> Result<bool> {
         let row_key = key::volume(finding.unit.volume);
-        if finding.kind == FindingKind::Forgotten
+        if matches!(finding.kind, FindingKind::Forgotten | FindingKind::Summary)
             || self.objects.ledger.get::<VolumeRow>(row_key).await?.is_none()
         {
             return Ok(false);

@@ -86,10 +86,11 @@ async fn what_is_not_the_disks_own_is_not_queued() {
     world.cluster.node.with(disk, |d| {
         d.findings.found = vec![
             finding(FindingKind::Forgotten, unit, key),
+            finding(FindingKind::Summary, unit, key),
             finding(FindingKind::Corrupt, other, key),
             finding(FindingKind::Corrupt, unknown, key),
         ];
-        d.findings.last = 3;
+        d.findings.last = 4;
     });
     assert_eq!(scrub.step().await.unwrap(), Step::Idle);
     assert_eq!(world.census().await.suspects, 0);

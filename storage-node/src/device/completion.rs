@@ -4,9 +4,9 @@
 //! Dropping it abandons the answer only. A failure hook runs, and what is held is let go, whether or not anybody waits.
 
 use super::{DeviceError, DeviceErrorKind};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 type FailureHook = Box<dyn FnOnce(&DeviceError) + Send>;

@@ -1,7 +1,7 @@
 //! A file or a block device, opened for direct I/O where the filesystem allows it.
 //!
 //! Invariants: an open disk is locked (flock), so two processes never write one disk; its size never changes while
-//! it is open, and a file that was removed or truncated under us is noticed by [`DiskFile::check`].
+//! it is open, and a file that was removed, or a file or device that was truncated under us, is noticed by [`DiskFile::check`].
 #![allow(unsafe_code)]
 
 use super::{DeviceError, DeviceErrorKind, align_down};
@@ -146,24 +146,20 @@ impl DiskFile {
         }
     }
 
-    /// Whether the file still has a name and its size.
+    /// Whether the file still has a name, and it or the block device its size. A device that was pulled out has none.
     pub fn check(&self) -> Result<(), DeviceError> {
-        let metadata = self
-            .file
-            .metadata()
-            .map_err(|e| DeviceError::new(DeviceErrorKind::Gone, e.to_string()))?;
-        if self.block_device {
-            return Ok(());
-        }
-        if metadata.nlink() == 0 {
+        let lost = |error: io::Error| DeviceError::new(DeviceErrorKind::Gone, error.to_string());
+        let metadata = self.file.metadata().map_err(lost)?;
+        if !self.block_device && metadata.nlink() == 0 {
             return Err(DeviceError::new(DeviceErrorKind::Gone, "the file was removed"));
         }
-        if metadata.len() < self.size {
-            let what = format!(
-                "the file was truncated from {} to {} bytes",
-                self.size,
-                metadata.len()
-            );
+        let (len, what) = match self.block_device {
+            // Nobody reads or writes where the cursor is.
+            true => ((&self.file).seek(SeekFrom::End(0)).map_err(lost)?, "block device"),
+            false => (metadata.len(), "file"),
+        };
+        if len < self.size {
+            let what = format!("the {what} was truncated from {} to {len} bytes", self.size);
             return Err(DeviceError::new(DeviceErrorKind::Gone, what));
         }
         Ok(())

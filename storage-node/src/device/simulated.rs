@@ -8,7 +8,8 @@
 //! - **Crash at any I/O**: operation number n and all later ones fail, until [`SimulatedDisk::reboot`]. The
 //!   operation that crashes may itself have happened in part.
 //! - **Read, write, flush error**: one operation fails; a failed write may have written any of its sectors; a failed
-//!   flush makes nothing durable and forgets which sectors were dirty, as kernels do (they may be lost at a crash).
+//!   flush makes nothing durable and forgets which sectors were dirty, as kernels do: readers see them, no later flush
+//!   covers them, and each is lost or kept at a crash.
 //! - **Out of space**: [`Device::allocate`] fails, once, or for all that was not allocated before
 //!   ([`SimulatedDisk::fill_filesystem`]); nothing was written.
 //! - **Lost write**: acknowledged, never done. **Lying flush**: acknowledged, nothing made durable.
@@ -90,11 +91,19 @@ enum Kind {
     Allocate,
 }
 
+/// A sector that a crash may lose.
+struct Sector {
+    /// What is durable there.
+    durable: [u8; SECTOR],
+    /// The next flush covers it: no flush has failed since it was written.
+    dirty: bool,
+}
+
 struct Media {
     /// What a reader sees.
     current: Vec<u8>,
-    /// For each unflushed sector, what is durable there.
-    unflushed: BTreeMap<usize, [u8; SECTOR]>,
+    /// The sectors that are not durable as readers see them.
+    unflushed: BTreeMap<usize, Sector>,
     /// What each sector held before its last write.
     before: BTreeMap<usize, [u8; SECTOR]>,
     rng: StdRng,
@@ -179,7 +188,7 @@ impl SimulatedDisk {
     pub fn reboot_with(&self, unflushed: Unflushed) {
         let media = &mut *self.lock();
         if unflushed != Unflushed::Cached {
-            for (sector, durable) in std::mem::take(&mut media.unflushed) {
+            for (sector, Sector { durable, .. }) in std::mem::take(&mut media.unflushed) {
                 let lost = match unflushed {
                     Unflushed::Either => media.rng.random::<bool>(),
                     other => other == Unflushed::Lost,
@@ -276,7 +285,11 @@ impl Media {
             let mut old = [0; SECTOR];
             old.copy_from_slice(place);
             place.copy_from_slice(chunk);
-            self.unflushed.entry(sector).or_insert(old);
+            let clean = Sector {
+                durable: old,
+                dirty: false,
+            };
+            self.unflushed.entry(sector).or_insert(clean).dirty = true;
             self.before.insert(sector, old);
         }
     }
@@ -338,9 +351,14 @@ impl Media {
             return failed("crashed");
         }
         match fault {
-            Some(Fault::FlushError) => return failed("injected flush error"),
+            Some(Fault::FlushError) => {
+                self.unflushed
+                    .values_mut()
+                    .for_each(|sector| sector.dirty = false);
+                return failed("injected flush error");
+            }
             Some(Fault::LyingFlush) => {}
-            _ => self.unflushed.clear(),
+            _ => self.unflushed.retain(|_, sector| !sector.dirty),
         }
         Ok(fault)
     }

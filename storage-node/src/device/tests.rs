@@ -1,6 +1,8 @@
 //! One suite over all backends, and the latch.
 
-use super::simulated::{Fault, SimulatedDisk};
+mod pool;
+
+use super::simulated::{Fault, SimulatedDisk, Unflushed};
 use super::*;
 use std::io::Write;
 
@@ -162,6 +164,40 @@ fn a_power_cut_keeps_what_was_flushed_and_tears_the_rest() {
             .chunks(simulated::SECTOR)
             .all(|sector| sector.iter().all(|b| *b == sector[0]))
     );
+}
+
+/// As kernels do: the pages are clean after it, and a flush that succeeds later says nothing about them.
+#[test]
+fn a_flush_after_a_failed_one_makes_nothing_of_before_durable() {
+    let written = |disk: &SimulatedDisk, bytes: u8| disk.device().write(0, filled(bytes, 1)).wait().unwrap();
+    let failed = || {
+        let disk = SimulatedDisk::new(SIZE, 3);
+        written(&disk, 1);
+        disk.device().flush().wait().unwrap();
+        written(&disk, 2);
+        disk.arm(Fault::FlushError);
+        disk.device().flush().wait().unwrap_err();
+        disk.device().flush().wait().unwrap();
+        assert!(!disk.is_durable(0, BLOCK as u64));
+        assert_eq!(disk.peek(0, BLOCK), [2; BLOCK], "readers see it");
+        disk
+    };
+    for (unflushed, expected) in [(Unflushed::Lost, 1), (Unflushed::Kept, 2)] {
+        let disk = failed();
+        disk.reboot_with(unflushed);
+        assert_eq!(disk.peek(0, BLOCK), [expected; BLOCK]);
+        assert!(disk.is_durable(0, BLOCK as u64));
+    }
+    // What is written again is dirty again; until it is flushed, what was durable at first comes back.
+    let disk = failed();
+    written(&disk, 3);
+    disk.reboot_with(Unflushed::Lost);
+    assert_eq!(disk.peek(0, BLOCK), [1; BLOCK]);
+    let disk = failed();
+    written(&disk, 3);
+    disk.device().flush().wait().unwrap();
+    disk.reboot_with(Unflushed::Lost);
+    assert_eq!(disk.peek(0, BLOCK), [3; BLOCK]);
 }
 
 #[test]

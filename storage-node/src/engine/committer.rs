@@ -96,13 +96,13 @@ pub struct InFlight {
     starts: HashMap<u32, u32>,
 }
 
-/// A committer that panics takes its disk out of service: nobody may wait for it.
-pub(super) struct FenceOnPanic(pub(super) Arc<Shared>);
+/// A committer or flusher, by this name, that panics takes its disk out of service: nobody may wait for it.
+pub(super) struct FenceOnPanic(pub(super) Arc<Shared>, pub(super) &'static str);
 
 impl Drop for FenceOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fence_because("the committer panicked");
+            self.0.fence_because(&format!("the {} panicked", self.1));
             self.0.queue.close();
             // Those who wait are answered by the loss of their reply.
             while self
@@ -118,7 +118,7 @@ impl Drop for FenceOnPanic {
 impl Committer {
     /// Works until the queue is closed and empty, then flushes.
     pub fn run(mut self) {
-        let _guard = FenceOnPanic(self.shared.clone());
+        let _guard = FenceOnPanic(self.shared.clone(), "committer");
         let mut background = true;
         loop {
             let serving = self.shared.fence.get().is_none();
@@ -161,6 +161,7 @@ impl Committer {
     fn is_unmarked(&self) -> bool {
         self.superblock.flushed < self.counters.batch - 1
             || self.summaries.is_due(self.counters.flushed)
+            || !self.shared.bad_summaries().is_empty()
             || self.superblock.verified != self.shared.verify_cursor.load(Ordering::Relaxed)
     }
 
@@ -173,6 +174,9 @@ impl Committer {
         }
         self.look_at_disk();
         self.write_summaries();
+        if self.headers.is_empty() {
+            self.superblock.headers = self.counters.header;
+        }
         if self.shared.fence.get().is_none()
             && let Err(error) = self.write_superblock()
         {
@@ -190,7 +194,8 @@ impl Committer {
 
     /// Makes durable what recovery read, which may still be in the drive's cache, and then its decisions. In that order: a
     /// cut that outlives the records it was judged by would name a place that another record takes.
-    pub(super) fn settle(&mut self, new_cuts: &[CutPlace]) -> Result<(), NodeError> {
+    pub(super) fn settle(&mut self, new_cuts: &[CutPlace], loose_headers: &[u32]) -> Result<(), NodeError> {
+        self.write_loose_again(loose_headers)?;
         let flushed = self.shared.device.flush().wait();
         flushed.map_err(|error| self.shared.fence_with(&error))?;
         if new_cuts.is_empty() {

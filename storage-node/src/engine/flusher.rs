@@ -14,10 +14,10 @@ use super::queue::Reply;
 use crate::device::{Completion, DeviceError};
 use crate::format::record::{RecordHead, RecordKind};
 use crate::protocol::{NodeError, UnitId};
+use crate::sync::Arc;
+use crate::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use crate::sync::thread::{Builder, JoinHandle};
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 /// Batches that are written and flushed at the same time.
 pub const IN_FLIGHT_MAX: usize = 2;
@@ -83,10 +83,12 @@ impl Flusher {
         let (started, batches) = channel();
         let (sender, finished) = channel();
         let work = move || {
-            let _guard = FenceOnPanic(shared.clone());
-            run(&shared, batches, sender);
+            // Dropped before the channels: whoever finds them closed finds the reason.
+            let (batches, sender) = (batches, sender);
+            let _guard = FenceOnPanic(shared.clone(), "flusher");
+            run(&shared, &batches, &sender);
         };
-        let thread = std::thread::Builder::new().name("flusher".into()).spawn(work)?;
+        let thread = Builder::new().name("flusher".into()).spawn(work)?;
         Ok(Flusher {
             started: Some(started),
             finished,
@@ -112,8 +114,8 @@ impl Flusher {
         }
         match self.finished.try_recv() {
             Ok(done) => Ok(Some(done)),
-            Err(std::sync::mpsc::TryRecvError::Empty) => Ok(None),
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => Err(gone()),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(gone()),
         }
     }
 }
@@ -129,7 +131,7 @@ impl Drop for Flusher {
     }
 }
 
-fn run(shared: &Shared, batches: Receiver<Started>, finished: Sender<Option<u64>>) {
+fn run(shared: &Shared, batches: &Receiver<Started>, finished: &Sender<Option<u64>>) {
     for batch in batches {
         let flushed = finish(shared, batch);
         // First, so that the next batch says that this one is flushed.

@@ -58,6 +58,8 @@ pub struct Extents {
     pub owned: Vec<(u32, UnitId)>,
     /// What is where the footers of their summaries would be, if it could be read.
     pub footers: HashMap<u32, FooterBytes>,
+    /// Extents in their second use or later whose header no superblock calls flushed.
+    pub loose: Vec<u32>,
     /// Headers whose two copies disagree.
     pub disagreeing: Vec<ExtentHeader>,
     /// The headers of one could not be read: it may be there next time, with all it holds.
@@ -99,6 +101,9 @@ pub fn read_extents(
             HeaderChoice::Header { header, agreed } => {
                 next_header = next_header.max(header.sequence + 1);
                 generation = generation.max(header.generation + 1);
+                if header.sequence >= superblock.headers && header.generation > 0 {
+                    found.loose.push(number);
+                }
                 if !agreed {
                     found.disagreeing.push(header);
                 }

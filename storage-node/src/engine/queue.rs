@@ -4,9 +4,9 @@
 //! the disk is fenced or the node shuts down.
 
 use crate::protocol::{NodeError, SealedShard, UnitAddress};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// The most requests that wait.

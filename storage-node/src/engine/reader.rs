@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Head and blocks are read in one go when at most this many bytes between them are not wanted.
 const GAP_MAX: u32 = 64 * 1024;
-/// How often a reader follows a record that moves before it calls it corrupt.
+/// How often a reader reads a record that moves before it calls it corrupt.
 const ATTEMPTS: usize = 4;
 
 /// One of a bounded number of reads.
@@ -152,17 +152,17 @@ impl Shared {
             let Some((entry, pin)) = self.locate(from.unit, key) else {
                 return Err(NodeError::NotFound);
             };
-            if let Some((before, error)) = &failed
-                && *before == entry
-            {
-                return Err(self.report_corrupt(from.unit, key, error).await);
-            }
             let result = self.read_blocks(from.unit, key, &entry, blocks, &permit).await;
             drop(pin);
-            match result {
+            let error = match result {
                 Ok(Ok(blocks)) => return Ok(blocks),
-                Ok(Err(error)) => failed = Some((entry, error)),
+                Ok(Err(error)) => error,
                 Err(error) => return Err(self.report_read_error(&error)),
+            };
+            let before = failed.replace((entry, error));
+            // One bad read decides nothing: a second one of the same place does.
+            if before.is_some_and(|(before, _)| before == entry) {
+                break;
             }
         }
         let error = failed.map_or(FormatError::Short, |(_, error)| error);

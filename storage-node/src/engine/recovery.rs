@@ -40,6 +40,8 @@ pub struct Recovered {
     pub counters: Counters,
     /// Headers whose two copies disagree, to be written again.
     pub headers: Vec<ExtentHeader>,
+    /// Extents whose header may not be on the disk, although it can be read.
+    pub loose_headers: Vec<u32>,
     /// Places cut now, still to be recorded.
     pub new_cuts: Vec<CutPlace>,
     /// Records lost to rot, as far as gaps tell.
@@ -115,6 +117,7 @@ pub fn recover(
         },
         index: survey.index,
         headers: extents.disagreeing,
+        loose_headers: extents.loose,
         new_cuts,
         rotten: survey.rotten,
         summaries,

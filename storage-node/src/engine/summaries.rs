@@ -9,6 +9,7 @@
 
 use super::committer::Committer;
 use super::index::{ExtentUse, Index};
+use super::scan::walk_extent;
 use crate::device::{AlignedBuf, AlignedBytes, DeviceError, align_up};
 use crate::format::extent::{DiskIdentity, SYSTEM_UNIT};
 use crate::format::layout::Layout;
@@ -294,8 +295,38 @@ impl Committer {
         Ok(writes.collect())
     }
 
-    /// Writes the summaries that no batch has taken along.
+    /// Lists anew, from its records, what the summary of an extent must list. Nothing is in flight then.
+    fn list_again(&mut self, (number, generation): (u32, u64)) {
+        let owner = {
+            let index = self.shared.index();
+            let extent = &index.extents[number as usize];
+            match extent.used {
+                ExtentUse::Owned(owner) if extent.generation == generation => owner,
+                _ => return,
+            }
+        };
+        let (device, layout, identity) = (&*self.shared.device, &self.shared.layout, &self.shared.identity);
+        let mut listing = Some(Listing::new(owner, generation, layout));
+        let log = walk_extent(device, layout, identity, number, generation, |head| {
+            let index = self.shared.index();
+            let was_cut = index.cuts.iter().any(|(_, places)| places.contains(&head.place));
+            listing = listing.take().and_then(|listing| listing.with(&head, was_cut));
+        });
+        // What cannot be read now may be readable at the next start, which walks it.
+        if let Some(listing) = listing
+            && log.gaps.is_empty()
+            && !log.unreadable
+        {
+            self.summaries.forget(number);
+            self.summaries.resume(number, listing);
+            self.summaries.seal(number);
+        }
+    }
+
+    /// Writes the summaries that no batch has taken along, and those that turned out to be bad.
     pub(super) fn write_summaries(&mut self) {
+        let bad = std::mem::take(&mut *self.shared.bad_summaries());
+        bad.into_iter().for_each(|extent| self.list_again(extent));
         while self.summaries.is_due(self.counters.flushed) && self.shared.fence.get().is_none() {
             let batch = self.new_batch();
             // A failure has fenced the disk.

@@ -127,6 +127,7 @@ mod tests {
             generation_limit: sequence,
             flushed: 0,
             verified: 0,
+            headers: 0,
         };
         for case in 0..81u32 {
             let kinds: [u32; SUPERBLOCK_COPIES] =

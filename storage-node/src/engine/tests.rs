@@ -111,11 +111,12 @@ pub fn delete(engine: &Engine, from: &UnitAddress, blobs: &[u64]) -> Result<(), 
 
 type OnRead = Box<dyn Fn(u64, &mut [u8]) -> Result<(), DeviceError> + Send + Sync>;
 
-/// A device between the engine and the disk: changes or fails what is read; loses writes, or panics in one.
+/// A device between the engine and the disk: changes or fails what is read; loses writes, or panics in one or in a flush.
 pub struct Tampered {
     inner: Arc<dyn Device>,
     on_read: OnRead,
     pub panics: std::sync::atomic::AtomicBool,
+    pub panics_in_flush: std::sync::atomic::AtomicBool,
     pub loses: std::sync::atomic::AtomicBool,
 }
 
@@ -128,6 +129,7 @@ impl Tampered {
             inner: disk.device(),
             on_read: Box::new(on_read),
             panics: Default::default(),
+            panics_in_flush: Default::default(),
             loses: Default::default(),
         })
     }
@@ -149,6 +151,8 @@ impl Device for Tampered {
         self.inner.write_parts(offset, parts)
     }
     fn flush(&self) -> Completion<()> {
+        let panics = self.panics_in_flush.load(Ordering::Relaxed);
+        assert!(!panics, "a test wants this panic");
         self.inner.flush()
     }
     fn allocate(&self, offset: u64, len: u64) -> Result<(), DeviceError> {

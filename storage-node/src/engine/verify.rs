@@ -5,9 +5,12 @@
 //!   looked up again, before it counts: one bad read decides nothing, and the record may have moved or been deleted meanwhile.
 //! - Disk to index: a valid record that the index does not have must be dead for a reason (superseded, deleted, dropped, cut);
 //!   else it would come back at the next start.
+//! - The summary of a sealed extent lists what is there ([`summary`]).
 //!
 //! It goes extent by extent, from a cursor that the superblock remembers, at a pace: so many bytes a second that the whole
 //! disk takes one cycle. It reads in bursts; between them it holds no buffers and no extent, but the list of what is live in one.
+
+mod summary;
 
 use super::index::{Entry, ExtentUse, Index};
 use super::reader::{check_head, read_span};
@@ -27,6 +30,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use summary::{Summed, Use};
 
 /// Findings that are kept; the oldest make room.
 const FINDINGS_MAX: usize = 1024;
@@ -188,12 +192,13 @@ pub fn verify_extent(shared: &Shared, number: u32, pace: &mut Pace) -> Option<Ve
     let Some(mut pass) = Pass::begin(shared, number) else {
         return Some(verified);
     };
+    verified.bytes += pass.summed.bytes();
     let mut more = true;
     while more {
         let before = verified;
         more = pass.burst(pace.burst_bytes(), &mut verified);
         for (key, entry) in std::mem::take(&mut pass.doubtful) {
-            verified.findings += u64::from(settle_doubt(shared, pass.owner, key, &entry));
+            verified.findings += u64::from(settle_doubt(shared, pass.of.owner, key, &entry));
         }
         shared.metrics.verified_bytes.add(verified.bytes - before.bytes);
         shared
@@ -204,16 +209,15 @@ pub fn verify_extent(shared: &Shared, number: u32, pace: &mut Pace) -> Option<Ve
             return None;
         }
     }
-    verified.findings += settle_unknown(shared, pass.owner, pass.unknown, pace)?;
+    verified.findings += u64::from(pass.summed.settle(shared, pace)?);
+    verified.findings += settle_unknown(shared, pass.of.owner, pass.unknown, pace)?;
     Some(verified)
 }
 
 /// One extent on its way from its start to its end.
 struct Pass<'a> {
     shared: &'a Shared,
-    extent: u32,
-    owner: UnitId,
-    generation: u64,
+    of: Use,
     /// Where the log ended when the pass began. What is appended meanwhile is for the next time.
     end: u32,
     at: u32,
@@ -221,6 +225,7 @@ struct Pass<'a> {
     live: Peekable<std::vec::IntoIter<(ShardKey, Entry)>>,
     doubtful: Vec<(ShardKey, Entry)>,
     unknown: Vec<RecordHead>,
+    summed: Summed,
 }
 
 impl<'a> Pass<'a> {
@@ -236,37 +241,35 @@ impl<'a> Pass<'a> {
         if owner == SYSTEM_UNIT {
             return None;
         }
-        Some(Pass {
-            shared,
-            extent: number,
+        let of = Use {
+            number,
             owner,
             generation,
+        };
+        let live = live_shards(shared, owner, number);
+        Some(Pass {
+            shared,
+            of,
             end,
             at: shared.layout.data_start(),
-            live: live_shards(shared, owner, number).into_iter().peekable(),
+            summed: Summed::begin(shared, of, &live),
+            live: live.into_iter().peekable(),
             doubtful: Vec::new(),
             unknown: Vec::new(),
         })
     }
 
-    /// Keeps the extent from being used again, if it is still the same use: for a burst only, since compaction waits for it.
-    fn pin(&self) -> Option<Arc<()>> {
-        let index = self.shared.index();
-        let extent = &index.extents[self.extent as usize];
-        let same = extent.used == ExtentUse::Owned(self.owner) && extent.generation == self.generation;
-        same.then(|| extent.pin.clone())
-    }
-
     /// Goes on for about so many bytes. Says whether there is more.
     fn burst(&mut self, bytes_max: u32, verified: &mut Verified) -> bool {
-        let Some(_pin) = self.pin() else {
+        // For a burst only: compaction waits for it.
+        let Some(_pin) = self.of.pin(self.shared) else {
             return false;
         };
         let from = align_down(u64::from(self.at)) as u32;
         let until = from.saturating_add(bytes_max).min(self.end);
         // A record that begins in the burst is read to its end.
         let last = until.saturating_add(RECORD_BYTES_MAX).min(self.end);
-        let start = self.shared.layout.extent_offset(self.extent);
+        let start = self.shared.layout.extent_offset(self.of.number);
         let mut stream = Stream::new(&*self.shared.device, start, from..last);
         let mut more = true;
         while more && self.at < until {
@@ -281,26 +284,29 @@ impl<'a> Pass<'a> {
     fn step(&mut self, stream: &mut Stream<'_>, verified: &mut Verified) -> bool {
         let at = self.at;
         let here = RecordPlace {
-            extent: self.extent,
-            generation: self.generation,
+            extent: self.of.number,
+            generation: self.of.generation,
             offset: at,
         };
         let live = self.live.next_if(|(_, entry)| entry.place.offset <= at);
         let head = RecordHead::decode(stream.bytes(at, HEAD_BYTES_MAX), &self.shared.identity, here).ok();
+        if let Some(head) = &head {
+            self.summed.meet(self.shared, head);
+        }
         let next = head.as_ref().map(|head| at + head.next_at);
         match (live, head) {
             (Some((key, entry)), head) => {
                 verified.shards += 1;
                 let right = head.is_some_and(|head| {
                     let record = stream.bytes(at, entry.footprint() as u32);
-                    is_right(self.owner, key, &entry, &head, record)
+                    is_right(self.of.owner, key, &entry, &head, record)
                 });
                 if !right {
                     self.doubtful.push((key, entry));
                 }
             }
             (None, Some(head)) if head.kind == RecordKind::Shard && self.unknown.len() < FINDINGS_MAX => {
-                if !is_explained(&self.shared.index(), self.owner, &head) {
+                if !is_explained(&self.shared.index(), self.of.owner, &head) {
                     self.unknown.push(head);
                 }
             }

@@ -13,7 +13,9 @@
 //!  80  generation     8   no extent has this generation or a greater one yet
 //!  88  flushed        8   every batch up to this one was flushed
 //!  96  verified       4   the extent that verifying goes on with
-//! 100  zero          28
+//! 100  zero           4
+//! 104  headers        8   every extent header of a smaller sequence was flushed
+//! 112  zero          16
 //! ```
 //! It changes to reserve generations, so that a generation is never used twice, even when the newest extent header is
 //! lost; and when a disk falls idle or stops, to say that its last batch was flushed, so that later damage there is not
@@ -60,6 +62,8 @@ pub struct Superblock {
     pub flushed: u64,
     /// The extent that verifying goes on with.
     pub verified: u32,
+    /// Every extent header of a smaller sequence was flushed.
+    pub headers: u64,
 }
 
 impl Superblock {
@@ -77,6 +81,7 @@ impl Superblock {
         put(&mut b, 80, &self.generation_limit.to_le_bytes());
         put(&mut b, 88, &self.flushed.to_le_bytes());
         put(&mut b, 96, &self.verified.to_le_bytes());
+        put(&mut b, 104, &self.headers.to_le_bytes());
         let crc = crc32fast::hash(&b[12..]);
         put(&mut b, 8, &crc.to_le_bytes());
         b
@@ -95,7 +100,7 @@ impl Superblock {
         if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
             return Err(FormatError::Version(version));
         }
-        if [56, 80, 88].iter().any(|at| get_u64(b, *at) >= NUMBER_LIMIT) {
+        if [56, 80, 88, 104].iter().any(|at| get_u64(b, *at) >= NUMBER_LIMIT) {
             return Err(FormatError::Content("superblock: impossible numbers"));
         }
         Ok(Superblock {
@@ -109,6 +114,7 @@ impl Superblock {
             generation_limit: get_u64(b, 80),
             flushed: get_u64(b, 88),
             verified: get_u32(b, 96),
+            headers: get_u64(b, 104),
         })
     }
 }

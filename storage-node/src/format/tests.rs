@@ -32,6 +32,7 @@ fn superblock() -> Superblock {
         generation_limit: 1024,
         flushed: 0,
         verified: 0,
+        headers: 0,
     }
 }
 

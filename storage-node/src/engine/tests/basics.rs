@@ -310,19 +310,28 @@ fn a_dropped_unit_remembers_its_epoch() {
 }
 
 #[test]
-fn a_panic_of_the_committer_fences_the_disk() {
-    let disk = SimulatedDisk::new(64 << 20, 1);
-    format_simulated(&disk, 4 << 20);
-    let device = Tampered::over(&disk, |_, _| Ok(()));
-    let engine = Engine::open(device.clone()).unwrap();
-    let to = unit(1);
-    put(&engine, &to, key(1, 0), payload(&to, key(1, 0), 0, 10)).unwrap();
-    device.panics.store(true, Ordering::Relaxed);
-    for blob in 2..4 {
-        let failed = put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, 10));
-        assert!(matches!(&failed, Err(NodeError::Fenced { .. })), "{failed:?}");
+fn a_panic_of_the_committer_or_the_flusher_fences_the_disk_and_says_which() {
+    for in_flush in [false, true] {
+        let disk = SimulatedDisk::new(64 << 20, 1);
+        format_simulated(&disk, 4 << 20);
+        let device = Tampered::over(&disk, |_, _| Ok(()));
+        let engine = Engine::open(device.clone()).unwrap();
+        let to = unit(1);
+        put(&engine, &to, key(1, 0), payload(&to, key(1, 0), 0, 10)).unwrap();
+        let (panics, reason) = match in_flush {
+            true => (&device.panics_in_flush, "the flusher panicked"),
+            false => (&device.panics, "the committer panicked"),
+        };
+        panics.store(true, Ordering::Relaxed);
+        let fenced = NodeError::Fenced {
+            reason: reason.into(),
+        };
+        for blob in 2..4 {
+            let failed = put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, 10));
+            assert_eq!(failed, Err(fenced.clone()));
+        }
+        assert!(matches!(engine.status().state, DiskState::Fenced { .. }));
     }
-    assert!(matches!(engine.status().state, DiskState::Fenced { .. }));
 }
 
 #[test]

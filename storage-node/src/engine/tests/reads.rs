@@ -201,3 +201,35 @@ fn a_read_of_a_whole_record_keeps_nothing() {
     }
     assert!(house.engine.shared.heads.get(house.place(1)).is_none());
 }
+
+/// As of a block, which the gateway reads again: whether head and block are read in one go, or each alone.
+#[test]
+fn a_head_that_is_read_wrongly_once_is_read_again_before_it_counts_as_corrupt() {
+    let disk = SimulatedDisk::new(64 << 20, 1);
+    format_simulated(&disk, 4 << 20);
+    let (to, key) = (unit(1), key(1, 0));
+    let armed = Arc::new(Mutex::new((0, 0)));
+    let flips = armed.clone();
+    let device = Tampered::over(&disk, move |offset, buf| {
+        let (at, left) = &mut *flips.lock().unwrap();
+        if *left > 0 && (offset..offset + buf.len() as u64).contains(at) {
+            buf[(*at - offset) as usize] ^= 1;
+            *left -= 1;
+        }
+        Ok(())
+    });
+    let engine = Engine::open(device).unwrap();
+    put(&engine, &to, key, payload(&to, key, 0, LEN)).unwrap();
+    let (start, _) = offset_of(&engine, to.unit, key);
+    for range in [BlockRange::ALL, blocks(9, 1)] {
+        let get = || block_on(engine.get(&to, key, range, DEADLINE));
+        *armed.lock().unwrap() = (start + 20, 2);
+        assert!(matches!(get(), Err(NodeError::Corrupt { .. })));
+        let counted = engine.status().corrupt_shards;
+        *armed.lock().unwrap() = (start + 20, 1);
+        assert!(verifies(&to, key, &get().unwrap()));
+        assert_eq!(armed.lock().unwrap().1, 0, "the read was made");
+        assert_eq!(engine.status().corrupt_shards, counted);
+    }
+    assert_eq!(engine.status().corrupt_shards, 2);
+}

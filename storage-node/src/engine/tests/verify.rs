@@ -3,6 +3,9 @@
 use super::house::House;
 use super::*;
 use crate::device::{DeviceErrorKind, align_down};
+use crate::format::summary::{
+    SUMMARY_FOOTER_BYTES, SummaryEntry, SummaryFooter, Tail, seeded_crc, summary_len, summary_start,
+};
 use crate::protocol::{Finding, FindingKind};
 use std::sync::atomic::AtomicBool;
 
@@ -241,5 +244,115 @@ fn a_disk_that_is_gone_is_no_list_of_findings() {
         assert_eq!(found(&engine), []);
         assert!(engine.shared.fence.get().is_some());
         assert_eq!(engine.shared.metrics.corrupt_shards.get(), 0);
+    }
+}
+
+/// A disk with sealed extents of small shards, and the summary of one: where it starts, its footer and its entries.
+fn sealed_up() -> (SimulatedDisk, Engine, u64, SummaryFooter, Vec<SummaryEntry>) {
+    let disk = SimulatedDisk::new(4 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let fill = |engine: &Engine| {
+        for blob in 0..100 {
+            let key = key(blob, 0);
+            put(engine, &unit(1), key, payload(&unit(1), key, 0, 3000)).unwrap();
+        }
+    };
+    fill(&Engine::open(disk.device()).unwrap());
+    let engine = Engine::open(disk.device()).unwrap();
+    let shared = &engine.shared;
+    let (number, generation) = {
+        let entry = offset_of(&engine, unit(1).unit, key(3, 0)).1;
+        (entry.place.extent, entry.place.generation)
+    };
+    let (device, layout, identity) = (&*shared.device, &shared.layout, &shared.identity);
+    let Tail::Sealed(footer) = tail::look_at_tail(device, layout, identity, (number, generation), None)
+    else {
+        panic!("it is sealed");
+    };
+    let entries = tail::read_entries(device, layout, identity, &footer).unwrap();
+    let start = layout.extent_offset(number) + u64::from(summary_start(layout, footer.entries.into()));
+    (disk, engine, start, footer, entries)
+}
+
+const NOBODY: ShardKey = ShardKey { blob: 0, stripe: 0 };
+
+#[test]
+fn a_flipped_bit_in_a_summary_is_found_and_the_summary_written_again() {
+    let (disk, engine, start, footer, _) = sealed_up();
+    assert_eq!(found(&engine), []);
+    let len = summary_len(footer.entries.into());
+    let before = disk.peek(start, len as usize);
+    let entries = u64::from(footer.entries) * 24;
+    for (number, at) in [0, 16, entries - 1, len - 121, len - 80].into_iter().enumerate() {
+        disk.flip_bit(start + at, number as u8);
+        assert_eq!(found(&engine), [(FindingKind::Summary, NOBODY)], "byte {at}");
+        eventually("it is written again", || {
+            let now = disk.peek(start, len as usize);
+            now[..entries as usize] == before[..entries as usize] && engine.verify_once().findings == 0
+        });
+    }
+    assert_eq!(engine.status().corrupt_shards, 0);
+    assert!(engine.metrics().verify_findings >= 5);
+    drop(engine);
+    let opened = Engine::open(disk.device()).unwrap().opened();
+    assert_eq!(opened.walked, 1, "{opened:?}: the open one");
+}
+
+/// It verifies, and would be believed.
+#[test]
+fn a_summary_that_says_otherwise_than_the_records_is_found_before_it_is_believed() {
+    for lie in 0..3 {
+        let (disk, engine, start, footer, mut entries) = sealed_up();
+        match lie {
+            0 => drop(entries.remove(2)),
+            1 => entries[2].sequence += 1,
+            _ => entries[2].key.blob = 1 << 30,
+        }
+        let encoded: Vec<u8> = entries
+            .iter()
+            .flat_map(|e| e.encode(footer.base).unwrap())
+            .collect();
+        let identity = &engine.shared.identity;
+        let lying = SummaryFooter {
+            entries: entries.len() as u32,
+            entries_crc: seeded_crc(identity, footer.extent, footer.generation, &encoded),
+            ..footer
+        };
+        let end = start + summary_len(footer.entries.into());
+        disk.overwrite(start, &encoded);
+        disk.overwrite(end - SUMMARY_FOOTER_BYTES as u64, &lying.encode(identity));
+        assert_eq!(found(&engine), [(FindingKind::Summary, NOBODY)]);
+        eventually("it is written again", || engine.verify_once().findings == 0);
+        drop(engine);
+        let engine = Engine::open(disk.device()).unwrap();
+        for blob in 0..100 {
+            let (to, key) = (unit(1), key(blob, 0));
+            assert_eq!(
+                get(&engine, &to, key).unwrap().payload,
+                payload(&to, key, 0, 3000)
+            );
+        }
+        assert_eq!(found(&engine), []);
+    }
+}
+
+#[test]
+fn one_bad_read_of_a_summary_is_no_finding() {
+    let (disk, engine, start, footer, _) = sealed_up();
+    drop(engine);
+    let last = start + summary_len(footer.entries.into()) - 80;
+    for at in [start + 5, last] {
+        let armed = Arc::new(AtomicBool::new(false));
+        let fires = armed.clone();
+        let device = Tampered::over(&disk, move |offset, buf| {
+            if (offset..offset + buf.len() as u64).contains(&at) && fires.swap(false, Ordering::Relaxed) {
+                buf[(at - offset) as usize] ^= 1;
+            }
+            Ok(())
+        });
+        let engine = Engine::open(device).unwrap();
+        armed.store(true, Ordering::Relaxed);
+        assert_eq!(found(&engine), []);
+        assert!(!armed.load(Ordering::Relaxed), "the read was made");
     }
 }
