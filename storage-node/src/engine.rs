@@ -20,6 +20,7 @@ mod index;
 mod queue;
 mod reader;
 pub(crate) mod recovery;
+mod rests;
 pub(crate) mod scan;
 mod stream;
 mod summaries;
@@ -329,6 +330,7 @@ impl Engine {
             counters: found.counters,
             free,
             job: None,
+            rests: Default::default(),
             headers: found.headers,
             summaries: Default::default(),
             checked: Instant::now(),
