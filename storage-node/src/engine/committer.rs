@@ -125,7 +125,7 @@ impl Committer {
         loop {
             let serving = self.shared.fence.get().is_none();
             let patience = match background {
-                true => Some(self.rests.left(self.spare())),
+                true => Some(self.rest_left()),
                 false if serving && self.is_draining() => Some(DRAIN_PATIENCE),
                 false if serving && self.is_unmarked() => Some(MARK_AFTER),
                 false => None,

@@ -140,8 +140,13 @@ impl Committer {
         self.spare().extents == 0
     }
 
+    /// How long compaction rests yet.
+    pub(super) fn rest_left(&self) -> Duration {
+        self.rests.left(Instant::now(), self.spare())
+    }
+
     pub(super) fn is_resting(&self) -> bool {
-        !self.rests.left(self.spare()).is_zero()
+        !self.rest_left().is_zero()
     }
 
     /// Does a little background work, and rests from it if somebody reads; says whether there is more to do.
@@ -152,8 +157,8 @@ impl Committer {
             .rests
             .step_bytes(self.shared.metrics.gets.get(), self.spare());
         let more = self.background_step(bytes_max);
-        self.rests
-            .begin(started, self.shared.metrics.gets.get(), self.spare());
+        let (now, reads) = (Instant::now(), self.shared.metrics.gets.get());
+        self.rests.begin(now, now - started, reads, self.spare());
         more
     }
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 /// Bytes moved in one step, so that a waiting put is never far away.
 pub const STEP_BYTES: u64 = 4 << 20;
 /// Bytes of a step beside readers.
-const STEP_BYTES_BESIDE_READERS: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
+const STEP_BYTES_BESIDE_READERS: u64 = if cfg!(test) { 16 << 10 } else { 2 << 20 };
 /// With room to spare, a rest is so many times as long as its step.
-const REST_STEPS: u32 = 32;
+const REST_STEPS: u32 = 48;
 /// The longest rest: after a step that met a disk that stalled.
 const REST_MAX: Duration = Duration::from_secs(1);
 
@@ -61,17 +61,16 @@ impl Rests {
         }
     }
 
-    /// A step is done, which `started` then. It rests if somebody read since the end of the step before.
-    pub fn begin(&mut self, started: Instant, reads: u64, spare: Spare) {
-        let now = Instant::now();
-        let rest = rest_after(now - started, reads != self.reads, spare);
+    /// A step is done, which took so long. It rests if somebody read since the end of the step before.
+    pub fn begin(&mut self, now: Instant, took: Duration, reads: u64, spare: Spare) {
+        let rest = rest_after(took, reads != self.reads, spare);
         (self.reads, self.until) = (reads, Some(now + rest));
     }
 
     /// How long to rest yet. None at all as soon as space runs low.
-    pub fn left(&self, spare: Spare) -> Duration {
+    pub fn left(&self, now: Instant, spare: Spare) -> Duration {
         match self.until {
-            Some(until) if spare.extents > 0 => until.saturating_duration_since(Instant::now()),
+            Some(until) if spare.extents > 0 => until.saturating_duration_since(now),
             _ => Duration::ZERO,
         }
     }
@@ -114,15 +113,14 @@ mod tests {
     #[test]
     fn a_disk_that_runs_low_neither_rests_nor_takes_small_steps() {
         let (mut rests, now) = (Rests::default(), Instant::now());
-        let started = now.checked_sub(REST_MAX).unwrap_or(now);
-        rests.begin(started, 1, PLENTY);
-        assert!(started == now || !rests.left(PLENTY).is_zero());
-        assert!(rests.left(LOW).is_zero());
+        rests.begin(now, TOOK, 1, PLENTY);
+        assert_eq!(rests.left(now, PLENTY), TOOK * REST_STEPS);
+        assert!(rests.left(now, LOW).is_zero() && rests.left(now + REST_MAX, PLENTY).is_zero());
         assert_eq!(rests.step_bytes(2, PLENTY), STEP_BYTES_BESIDE_READERS);
         assert_eq!(rests.step_bytes(2, LOW), STEP_BYTES);
         // Nobody read meanwhile.
         assert_eq!(rests.step_bytes(1, PLENTY), STEP_BYTES);
-        rests.begin(started, 1, PLENTY);
-        assert!(rests.left(PLENTY).is_zero());
+        rests.begin(now, TOOK, 1, PLENTY);
+        assert!(rests.left(now, PLENTY).is_zero());
     }
 }

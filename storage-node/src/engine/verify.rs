@@ -125,14 +125,10 @@ impl Pace {
     }
 
     /// How much to read before the next pause, and how.
-    fn burst(&self) -> (u32, Gait) {
-        if self.bytes_per_s.is_infinite() {
-            return (u32::MAX, HASTY);
-        }
-        let late = self.started.elapsed().saturating_sub(self.due());
-        match late < LATE_AFTER {
-            true => (BURST_BYTES, GENTLE),
-            false => (LATE_BURST_BYTES, HASTY),
+    pub fn burst(&self) -> (u32, Gait) {
+        match self.bytes_per_s.is_finite() {
+            true => burst(self.started.elapsed().saturating_sub(self.due())),
+            false => (u32::MAX, HASTY),
         }
     }
 
@@ -160,6 +156,14 @@ impl Pace {
                 true
             }
         }
+    }
+}
+
+/// How much to read in one go, and how, so far behind the pace. Pure.
+pub fn burst(late: Duration) -> (u32, Gait) {
+    match late < LATE_AFTER {
+        true => (BURST_BYTES, GENTLE),
+        false => (LATE_BURST_BYTES, HASTY),
     }
 }
 
