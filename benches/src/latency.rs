@@ -1,5 +1,8 @@
 //! What background work costs readers: the 99th percentile of verified reads at a moderate depth, of a disk that does nothing else,
-//! that compacts, and that verifies itself at its usual pace. The three take turns, round after round.
+//! that compacts, and that verifies itself at its usual pace. The three take turns, round after round, with as many reads each.
+//!
+//! Compaction goes as it pleases: deletes make it begin, before the clock starts, and how fast it went is said beside what it cost. Each
+//! reader waits for its answer before it asks again, so that a stall delays few reads: hence the 99.9th percentile too.
 
 use crate::Result;
 use crate::disk::Disk;
@@ -16,7 +19,9 @@ const MIB: usize = 1 << 20;
 /// Background work makes reads so much slower at most.
 const TARGET: f64 = 1.3;
 /// Reads between two looks at whether compaction is still at work.
-const SLICE: u64 = 128;
+const SLICE: u64 = 512;
+/// It is not when nothing was moved for so long: it may rest between its steps.
+const OVER: Duration = Duration::from_secs(2);
 /// Of what is there to be compacted, so much was deleted: every extent is worth emptying.
 const DELETED: f64 = 0.6;
 /// A disk is verified once in this time, and is so large: hence the pace.
@@ -47,6 +52,7 @@ pub struct Size {
 struct Rounds {
     median: Vec<Duration>,
     p99: Vec<Duration>,
+    p999: Vec<Duration>,
     reads: usize,
 }
 
@@ -58,6 +64,7 @@ impl Rounds {
         };
         self.median.push(times[last / 2]);
         self.p99.push(times[last * 99 / 100]);
+        self.p999.push(times[last * 999 / 1000]);
         self.reads += times.len();
     }
 
@@ -74,6 +81,8 @@ pub struct Latency {
     idle: Rounds,
     compacting: Rounds,
     verifying: Rounds,
+    /// Shards that compaction moved beside the reads, and in what time.
+    moved: (u64, Duration),
 }
 
 struct Bench<'a> {
@@ -102,7 +111,8 @@ pub fn measure(runtime: &Runtime, path: &Path, disk: Disk, size: Size) -> Result
         bench.warm_up()?;
         let idle = bench.read(size.reads)?;
         found.idle.add(idle);
-        found.compacting.add(bench.while_compacting(round as u64)?);
+        let times = bench.while_compacting(round as u64, &mut found.moved)?;
+        found.compacting.add(times);
         found.verifying.add(bench.while_verifying()?);
     }
     Ok(found)
@@ -132,22 +142,28 @@ impl Bench<'_> {
         self.read(8 * self.size.shards).map(drop)
     }
 
-    fn while_compacting(&mut self, round: u64) -> Result<Vec<Duration>> {
+    /// What is read until nothing is moved any more, or there are enough.
+    fn while_compacting(&mut self, round: u64, all_moved: &mut (u64, Duration)) -> Result<Vec<Duration>> {
         let chaff = Shards::new(self.size.chaff, MIB, UNITS, WIDTH).in_volumes_from(100 + UNITS * round);
         let chaff = Arc::new(chaff);
         self.runtime.block_on(put_all(self.disk()?, &chaff, DEPTH))?;
         let moved = |bench: &Self| Ok::<_, crate::Error>(bench.disk()?.engine.metrics().records_moved);
         self.runtime.block_on(thin_out(self.disk()?, &chaff, DELETED))?;
-        let (mut times, mut before) = (Vec::new(), moved(self)?);
-        loop {
-            let slice = self.read(SLICE)?;
+        let (started, before) = (Instant::now(), moved(self)?);
+        let (mut times, mut at_work) = (Vec::new(), 0);
+        let (mut last, mut when) = (before, started);
+        while at_work < self.size.reads as usize && when.elapsed() < OVER {
+            times.extend(self.read(SLICE)?);
             let now = moved(self)?;
-            if now == before {
-                break;
+            if now > last {
+                (last, when, at_work) = (now, Instant::now(), times.len());
             }
-            before = now;
-            times.extend(slice);
         }
+        times.truncate(at_work);
+        *all_moved = (
+            all_moved.0 + last - before,
+            all_moved.1 + when.duration_since(started),
+        );
         self.runtime.block_on(drop_all(self.disk()?, &chaff))?;
         Ok(times)
     }
@@ -200,8 +216,15 @@ impl std::fmt::Display for Latency {
                 )?,
             }
         }
-        let medians = [&self.idle, &self.compacting, &self.verifying].map(|rounds| micros(&rounds.median));
-        let reads = [&self.idle, &self.compacting, &self.verifying].map(|rounds| rounds.reads);
-        write!(f, "\n    medians {medians:?} µs, of {reads:?} reads")
+        let all = [&self.idle, &self.compacting, &self.verifying];
+        let medians = all.map(|rounds| micros(&rounds.median));
+        let tails = all.map(|rounds| micros(&rounds.p999));
+        let reads = all.map(|rounds| rounds.reads);
+        let (moved, time) = self.moved;
+        write!(
+            f,
+            "\n    medians {medians:?} µs, p99.9 {tails:?} µs, of {reads:?} reads; compaction moved {:.0} MiB/s",
+            moved as f64 / time.as_secs_f64().max(1e-3)
+        )
     }
 }

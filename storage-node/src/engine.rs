@@ -22,6 +22,7 @@ mod loose;
 mod queue;
 mod reader;
 pub(crate) mod recovery;
+mod rests;
 pub(crate) mod scan;
 mod stream;
 mod summaries;
@@ -343,6 +344,7 @@ impl Engine {
             counters: found.counters,
             free,
             job: None,
+            rests: Default::default(),
             headers: found.headers,
             summaries: Default::default(),
             checked: Instant::now(),

@@ -15,6 +15,7 @@ use super::compaction::Job;
 use super::flusher::{Admitted, Decided, Flusher, IN_FLIGHT_MAX, Pending, Started, make_durable};
 use super::index::{Extent, ExtentUse, Mark};
 use super::queue::{Change, Request};
+use super::rests::Rests;
 use super::summaries::Summaries;
 use super::{Shared, WRITE_CHECK_INTERVAL, superblocks};
 use crate::device::{AlignedBuf, BLOCK, Completion, DeviceError, DeviceErrorKind};
@@ -77,6 +78,7 @@ pub struct Committer {
     pub(super) counters: Counters,
     pub(super) free: VecDeque<u32>,
     pub(super) job: Option<Job>,
+    pub(super) rests: Rests,
     pub(super) headers: Vec<ExtentHeader>,
     pub(super) summaries: Summaries,
     pub(super) checked: Instant,
@@ -123,7 +125,7 @@ impl Committer {
         loop {
             let serving = self.shared.fence.get().is_none();
             let patience = match background {
-                true => Some(Duration::ZERO),
+                true => Some(self.rest_left()),
                 false if serving && self.is_draining() => Some(DRAIN_PATIENCE),
                 false if serving && self.is_unmarked() => Some(MARK_AFTER),
                 false => None,
@@ -143,11 +145,7 @@ impl Committer {
             }
             // The put that room was made for comes first: a step more could take the room again.
             background = self.shared.fence.get().is_none()
-                && (made_room
-                    || self.has_background_work() && {
-                        self.drain();
-                        self.background_step()
-                    });
+                && (made_room || self.has_background_work() && (self.is_resting() || self.polite_step()));
         }
         self.drain();
         if self.shared.fence.get().is_none()

@@ -8,6 +8,7 @@ use super::batch::Draft;
 use super::committer::{Committer, Purpose, READY_MIN};
 use super::index::{Entry, Extent, ExtentUse, Index, Mark};
 use super::reader::{check_head, read_span};
+use super::rests::{STEP_BYTES, Spare};
 use crate::device::BLOCK;
 use crate::format::extent::SYSTEM_UNIT;
 use crate::format::layout::Layout;
@@ -19,10 +20,8 @@ use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Bytes moved in one step, so that a waiting put is never far away.
-const STEP_BYTES: u64 = 4 << 20;
 /// Steps made at once for a put that found no space.
 const URGENT_STEPS_MAX: usize = 256;
 /// How often a record that does not verify is read again before it is left where it is.
@@ -138,9 +137,41 @@ pub fn dead_extents(index: &Index, low: bool) -> Vec<u32> {
 }
 
 impl Committer {
+    /// Free extents above those that are low: space that runs low is won as fast as it goes.
+    pub(super) fn spare(&self) -> Spare {
+        let of = self.shared.layout.extents() as usize;
+        let low = self.shared.reserve + (of / 32).max(1);
+        let free = if self.starved { 0 } else { self.free.len() };
+        Spare {
+            extents: free.saturating_sub(low),
+            of,
+        }
+    }
+
     fn is_low(&self) -> bool {
-        let extents = self.shared.layout.extents() as usize;
-        self.starved || self.free.len() <= self.shared.reserve + (extents / 32).max(1)
+        self.spare().extents == 0
+    }
+
+    /// How long compaction rests yet.
+    pub(super) fn rest_left(&self) -> Duration {
+        self.rests.left(Instant::now(), self.spare())
+    }
+
+    pub(super) fn is_resting(&self) -> bool {
+        !self.rest_left().is_zero()
+    }
+
+    /// Does a little background work, and rests from it if somebody reads; says whether there is more to do.
+    pub(super) fn polite_step(&mut self) -> bool {
+        self.drain();
+        let started = Instant::now();
+        let bytes_max = self
+            .rests
+            .step_bytes(self.shared.metrics.gets.get(), self.spare());
+        let more = self.background_step(bytes_max);
+        let (now, reads) = (Instant::now(), self.shared.metrics.gets.get());
+        self.rests.begin(now, now - started, reads, self.spare());
+        more
     }
 
     fn space(&self) -> Space {
@@ -162,8 +193,8 @@ impl Committer {
             || choose_victim(&index, &self.shared.layout, space).is_some()
     }
 
-    /// Does a little background work; says whether there is more to do.
-    pub(super) fn background_step(&mut self) -> bool {
+    /// Does a little background work, as much as fits into so many bytes; says whether there is more to do.
+    fn background_step(&mut self, bytes_max: u64) -> bool {
         self.reclaim_drained();
         if self.free_dead(self.is_low()) {
             return true;
@@ -172,7 +203,7 @@ impl Committer {
             self.job = self.next_job();
         }
         match self.job.take() {
-            Some(job) => self.advance(job),
+            Some(job) => self.advance(job, bytes_max),
             None => false,
         }
     }
@@ -184,7 +215,7 @@ impl Committer {
             if enough || self.shared.fence.get().is_some() {
                 return;
             }
-            if !self.background_step() {
+            if !self.background_step(STEP_BYTES) {
                 if !self.is_draining() {
                     return;
                 }
@@ -253,10 +284,10 @@ impl Committer {
         })
     }
 
-    fn advance(&mut self, mut job: Job) -> bool {
+    fn advance(&mut self, mut job: Job, bytes_max: u64) -> bool {
         let mut batch = self.new_batch();
         let (mut moved, mut blocked) = (Vec::new(), false);
-        while batch.bytes() < STEP_BYTES
+        while batch.bytes() < bytes_max
             && let Some(item) = job.remaining.pop_front()
         {
             if !is_current(&self.shared.index(), job.owner, &item) {

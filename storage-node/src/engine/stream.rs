@@ -1,4 +1,4 @@
-//! Reading one extent from its start to its end, past the page cache, with a few reads ahead: for whoever looks at everything.
+//! Reading one extent from its start to its end, past the page cache: for whoever looks at everything, in haste or beside others.
 //!
 //! Invariant: bytes are handed out in order, and each is read once; a block that cannot be read is zeros.
 
@@ -6,10 +6,25 @@ use crate::device::{AlignedBuf, BLOCK, Completion, Device, align_up};
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Bytes of one read.
-const READ_BYTES: u32 = 1 << 20;
-/// Reads in flight.
-const AHEAD: usize = 4;
+/// How a stream reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gait {
+    /// Bytes of one read.
+    read_bytes: u32,
+    /// Reads in flight.
+    in_flight: usize,
+}
+
+/// As fast as the disk reads.
+pub const HASTY: Gait = Gait {
+    read_bytes: 1 << 20,
+    in_flight: 4,
+};
+/// Whoever else reads is hardly slowed: never more than one small read is before them.
+pub const GENTLE: Gait = Gait {
+    read_bytes: if cfg!(test) { 8 << 10 } else { 256 << 10 },
+    in_flight: 1,
+};
 
 /// A part of an extent, read in order.
 pub struct Stream<'a> {
@@ -17,6 +32,7 @@ pub struct Stream<'a> {
     /// Where the extent starts on the device.
     start: u64,
     limit: u32,
+    gait: Gait,
     next: u32,
     reads: VecDeque<(u32, u32, Completion<AlignedBuf>)>,
     /// What was read and may still be asked for, from `at` on.
@@ -26,18 +42,17 @@ pub struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// Of the bytes `range` of the extent that starts at `start`. Both ends are on block boundaries.
-    pub fn new(device: &'a dyn Device, start: u64, range: Range<u32>) -> Stream<'a> {
-        let mut stream = Stream {
+    pub fn new(device: &'a dyn Device, start: u64, range: Range<u32>, gait: Gait) -> Stream<'a> {
+        Stream {
             device,
             start,
             limit: range.end,
+            gait,
             next: range.start,
             reads: VecDeque::new(),
             bytes: Vec::new(),
             at: range.start,
-        };
-        stream.read_ahead();
-        stream
+        }
     }
 
     /// Up to `len` bytes from `at`, fewer at the end. `at` never goes back.
@@ -55,8 +70,8 @@ impl<'a> Stream<'a> {
     }
 
     fn read_ahead(&mut self) {
-        while self.reads.len() < AHEAD && self.next < self.limit {
-            let len = READ_BYTES.min(self.limit - self.next);
+        while self.reads.len() < self.gait.in_flight && self.next < self.limit {
+            let len = self.gait.read_bytes.min(self.limit - self.next);
             let buf = AlignedBuf::for_reading(align_up(len.into()) as usize);
             let read = self.device.read(self.start + u64::from(self.next), buf);
             self.reads.push_back((self.next, len, read));
@@ -64,8 +79,9 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Waits for the next read, and forgets what is before `wanted`.
+    /// Waits for the next read, and forgets what is before `wanted`. Nothing is read before somebody asks for something.
     fn take_read(&mut self, wanted: u32) -> bool {
+        self.read_ahead();
         let Some((from, len, read)) = self.reads.pop_front() else {
             return false;
         };
@@ -76,7 +92,6 @@ impl<'a> Stream<'a> {
             Ok(buf) => self.bytes.extend_from_slice(&buf[..len as usize]),
             Err(_) => self.read_by_blocks(from, len),
         }
-        self.read_ahead();
         true
     }
 

@@ -9,12 +9,13 @@
 //!
 //! It goes extent by extent, from a cursor that the superblock remembers, at a pace: so many bytes a second that the whole
 //! disk takes one cycle. It reads in bursts; between them it holds no buffers and no extent, but the list of what is live in one.
+//! In a burst it reads gently, unless it is behind its pace: on a disk that others keep busy.
 
 mod summary;
 
 use super::index::{Entry, ExtentUse, Index};
 use super::reader::{check_head, read_span};
-use super::stream::Stream;
+use super::stream::{GENTLE, Gait, HASTY, Stream};
 use super::{Shared, superblocks};
 use crate::device::{BLOCK, align_down};
 use crate::format::FormatError;
@@ -34,8 +35,12 @@ use summary::{Summed, Use};
 
 /// Findings that are kept; the oldest make room.
 const FINDINGS_MAX: usize = 1024;
-/// Bytes read in one go, between pauses.
-const BURST_BYTES: u32 = if cfg!(test) { 128 << 10 } else { 16 << 20 };
+/// Bytes read in one go, between pauses: much beside the end of the last read, which is read twice.
+const BURST_BYTES: u32 = if cfg!(test) { 32 << 10 } else { 2 << 20 };
+/// The same when it is late.
+const LATE_BURST_BYTES: u32 = if cfg!(test) { 128 << 10 } else { 16 << 20 };
+/// So far behind its pace it is late.
+const LATE_AFTER: Duration = Duration::from_secs(1);
 /// The longest record.
 const RECORD_BYTES_MAX: u32 = SHARD_BYTES_MAX + 4 * BLOCK as u32;
 /// Shards looked up under one lock.
@@ -123,12 +128,17 @@ impl Pace {
         }
     }
 
-    /// How much to read before the next pause.
-    fn burst_bytes(&self) -> u32 {
+    /// How much to read before the next pause, and how.
+    pub fn burst(&self) -> (u32, Gait) {
         match self.bytes_per_s.is_finite() {
-            true => BURST_BYTES,
-            false => u32::MAX,
+            true => burst(self.started.elapsed().saturating_sub(self.due())),
+            false => (u32::MAX, HASTY),
         }
+    }
+
+    /// How long what was done may take.
+    fn due(&self) -> Duration {
+        Duration::try_from_secs_f64(self.done as f64 / self.bytes_per_s).unwrap_or(Duration::MAX)
     }
 
     /// Goes on at another pace, from now.
@@ -139,9 +149,7 @@ impl Pace {
     /// So many bytes were read. Says whether to go on.
     fn spend(&mut self, bytes: u64) -> bool {
         self.done += bytes;
-        let due = self.done as f64 / self.bytes_per_s;
-        let ahead = Duration::try_from_secs_f64(due).unwrap_or(Duration::MAX);
-        self.sleep(ahead.saturating_sub(self.started.elapsed()))
+        self.sleep(self.due().saturating_sub(self.started.elapsed()))
     }
 
     fn sleep(&self, time: Duration) -> bool {
@@ -152,6 +160,14 @@ impl Pace {
                 true
             }
         }
+    }
+}
+
+/// How much to read in one go, and how, so far behind the pace. Pure.
+pub fn burst(late: Duration) -> (u32, Gait) {
+    match late < LATE_AFTER {
+        true => (BURST_BYTES, GENTLE),
+        false => (LATE_BURST_BYTES, HASTY),
     }
 }
 
@@ -196,7 +212,8 @@ pub fn verify_extent(shared: &Shared, number: u32, pace: &mut Pace) -> Option<Ve
     let mut more = true;
     while more {
         let before = verified;
-        more = pass.burst(pace.burst_bytes(), &mut verified);
+        let (bytes_max, gait) = pace.burst();
+        more = pass.burst(bytes_max, gait, &mut verified);
         for (key, entry) in std::mem::take(&mut pass.doubtful) {
             verified.findings += u64::from(settle_doubt(shared, pass.of.owner, key, &entry));
         }
@@ -260,7 +277,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Goes on for about so many bytes. Says whether there is more.
-    fn burst(&mut self, bytes_max: u32, verified: &mut Verified) -> bool {
+    fn burst(&mut self, bytes_max: u32, gait: Gait, verified: &mut Verified) -> bool {
         // For a burst only: compaction waits for it.
         let Some(_pin) = self.of.pin(self.shared) else {
             return false;
@@ -270,7 +287,7 @@ impl<'a> Pass<'a> {
         // A record that begins in the burst is read to its end.
         let last = until.saturating_add(RECORD_BYTES_MAX).min(self.end);
         let start = self.shared.layout.extent_offset(self.of.number);
-        let mut stream = Stream::new(&*self.shared.device, start, from..last);
+        let mut stream = Stream::new(&*self.shared.device, start, from..last, gait);
         let mut more = true;
         while more && self.at < until {
             more = self.step(&mut stream, verified);

@@ -160,3 +160,69 @@ fn a_full_filesystem_under_a_disk_wedges_nothing() {
     let key = key(0, 0);
     assert!(verifies(&unit(0), key, &get(&engine, &unit(0), key).unwrap()));
 }
+
+/// Asks for shards again and again while something is done.
+fn beside_readers<T>(engine: &Engine, blobs: u64, work: impl FnOnce() -> T) -> T {
+    let working = std::sync::atomic::AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for blob in (0..blobs).cycle() {
+                    if !working.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // Some are deleted meanwhile.
+                    let _ = get(engine, &unit(blob % 3), key(blob, 0));
+                }
+            });
+        }
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        working.store(false, Ordering::Relaxed);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Readers slow compaction down, and do not stop it.
+#[test]
+fn compaction_comes_to_its_end_beside_readers() {
+    let disk = SimulatedDisk::new(4 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    for blob in 0..60 {
+        let (to, key) = (unit(blob % 3), key(blob, 0));
+        put(&engine, &to, key, payload(&to, key, 0, LEN)).unwrap();
+    }
+    let left = engine.status().free_extents;
+    beside_readers(&engine, 60, || {
+        for blob in (0..60).filter(|blob| blob / 3 % 3 > 0) {
+            delete(&engine, &unit(blob % 3), &[blob]).unwrap();
+        }
+        eventually("all that is wasted is won back", || {
+            let metrics = engine.metrics();
+            metrics.records_moved > 0 && engine.status().free_extents >= left + 8
+        });
+    });
+}
+
+/// However much it is read: a put that waits for room waits for no rest.
+#[test]
+fn a_full_disk_that_is_read_comes_back_again_and_again() {
+    let disk = SimulatedDisk::new(2 << 20, 1);
+    format_simulated(&disk, 64 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    let mut live = fill(&engine, 0);
+    beside_readers(&engine, live, || {
+        let (mut first, mut next) = (0, live + 1);
+        for round in 0..6 {
+            for blob in (first..next).filter(|blob| blob % 3 == round % 3 || blob % 2 == 0) {
+                delete(&engine, &unit(blob % 3), &[blob]).unwrap();
+            }
+            let end = fill(&engine, next);
+            assert!(end - next >= live / 3, "round {round}: only {} fit", end - next);
+            (first, live, next) = (next, end - next, end + 1);
+            for blob in 0..first {
+                delete(&engine, &unit(blob % 3), &[blob]).unwrap();
+            }
+        }
+    });
+}

@@ -3,6 +3,8 @@
 use super::house::House;
 use super::*;
 use crate::device::{DeviceErrorKind, align_down};
+use crate::engine::stream::{GENTLE, HASTY, Stream};
+use crate::engine::verify::{Pace, burst};
 use crate::format::summary::{
     SUMMARY_FOOTER_BYTES, SummaryEntry, SummaryFooter, Tail, seeded_crc, summary_len, summary_start,
 };
@@ -63,6 +65,35 @@ fn every_flipped_bit_of_a_live_record_is_found() {
     assert_eq!(engine.status().corrupt_shards, 200);
 }
 
+#[test]
+fn only_what_is_late_or_has_no_pace_reads_in_haste() {
+    let ((small, gait), (large, late)) = (burst(Duration::ZERO), burst(Duration::from_secs(60)));
+    assert_eq!((gait, late), (GENTLE, HASTY));
+    assert!(small < large);
+    assert_eq!(Pace::unbounded().burst(), (u32::MAX, HASTY));
+}
+
+/// However it reads, it hands out the same bytes; and gently it reads no more at once than one small piece.
+#[test]
+fn streams_of_both_gaits_are_the_same_bytes() {
+    let (disk, _) = filled();
+    let largest = Arc::new(AtomicU64::new(0));
+    let seen = largest.clone();
+    let device = Tampered::over(&disk, move |_, buf| {
+        seen.fetch_max(buf.len() as u64, Ordering::Relaxed);
+        Ok(())
+    });
+    let all = |gait| {
+        largest.store(0, Ordering::Relaxed);
+        let mut stream = Stream::new(&*device, 0, 0..120 * 1024, gait);
+        let pieces = (0..30).map(|piece| stream.bytes(piece * 4000, 4000).to_vec());
+        (pieces.collect::<Vec<_>>(), largest.load(Ordering::Relaxed))
+    };
+    let ((gentle, small), (hasty, large)) = (all(GENTLE), all(HASTY));
+    assert!(gentle == hasty && gentle.iter().all(|piece| piece.len() == 4000));
+    assert!(small < large, "{small} bytes at once, and {large} in haste");
+}
+
 /// With pauses it sees what it sees in one go, damage included.
 #[test]
 fn bursts_see_what_one_pass_sees() {
@@ -73,7 +104,7 @@ fn bursts_see_what_one_pass_sees() {
         disk.flip_bit(start + entry.footprint() / 2, 3);
     }
     let whole = engine.verify_once();
-    let mut pace = crate::engine::verify::Pace::new(1e12, None);
+    let mut pace = Pace::new(1e12, None);
     let extents = 0..engine.shared.layout.extents();
     let parts = extents.map(|n| crate::engine::verify::verify_extent(&engine.shared, n, &mut pace).unwrap());
     let (mut shards, mut findings) = (0, 0);
