@@ -15,8 +15,8 @@ use crate::format::record::{
 };
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use crate::protocol::{
-    ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings, InventoryEntry, NodeError,
-    NodeStatus, Seal, SealedShard, ShardKey, UnitId, UnitInfo, bad_block, block_count,
+    BlankDisk, ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings, InventoryEntry,
+    NodeError, NodeStatus, Seal, SealedShard, ShardKey, UnitId, UnitInfo, bad_block, block_count,
 };
 use crate::wire;
 use bytes::Bytes;
@@ -386,6 +386,11 @@ fn json_seeds() -> Vec<(&'static str, String)> {
             disk(DiskState::Online),
             disk(DiskState::Fenced { reason: reason() }),
         ],
+        blank: vec![BlankDisk {
+            path: "/dev/nothing".into(),
+            size: 1 << 40,
+            holds: Some(reason()),
+        }],
     };
     let finding = Finding {
         kind: FindingKind::Corrupt,

@@ -10,9 +10,12 @@ pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod http_client;
+pub mod join;
+pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod offline;
 pub mod protocol;
 pub mod server;
+pub mod tls;
 mod wire;
