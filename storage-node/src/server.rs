@@ -152,10 +152,11 @@ impl Door {
 
 /// What was said of late, so that it is not said twice a second.
 #[derive(Default)]
-struct Complaints(Mutex<HashMap<(IpAddr, String), Instant>>);
+pub struct Complaints(Mutex<HashMap<(IpAddr, String), Instant>>);
 
 impl Complaints {
-    fn is_new(&self, from: IpAddr, why: &str) -> bool {
+    /// Whether this was not said within the last minute; it counts as said now.
+    pub fn is_new(&self, from: IpAddr, why: &str) -> bool {
         let now = Instant::now();
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         said.retain(|_, at| now < *at + COMPLAINT_PERIOD);

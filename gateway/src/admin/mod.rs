@@ -1,4 +1,5 @@
-//! What operators see: status, metrics, health; on an address of its own.
+//! What operators see and do: status, metrics, health, nodes and disks; on an address of its own.
 
+pub mod nodes;
 pub mod server;
 pub mod status;

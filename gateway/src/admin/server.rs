@@ -1,34 +1,141 @@
-//! The admin address: `/health/live`, `/health/ready`, `/metrics`, `/v1/status`.
+//! The admin address: `/health/live`, `/health/ready`, `/metrics`, and `/v1/…` in JSON.
+//!
+//! It asks for no key, and is on loopback unless somebody says otherwise.
+//! Invariants: bodies are bounded; what changes anything is a POST of `application/json`, which no page of a browser can
+//! send here unasked; an error is `{"error": …}` with a fitting status.
 
+use super::nodes;
 use crate::cluster::disks::Health;
+use crate::cluster::join::JoinError;
+use crate::error::Error;
 use crate::server::Gateway;
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
+
+/// The longest body of a request.
+const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// Answers one admin request.
 pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
-    }
-    match request.uri().path() {
-        "/health/live" => text(StatusCode::OK, "live\n".into()),
-        "/health/ready" => match ready(&gateway) {
+    let path = request.uri().path().to_owned();
+    match (request.method(), path.as_str()) {
+        (&Method::GET | &Method::HEAD, "/health/live") => text(StatusCode::OK, "live\n".into()),
+        (&Method::GET | &Method::HEAD, "/health/ready") => match ready(&gateway) {
             Ok(()) => text(StatusCode::OK, "ready\n".into()),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
-        "/metrics" => metrics(&gateway).await,
-        "/v1/status" => match gateway.status().await.map(|s| serde_json::to_string(&s)) {
-            Ok(Ok(json)) => typed(StatusCode::OK, "application/json", json),
-            Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
-        },
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "try /health/live, /health/ready, /metrics or /v1/status\n".into(),
+        (&Method::GET | &Method::HEAD, "/metrics") => metrics(&gateway).await,
+        (&Method::GET, "/v1/status") => json(gateway.status().await.map_err(AdminError::from)),
+        (&Method::GET, "/v1/nodes") => json(Ok(nodes::list(&gateway))),
+        (&Method::GET, "/v1/disks") => json(Ok(nodes::disks(&gateway))),
+        (&Method::POST, "/v1/tokens") => {
+            json(with_body(request, |body| nodes::make_token(&gateway, body)).await)
+        }
+        (&Method::POST, "/v1/disks") => {
+            json(with_body(request, |body| nodes::add_disks(&gateway, body)).await)
+        }
+        (&Method::GET | &Method::HEAD | &Method::POST, _) => json::<()>(Err(AdminError {
+            status: StatusCode::NOT_FOUND,
+            what: "try /health/live, /health/ready, /metrics, /v1/status, /v1/nodes or /v1/disks".into(),
+        })),
+        _ => json::<()>(Err(AdminError {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            what: "only GET and POST".into(),
+        })),
+    }
+}
+
+/// Why a request of an operator was not done.
+#[derive(Debug)]
+pub struct AdminError {
+    /// What fits.
+    pub status: StatusCode,
+    /// In words.
+    pub what: String,
+}
+
+impl AdminError {
+    /// The request makes no sense.
+    pub fn bad(what: impl Into<String>) -> AdminError {
+        AdminError {
+            status: StatusCode::BAD_REQUEST,
+            what: what.into(),
+        }
+    }
+
+    /// Something is in the way.
+    pub fn conflict(what: impl Into<String>) -> AdminError {
+        AdminError {
+            status: StatusCode::CONFLICT,
+            what: what.into(),
+        }
+    }
+}
+
+impl From<Error> for AdminError {
+    fn from(error: Error) -> AdminError {
+        AdminError {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            what: error.to_string(),
+        }
+    }
+}
+
+impl From<JoinError> for AdminError {
+    fn from(error: JoinError) -> AdminError {
+        let status = match &error {
+            JoinError::Bad(_) => StatusCode::BAD_REQUEST,
+            JoinError::Forbidden(_) => StatusCode::FORBIDDEN,
+            JoinError::InTheWay(_) => StatusCode::CONFLICT,
+            JoinError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        AdminError {
+            status,
+            what: error.to_string(),
+        }
+    }
+}
+
+/// Does something with the JSON of a request. It goes on to its end when the operator leaves.
+async fn with_body<B: DeserializeOwned, T, F>(
+    request: http::Request<Incoming>,
+    operation: impl FnOnce(B) -> F,
+) -> Result<T, AdminError>
+where
+    F: Future<Output = Result<T, AdminError>>,
+{
+    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    let is_json = content_type.is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
+    if !is_json {
+        return Err(AdminError {
+            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            what: "send application/json".into(),
+        });
+    }
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let body = body
+        .map_err(|e| AdminError::bad(format!("body: {e}")))?
+        .to_bytes();
+    let body = serde_json::from_slice(&body).map_err(|e| AdminError::bad(format!("body: {e}")))?;
+    operation(body).await
+}
+
+fn json<T: Serialize>(answer: Result<T, AdminError>) -> Response<Full<Bytes>> {
+    let (status, body) = match answer {
+        Ok(content) => (StatusCode::OK, serde_json::to_string(&content)),
+        Err(error) => (
+            error.status,
+            Ok(serde_json::json!({ "error": error.what }).to_string()),
         ),
+    };
+    match body {
+        Ok(body) => typed(status, "application/json", body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The state of the cluster at one moment, as JSON and for `cairn status`.
 
 use crate::cluster::disks::{Disk, Health};
+use crate::cluster::nodes::{Contact, Node};
 use crate::error::Result;
 use crate::ledger::key;
 use crate::ledger::model::VolumeState;
@@ -22,6 +23,9 @@ pub struct Status {
     pub write_scheme: Option<String>,
     /// The kernel that codes.
     pub kernel: String,
+    /// Per node; none in a cluster of one process.
+    #[serde(default)]
+    pub nodes: Vec<NodeLine>,
     /// Per disk.
     pub disks: Vec<DiskLine>,
     /// Volumes by scheme and state.
@@ -38,11 +42,39 @@ pub struct Status {
     pub healthy: bool,
 }
 
+/// One node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeLine {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// Where it is.
+    pub address: String,
+    /// Its rack; empty if nobody said.
+    pub rack: String,
+    /// Its zone; empty if nobody said.
+    pub zone: String,
+    /// online, lost, or unknown before it was asked.
+    pub state: String,
+    /// Why it is not online.
+    pub reason: Option<String>,
+    /// Disks of the cluster on it.
+    pub disks: usize,
+    /// Of these, those that are online.
+    pub disks_online: usize,
+    /// Disks it has that are blank.
+    pub disks_blank: usize,
+}
+
 /// One disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskLine {
     /// Its name.
     pub label: String,
+    /// The name of its node; none in a cluster of one process.
+    #[serde(default)]
+    pub node: Option<String>,
     /// Its id.
     pub id: String,
     /// online, suspect or down.
@@ -148,6 +180,7 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Sta
         kernel: objects.codecs.kernel().to_string(),
         write_scheme: objects.scheme.narrowed(writable).map(|s| s.to_string()),
         healthy: degraded.disks == 0 && settled && !failing,
+        nodes: node_lines(objects),
         disks: disks.iter().map(|d| disk_line(d)).collect(),
         volumes,
         capacity,
@@ -225,7 +258,37 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
     (lines.into_iter().map(line).collect(), degraded)
 }
 
-fn disk_line(disk: &Disk) -> DiskLine {
+/// The nodes that joined.
+pub fn node_lines(objects: &Objects) -> Vec<NodeLine> {
+    let disks = objects.disks.all();
+    let nodes = objects.disks.nodes().all();
+    let line = |node: &Arc<Node>| {
+        let info = node.info.as_ref()?;
+        let of_node = |disk: &&Arc<Disk>| disk.node.as_ref().is_some_and(|of| of.id == info.id);
+        let (state, reason) = match node.contact() {
+            Contact::Never => ("unknown", None),
+            Contact::Online => ("online", None),
+            Contact::Lost(why) => ("lost", Some(why)),
+        };
+        let is_online = |disk: &&Arc<Disk>| disk.health == Health::Online;
+        Some(NodeLine {
+            name: info.name.clone(),
+            id: info.id.to_string(),
+            address: node.address.clone(),
+            rack: info.rack.clone(),
+            zone: info.zone.clone(),
+            state: state.into(),
+            reason,
+            disks: disks.iter().filter(of_node).count(),
+            disks_online: disks.iter().filter(of_node).filter(is_online).count(),
+            disks_blank: node.blank().len(),
+        })
+    };
+    nodes.iter().filter_map(line).collect()
+}
+
+/// A disk as operators see it.
+pub fn disk_line(disk: &Disk) -> DiskLine {
     let (state, reason) = match &disk.health {
         Health::Online => ("online", None),
         Health::Suspect(why) => ("suspect", Some(why.clone())),
@@ -234,6 +297,7 @@ fn disk_line(disk: &Disk) -> DiskLine {
     let status = disk.status.as_ref();
     DiskLine {
         label: disk.label.clone(),
+        node: disk.node.as_ref().map(|node| node.name.clone()),
         id: disk.id.to_string(),
         state: state.into(),
         reason,

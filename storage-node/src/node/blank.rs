@@ -4,6 +4,7 @@
 
 use crate::device::{AlignedBuf, BLOCK, Device};
 use crate::engine::{Trace, trace_superblock};
+use crate::format::extent::EXTENT_MAGIC;
 
 /// Bytes at the beginning that must be zeros, or be named before they are overwritten.
 const LOOKED_AT: u64 = 128 * 1024;
@@ -38,11 +39,29 @@ pub fn holds(device: &dyn Device) -> Result<Option<String>, String> {
 }
 
 fn named(beginning: &[u8]) -> Option<&'static str> {
+    if is_begun(beginning) {
+        return None;
+    }
     let is_at = |at: usize, magic: &[u8]| beginning.get(at..at + magic.len()) == Some(magic);
     let known = SIGNATURES.iter().find(|(at, magic, _)| is_at(*at, magic));
     match known {
         Some((_, _, name)) => Some(name),
         None => beginning.iter().any(|byte| *byte != 0).then_some("data"),
+    }
+}
+
+/// Whether there is nothing but the header of the first extent: formatting was cut short before the disk had an id.
+fn is_begun(beginning: &[u8]) -> bool {
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    match (
+        beginning.get(..BLOCK),
+        beginning.get(BLOCK..2 * BLOCK),
+        beginning.get(2 * BLOCK..),
+    ) {
+        (Some(superblock), Some(header), Some(rest)) => {
+            header.starts_with(EXTENT_MAGIC) && is_zero(superblock) && is_zero(rest)
+        }
+        _ => false,
     }
 }
 
@@ -62,5 +81,10 @@ mod tests {
             assert_eq!(named(&beginning), Some(name));
         }
         assert_eq!(named(&[0; 100]), None);
+        let mut begun = vec![0; LOOKED_AT as usize];
+        begun[BLOCK..BLOCK + 4].copy_from_slice(EXTENT_MAGIC);
+        assert_eq!(named(&begun), None);
+        begun[100_000] = 1;
+        assert_eq!(named(&begun), Some("data"));
     }
 }
