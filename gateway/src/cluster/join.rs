@@ -68,7 +68,7 @@ pub struct Invitation {
     /// Signs for it.
     pub authority: Authority,
     /// This gateway's certificate.
-    pub credentials: Credentials,
+    pub credentials: Arc<Credentials>,
     /// Where nodes reach its join address, `host:port`: tokens say so.
     pub address: String,
 }

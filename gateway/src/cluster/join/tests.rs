@@ -29,7 +29,7 @@ async fn house() -> House {
     let invitation = Invitation {
         cluster,
         authority,
-        credentials: credentials.expect("credentials"),
+        credentials: Arc::new(credentials.expect("credentials")),
         address: "127.0.0.1:9002".into(),
     };
     let ledger = Ledger::new(Arc::new(MemoryStore::default()));
