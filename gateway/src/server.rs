@@ -7,8 +7,12 @@ use crate::admin;
 use crate::admin::status::Status;
 use crate::budget::Budget;
 use crate::clock::Clock;
+use crate::cluster::adopt::Adopting;
 use crate::cluster::disks::{Disks, POLL_PERIOD};
+use crate::cluster::join::{Invitation, Joining};
+use crate::cluster::join_server;
 use crate::cluster::lease::Lease;
+use crate::cluster::nodes::Nodes;
 use crate::error::{Error, Result};
 use crate::idle::IdleLimit;
 use crate::ledger::Ledger;
@@ -32,7 +36,6 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use storage_node::client::StorageClient;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -61,10 +64,33 @@ pub struct GatewayConfig {
     pub grace: Duration,
 }
 
+/// What a gateway of a cluster of several machines has: how nodes join, and how their disks are added.
+pub struct Membership {
+    /// Lets nodes in.
+    pub joining: Arc<Joining>,
+    /// Adds disks.
+    pub adopting: Adopting,
+}
+
+/// The addresses of a gateway.
+pub struct Listeners {
+    /// S3.
+    pub s3: TcpListener,
+    /// Status, metrics, health, operations.
+    pub admin: TcpListener,
+    /// Where nodes join, if any can.
+    pub join: Option<TcpListener>,
+}
+
+/// How often adding disks is tried again that an earlier attempt left unfinished.
+const RESUME_PERIOD: Duration = Duration::from_secs(5);
+
 /// A running gateway.
 pub struct Gateway {
     /// The object path.
     pub objects: Arc<Objects>,
+    /// Nodes that join; none in a cluster of one process.
+    pub membership: Option<Arc<Membership>>,
     workers: Mutex<Vec<Running>>,
     rebuild: Arc<Mutex<Progress>>,
     stop: watch::Sender<bool>,
@@ -75,12 +101,32 @@ impl Gateway {
     pub async fn start(
         config: &GatewayConfig,
         ledger: Ledger,
-        nodes: Vec<Arc<dyn StorageClient>>,
+        nodes: impl Into<Nodes>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Gateway>> {
-        let lease = Lease::take_over(ledger.clone(), &config.name).await?;
+        Gateway::start_inviting(config, ledger, nodes, None, clock).await
+    }
+
+    /// As [`Gateway::start`], and nodes may join.
+    pub async fn start_inviting(
+        config: &GatewayConfig,
+        ledger: Ledger,
+        nodes: impl Into<Nodes>,
+        invitation: Option<Invitation>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Gateway>> {
+        let lease = Arc::new(Lease::take_over(ledger.clone(), &config.name).await?);
         let disks = Arc::new(Disks::load(&ledger, nodes).await?);
         disks.poll().await;
+        let membership = invitation.map(|invitation| {
+            let adopting = Adopting::new(invitation.cluster, ledger.clone(), lease.clone(), disks.clone());
+            let nodes = disks.nodes().clone();
+            let joining = Joining::new(invitation, ledger.clone(), lease.clone(), nodes, clock.clone());
+            Arc::new(Membership {
+                joining: Arc::new(joining),
+                adopting,
+            })
+        });
         let volumes = Arc::new(Volumes::load(ledger.clone(), disks.clone()).await?);
         let metrics = Metrics::new().map_err(|e| Error::Internal(format!("metrics: {e}")))?;
         let objects = Arc::new(Objects {
@@ -124,9 +170,13 @@ impl Gateway {
                 stopped.clone(),
             ),
         ];
-        tokio::spawn(poll_disks(objects.disks.clone(), stopped));
+        tokio::spawn(poll_disks(objects.disks.clone(), stopped.clone()));
+        if let Some(membership) = &membership {
+            tokio::spawn(resume_adding(membership.clone(), stopped));
+        }
         Ok(Arc::new(Gateway {
             objects,
+            membership,
             workers: Mutex::new(workers),
             rebuild,
             stop,
@@ -140,12 +190,11 @@ impl Gateway {
         admin::status::status(&self.objects, workers, rebuild).await
     }
 
-    /// Serves S3 and admin requests until `shutdown` resolves, then ends in order.
+    /// Serves S3 and admin requests, and nodes that join, until `shutdown` resolves, then ends in order.
     pub async fn serve(
         self: Arc<Self>,
         keys: StaticKeys,
-        s3: TcpListener,
-        admin: TcpListener,
+        listeners: Listeners,
         shutdown: impl Future<Output = ()>,
     ) -> Result<()> {
         let service = {
@@ -154,8 +203,15 @@ impl Gateway {
             builder.build()
         };
         let (stop, stopped) = watch::channel(false);
-        let s3 = tokio::spawn(serve_s3(s3, service, stopped));
-        let admin = tokio::spawn(serve_admin(admin, self.clone()));
+        let s3 = tokio::spawn(serve_s3(listeners.s3, service, stopped));
+        let admin = tokio::spawn(serve_admin(listeners.admin, self.clone()));
+        let join = match (&self.membership, listeners.join) {
+            (Some(membership), Some(listener)) => {
+                let (joining, disks) = (membership.joining.clone(), self.objects.disks.clone());
+                Some(tokio::spawn(join_server::serve(listener, joining, disks)))
+            }
+            _ => None,
+        };
         shutdown.await;
         tracing::info!("shutting down");
         // The admin address answers "not ready" while requests drain.
@@ -163,6 +219,9 @@ impl Gateway {
         let _ = stop.send(true); // Both servers hold a receiver until they end.
         let _ = s3.await; // A panic there was reported by the panic hook; the rest must still be ended in order.
         admin.abort();
+        if let Some(join) = join {
+            join.abort();
+        }
         self.end().await
     }
 
@@ -193,9 +252,24 @@ impl Gateway {
 
 async fn poll_disks(disks: Arc<Disks>, mut stop: watch::Receiver<bool>) {
     while !*stop.borrow() {
-        disks.poll().await;
+        disks.begin_poll();
         tokio::select! {
             _ = tokio::time::sleep(POLL_PERIOD) => {}
+            changed = stop.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Until nothing is left of what was begun before this start.
+async fn resume_adding(membership: Arc<Membership>, mut stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        match membership.adopting.resume().await {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "adding disks cannot be resumed"),
+        }
+        tokio::select! {
+            _ = tokio::time::sleep(RESUME_PERIOD) => {}
             changed = stop.changed() => if changed.is_err() { return },
         }
     }

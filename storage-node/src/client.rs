@@ -4,8 +4,8 @@
 //! a typed [`NodeError`]. `put` and `delete` answer once the change is durable: flushed, not in a cache.
 
 use crate::protocol::{
-    BlockRange, DiskId, Findings, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
-    UnitAddress, UnitInfo,
+    BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus, SealedShard,
+    ShardBlocks, ShardKey, UnitAddress, UnitInfo,
 };
 use async_trait::async_trait;
 use std::time::Duration;
@@ -60,6 +60,14 @@ pub trait StorageClient: Send + Sync + 'static {
         after: u64,
         deadline: Duration,
     ) -> Result<Findings, NodeError>;
+
+    /// Formats a blank disk and serves it from then on, durably. The same request again, for the disk that it made, is
+    /// no error.
+    async fn format(&self, request: &FormatRequest, _deadline: Duration) -> Result<(), NodeError> {
+        Err(NodeError::BadRequest {
+            what: format!("{}: this node formats no disks", request.path),
+        })
+    }
 
     /// What the node knows of its disks.
     async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError>;

@@ -255,6 +255,15 @@ pub fn find_superblock(device: &dyn Device) -> Trace {
     superblocks::trace(&superblocks::read(device))
 }
 
+/// As [`find_superblock`], and an error if not all places could be read. Blocks.
+pub fn trace_superblock(device: &dyn Device) -> Result<Trace, String> {
+    let copies = superblocks::read(device);
+    match superblocks::all_read(&copies) {
+        true => Ok(superblocks::trace(&copies)),
+        false => Err("the disk fails to read where its superblocks would be".into()),
+    }
+}
+
 /// Space and counts of a disk, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineStatus {

@@ -19,8 +19,8 @@ use crate::format::summary::{
 };
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use crate::protocol::{
-    ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings, InventoryEntry, NodeError,
-    NodeStatus, Seal, SealedShard, ShardKey, UnitId, UnitInfo, bad_block, block_count,
+    BlankDisk, ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings, InventoryEntry,
+    NodeError, NodeStatus, Seal, SealedShard, ShardKey, UnitId, UnitInfo, bad_block, block_count,
 };
 use crate::wire;
 use bytes::Bytes;
@@ -498,6 +498,11 @@ fn json_seeds() -> Vec<(&'static str, String)> {
             disk(DiskState::Online),
             disk(DiskState::Fenced { reason: reason() }),
         ],
+        blank: vec![BlankDisk {
+            path: "/dev/nothing".into(),
+            size: 1 << 40,
+            holds: Some(reason()),
+        }],
     };
     let finding = Finding {
         kind: FindingKind::Corrupt,

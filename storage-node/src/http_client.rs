@@ -5,14 +5,16 @@
 
 use crate::client::{DELETE_BLOBS_MAX, StorageClient};
 use crate::protocol::{
-    BlockRange, DiskId, Findings, InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey,
-    UnitAddress, UnitInfo,
+    BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus, SealedShard,
+    ShardBlocks, ShardKey, UnitAddress, UnitInfo,
 };
+use crate::tls::{self, Credentials, Peer};
 use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, Pieces};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -26,28 +28,55 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 /// A client of one node.
 pub struct HttpClient {
     base: String,
-    client: Client<HttpConnector, Pieces>,
+    client: Client<HttpsConnector<HttpConnector>, Pieces>,
+}
+
+/// Connects, with TLS where the URL says https.
+pub(crate) fn connector(config: rustls::ClientConfig) -> HttpsConnector<HttpConnector> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    HttpsConnectorBuilder::new()
+        .with_tls_config(config)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector)
 }
 
 impl HttpClient {
-    /// A client of the node at `base_url`, such as `http://10.0.0.7:9100`. Connects when it is first used.
+    /// A client of the node at `base_url`, such as `http://10.0.0.7:9100`, without TLS. Connects when it is first used.
     pub fn new(base_url: &str) -> Result<Self, NodeError> {
+        let bad = |what: String| NodeError::BadRequest {
+            what: format!("node address {base_url:?}: {what}"),
+        };
+        let nobody = tls::client_of_nobody().map_err(|e| bad(e.to_string()))?;
+        Self::at(base_url, "http", nobody)
+    }
+
+    /// A client of the node that is `node` and said to be at `address`, such as `10.0.0.7:9100`; whoever else answers
+    /// there is refused. Connects when it is first used.
+    pub fn with_tls(address: &str, node: Peer, credentials: &Credentials) -> Result<Self, NodeError> {
+        let config = credentials
+            .client(node)
+            .map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
+        Self::at(&format!("https://{address}"), "https", config)
+    }
+
+    fn at(base_url: &str, scheme: &str, config: rustls::ClientConfig) -> Result<Self, NodeError> {
         let base = base_url.trim_end_matches('/').to_string();
         let bad = |what: String| NodeError::BadRequest {
             what: format!("node address {base_url:?}: {what}"),
         };
         let uri: Uri = base.parse().map_err(|e| bad(format!("{e}")))?;
-        if uri.scheme_str() != Some("http") || uri.authority().is_none() || uri.path() != "/" {
-            return Err(bad("not http://host:port".into()));
+        if uri.scheme_str() != Some(scheme) || uri.authority().is_none() || uri.path() != "/" {
+            return Err(bad(format!("not {scheme}://host:port")));
         }
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(connector);
+            .build(connector(config));
         Ok(HttpClient { base, client })
     }
 
@@ -92,15 +121,20 @@ impl HttpClient {
     }
 }
 
+fn unreachable(error: &(dyn std::error::Error + 'static)) -> NodeError {
+    let what = tls::refusal(error).unwrap_or_else(|| with_causes(error));
+    NodeError::Unreachable { what }
+}
+
 /// What went wrong on the way, with its cause: the outermost words alone seldom say it.
-fn unreachable(error: &dyn std::error::Error) -> NodeError {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut what = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         what = format!("{what}: {error}");
         cause = error.source();
     }
-    NodeError::Unreachable { what }
+    what
 }
 
 #[async_trait]
@@ -203,6 +237,20 @@ impl StorageClient for HttpClient {
         self.call(Method::DELETE, path, Pieces::new([]), BODY_BYTES_MAX, deadline)
             .await
             .map(drop)
+    }
+
+    async fn format(&self, request: &FormatRequest, deadline: Duration) -> Result<(), NodeError> {
+        let body = serde_json::to_vec(request).map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
+        let body = Pieces::new([body.into()]);
+        self.call(
+            Method::POST,
+            wire::FORMAT_PATH.into(),
+            body,
+            BODY_BYTES_MAX,
+            deadline,
+        )
+        .await
+        .map(drop)
     }
 
     async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError> {

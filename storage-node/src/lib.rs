@@ -10,10 +10,13 @@ pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod http_client;
+pub mod join;
+pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod offline;
 pub mod protocol;
 pub mod server;
 mod sync;
+pub mod tls;
 mod wire;

@@ -3,6 +3,7 @@
 //! Invariants: a disk that cannot be opened does not stop the others; it is kept, fenced, with the reason. All disks
 //! say what they are before the first of them is written to: of two copies of one disk neither serves ([`identity`]).
 
+mod blank;
 mod identity;
 
 use crate::client::StorageClient;
@@ -12,13 +13,13 @@ use crate::format::layout::extent_size_for;
 use crate::format::superblock::Superblock;
 use crate::metrics::DiskMetricsSnapshot;
 use crate::protocol::{
-    BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings, InventoryEntry, NodeError, NodeStatus,
-    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    BlankDisk, BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings, FormatRequest, InventoryEntry,
+    NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
 };
 use async_trait::async_trait;
 use identity::{Claim, Conflict};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// A disk that a node is to serve.
@@ -52,6 +53,9 @@ pub struct NodeOptions {
     pub backend: Backend,
     /// How long it takes to verify a whole disk, over and over; not at all if none.
     pub verify_cycle: Option<Duration>,
+    /// Whether a place where no Cairn disk is counts as a blank one, to be formatted when a gateway says so. Else it is
+    /// a disk that was lost.
+    pub takes_blank: bool,
 }
 
 /// How a disk is formatted.
@@ -141,11 +145,34 @@ struct Found {
     superblock: Superblock,
 }
 
+/// Why a disk is not served.
+enum Idle {
+    /// It cannot be, or must not be.
+    Refused(String),
+    /// There is no disk yet.
+    Blank(BlankDisk),
+}
+
+impl From<String> for Idle {
+    fn from(reason: String) -> Idle {
+        Idle::Refused(reason)
+    }
+}
+
 impl Found {
-    fn look(spec: &DiskSpec, options: &NodeOptions) -> Result<Found, String> {
+    fn look(spec: &DiskSpec, options: &NodeOptions) -> Result<Found, Idle> {
         let device = open_file(&spec.path, options.backend).map_err(|e| e.what)?;
-        let superblock = peek_superblock(&*device)?;
-        Ok(Found { device, superblock })
+        match peek_superblock(&*device) {
+            Ok(superblock) => Ok(Found { device, superblock }),
+            Err(_) if options.takes_blank && spec.expected.is_none() && blank::is_blank(&*device)? => {
+                Err(Idle::Blank(BlankDisk {
+                    path: spec.path.display().to_string(),
+                    size: device.info().size,
+                    holds: blank::holds(&*device)?,
+                }))
+            }
+            Err(reason) => Err(Idle::Refused(reason)),
+        }
     }
 
     fn claim(&self, spec: &DiskSpec) -> Claim {
@@ -191,15 +218,29 @@ impl Found {
 struct Disk {
     spec: DiskSpec,
     /// The engine, or why there is none.
-    engine: Result<Engine, String>,
+    engine: Result<Arc<Engine>, Idle>,
 }
 
 impl Disk {
-    fn new(spec: DiskSpec, engine: Result<Engine, String>) -> Disk {
-        if let Err(reason) = &engine {
-            tracing::error!(path = %spec.path.display(), %reason, "disk not opened");
+    fn new(spec: DiskSpec, engine: Result<Engine, Idle>) -> Disk {
+        match &engine {
+            Err(Idle::Refused(reason)) => {
+                tracing::error!(path = %spec.path.display(), %reason, "disk not opened");
+            }
+            Err(Idle::Blank(_)) => tracing::info!(path = %spec.path.display(), "blank disk"),
+            Ok(_) => {}
         }
-        Disk { spec, engine }
+        Disk {
+            spec,
+            engine: engine.map(Arc::new),
+        }
+    }
+
+    fn blank(&self) -> Option<&BlankDisk> {
+        match &self.engine {
+            Err(Idle::Blank(blank)) => Some(blank),
+            _ => None,
+        }
     }
 
     fn id(&self) -> DiskId {
@@ -216,9 +257,12 @@ impl Disk {
         }
     }
 
-    fn engine(&self) -> Result<&Engine, NodeError> {
-        self.engine.as_ref().map_err(|reason| NodeError::Fenced {
-            reason: reason.clone(),
+    fn engine(&self) -> Result<&Arc<Engine>, NodeError> {
+        self.engine.as_ref().map_err(|idle| match idle {
+            Idle::Refused(reason) => NodeError::Fenced {
+                reason: reason.clone(),
+            },
+            Idle::Blank(_) => NodeError::WrongDisk,
         })
     }
 
@@ -236,11 +280,12 @@ impl Disk {
             corrupt_shards: 0,
         };
         match &self.engine {
-            Err(reason) => {
+            Err(Idle::Refused(reason)) => {
                 status.state = DiskState::Fenced {
                     reason: reason.clone(),
                 }
             }
+            Err(Idle::Blank(_)) => {} // It is no disk yet, and not listed as one.
             Ok(engine) => {
                 let engine = engine.status();
                 status.state = engine.state;
@@ -258,12 +303,12 @@ impl Disk {
 
 /// Does something with every disk, all at once; one that panics does not stop the others.
 fn at_once<T: Send>(
-    work: impl Iterator<Item = impl FnOnce() -> Result<T, String> + Send>,
-) -> Vec<Result<T, String>> {
+    work: impl Iterator<Item = impl FnOnce() -> Result<T, Idle> + Send>,
+) -> Vec<Result<T, Idle>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = work.map(|work| scope.spawn(work)).collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-            let panicked = |_| Err("opening it panicked".into());
+            let panicked = |_| Err(Idle::Refused("opening it panicked".into()));
             thread.join().unwrap_or_else(panicked)
         };
         threads.into_iter().map(join).collect()
@@ -271,10 +316,9 @@ fn at_once<T: Send>(
 }
 
 /// Lets go of the disks that must not serve beside the others.
-fn refuse_conflicts(specs: &mut [DiskSpec], found: &mut [Result<Found, String>]) {
-    let claim = |(spec, found): (&DiskSpec, &Result<Found, String>)| {
-        found.as_ref().ok().map(|found| found.claim(spec))
-    };
+fn refuse_conflicts(specs: &mut [DiskSpec], found: &mut [Result<Found, Idle>]) {
+    let claim =
+        |(spec, found): (&DiskSpec, &Result<Found, Idle>)| found.as_ref().ok().map(|found| found.claim(spec));
     let claims: Vec<Option<Claim>> = specs.iter().zip(&*found).map(claim).collect();
     for (number, claim) in claims.iter().enumerate() {
         let others = claims.iter().enumerate().filter(|(other, _)| *other != number);
@@ -290,13 +334,88 @@ fn refuse_conflicts(specs: &mut [DiskSpec], found: &mut [Result<Found, String>])
             specs[number].expected.get_or_insert(claim.disk);
             specs[number].incarnation.get_or_insert(claim.incarnation);
         }
-        found[number] = Err(conflict.to_string());
+        found[number] = Err(Idle::Refused(conflict.to_string()));
     }
 }
 
 /// A storage node in this process.
 pub struct Node {
-    disks: Vec<Disk>,
+    shelf: Arc<Shelf>,
+}
+
+/// The disks of a node.
+struct Shelf {
+    /// One for each spec, in their order. A blank one is replaced by the disk that it becomes.
+    disks: RwLock<Vec<Arc<Disk>>>,
+    options: NodeOptions,
+    /// Held while a disk is formatted: one at a time.
+    formatting: Mutex<()>,
+}
+
+impl Shelf {
+    fn disks(&self) -> Vec<Arc<Disk>> {
+        self.disks.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Formats one of the blank disks, and serves it from then on. Blocks.
+    fn format_blank(&self, request: &FormatRequest) -> Result<(), NodeError> {
+        let _one_at_a_time = self.formatting.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = |what: String| NodeError::BadRequest { what };
+        let disks = self.disks();
+        let at = |disk: &&Arc<Disk>| disk.spec.path.as_os_str() == request.path.as_str();
+        let Some(disk) = disks.iter().find(at) else {
+            return Err(refused(format!("{} is none of this node's disks", request.path)));
+        };
+        if self.options.cluster != Some(request.cluster) {
+            return Err(refused(format!(
+                "this node is not of cluster {}",
+                request.cluster
+            )));
+        }
+        match (&disk.engine, disk.blank()) {
+            (_, Some(blank)) => match &blank.holds {
+                Some(holds) if !request.overwrite => {
+                    return Err(refused(format!("{} holds {holds}", request.path)));
+                }
+                _ => {}
+            },
+            (Ok(engine), None)
+                if engine.superblock().disk == request.disk
+                    && engine.superblock().incarnation == request.incarnation =>
+            {
+                return Ok(());
+            }
+            _ => return Err(refused(format!("{} is not blank", request.path))),
+        }
+        let path = &disk.spec.path;
+        let size = disk.blank().map_or(0, |blank| blank.size);
+        let options = FormatOptions {
+            cluster: request.cluster,
+            disk: request.disk,
+            incarnation: request.incarnation,
+            extent_size: request.extent_size,
+            overwrite: false, // It holds no superblock; should it hold one by now, it is somebody's disk.
+        };
+        format_disk(path, size, &options).map_err(|error| refused(error.to_string()))?;
+        let found = Found::look(&disk.spec, &self.options);
+        let engine = found.and_then(|found| Ok(found.open(&disk.spec, &self.options)?));
+        let failed = match &engine {
+            Err(Idle::Refused(reason)) => Some(NodeError::Fenced {
+                reason: reason.clone(),
+            }),
+            _ => None,
+        };
+        tracing::info!(path = %path.display(), disk = %request.disk, "disk formatted");
+        let formatted = Arc::new(Disk::new(disk.spec.clone(), engine));
+        let mut disks = self.disks.write().unwrap_or_else(PoisonError::into_inner);
+        let place = disks
+            .iter_mut()
+            .find(|disk| disk.spec.path == formatted.spec.path);
+        if let Some(place) = place {
+            *place = formatted;
+        }
+        failed.map_or(Ok(()), Err)
+    }
 }
 
 impl Node {
@@ -309,7 +428,10 @@ impl Node {
                 .iter()
                 .find(|e| identity::is_same_file(&e.path, &spec.path))
             {
-                Some(first) => Err(format!("it is the same disk as {}", first.path.display())),
+                Some(first) => Err(Idle::Refused(format!(
+                    "it is the same disk as {}",
+                    first.path.display()
+                ))),
                 None => Found::look(spec, &options),
             }
         });
@@ -318,39 +440,47 @@ impl Node {
         let opening = specs
             .iter()
             .zip(found)
-            .map(|(spec, found)| move || found?.open(spec, &options));
+            .map(|(spec, found)| move || Ok(found?.open(spec, &options)?));
         let engines = at_once(opening);
         let disks = specs.into_iter().zip(engines);
+        let disks = disks.map(|(spec, engine)| Arc::new(Disk::new(spec, engine)));
+        let shelf = Shelf {
+            disks: RwLock::new(disks.collect()),
+            options,
+            formatting: Mutex::default(),
+        };
         Node {
-            disks: disks.map(|(spec, engine)| Disk::new(spec, engine)).collect(),
+            shelf: Arc::new(shelf),
         }
     }
 
     /// What each disk counted, in the order of the specs; none for a disk that is not open.
     pub fn metrics(&self) -> Vec<(DiskId, Option<DiskMetricsSnapshot>)> {
-        self.disks
+        self.shelf
+            .disks()
             .iter()
-            .map(|d| (d.id(), d.engine.as_ref().ok().map(Engine::metrics)))
+            .map(|d| (d.id(), d.engine.as_ref().ok().map(|engine| engine.metrics())))
             .collect()
     }
 
     /// Finishes queued work, flushes, stops the threads, of all disks at once: one that hangs delays nobody's flush.
     /// Later calls fail at once. Blocks.
     pub fn shutdown(&self) {
+        let disks = self.shelf.disks();
         std::thread::scope(|scope| {
-            for engine in self.disks.iter().filter_map(|disk| disk.engine.as_ref().ok()) {
+            for engine in disks.iter().filter_map(|disk| disk.engine.as_ref().ok()) {
                 scope.spawn(|| engine.shutdown());
             }
         });
     }
 
-    fn engine(&self, disk: DiskId, incarnation: u64) -> Result<&Engine, NodeError> {
-        let disk = self
-            .disks
+    fn engine(&self, disk: DiskId, incarnation: u64) -> Result<Arc<Engine>, NodeError> {
+        let disks = self.shelf.disks.read().unwrap_or_else(PoisonError::into_inner);
+        let disk = disks
             .iter()
             .find(|d| d.id() == disk)
             .ok_or(NodeError::WrongDisk)?;
-        let engine = disk.engine()?;
+        let engine = disk.engine()?.clone();
         if engine.superblock().incarnation == incarnation {
             Ok(engine)
         } else {
@@ -358,7 +488,7 @@ impl Node {
         }
     }
 
-    fn engine_of(&self, address: &UnitAddress) -> Result<&Engine, NodeError> {
+    fn engine_of(&self, address: &UnitAddress) -> Result<Arc<Engine>, NodeError> {
         self.engine(address.disk, address.incarnation)
     }
 }
@@ -416,9 +546,19 @@ impl StorageClient for Node {
         self.engine_of(unit)?.drop_unit(unit, deadline).await
     }
 
+    async fn format(&self, request: &FormatRequest, _deadline: Duration) -> Result<(), NodeError> {
+        // It goes on when the caller leaves; the next request finds what this one did.
+        let (shelf, request) = (self.shelf.clone(), request.clone());
+        let formatting = tokio::task::spawn_blocking(move || shelf.format_blank(&request));
+        formatting.await.unwrap_or(Err(NodeError::Overloaded))
+    }
+
     async fn status(&self, _deadline: Duration) -> Result<NodeStatus, NodeError> {
+        let disks = self.shelf.disks();
+        let served = disks.iter().filter(|disk| disk.blank().is_none());
         Ok(NodeStatus {
-            disks: self.disks.iter().map(Disk::status).collect(),
+            disks: served.map(|disk| disk.status()).collect(),
+            blank: disks.iter().filter_map(|disk| disk.blank().cloned()).collect(),
         })
     }
 }

@@ -23,6 +23,11 @@ pub const STRIPE_SHARDS_MAX: usize = 255;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskId(pub u128);
 
+/// Identifies a node: a machine that serves disks. The cluster gives it when the node joins; the node's certificate has
+/// it. Printed as 32 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u128);
+
 /// Identifies the cluster a disk belongs to; a disk of another cluster is refused. Printed as 32 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterId(pub u128);
@@ -174,11 +179,42 @@ pub struct DiskStatus {
     pub corrupt_shards: u64,
 }
 
-/// A node and its disks, at one moment.
+/// A place for a disk that no cluster has formatted yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlankDisk {
+    /// Where it is on the node.
+    pub path: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What is there, for people, if its beginning is not all zeros: `an ext4 filesystem`, `data`.
+    pub holds: Option<String>,
+}
+
+/// How a node is to format a blank disk of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormatRequest {
+    /// One of the paths that the node reports as blank.
+    pub path: String,
+    /// The cluster it will belong to; it must be the node's.
+    pub cluster: ClusterId,
+    /// The id it gets.
+    pub disk: DiskId,
+    /// The incarnation it gets.
+    pub incarnation: u64,
+    /// Bytes of an extent (a power of two); chosen from the disk's size if none.
+    pub extent_size: Option<u64>,
+    /// Whether it may be formatted although something is there (see [`BlankDisk::holds`]).
+    pub overwrite: bool,
+}
+
+/// A node and its disks, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// The disks it serves, fenced ones included.
     pub disks: Vec<DiskStatus>,
+    /// Places for disks that were given to it and are not formatted.
+    #[serde(default)]
+    pub blank: Vec<BlankDisk>,
 }
 
 /// Why a node did not do what it was asked. The type survives the wire: repair and reads decide on it.
@@ -361,3 +397,4 @@ macro_rules! hex_id {
 }
 hex_id!(DiskId, "a disk id");
 hex_id!(ClusterId, "a cluster id");
+hex_id!(NodeId, "a node id");

@@ -1,36 +1,71 @@
-//! A [`StorageClient`] served over HTTP/1.1.
+//! A [`StorageClient`] served over HTTP/1.1, with or without TLS.
 //!
-//! Invariants: connections, headers, bodies and time are bounded; no request can take the process down; an error
+//! Invariants: with TLS only gateways of the node's cluster are served, and everybody else is told why not; connections, headers, bodies and time are bounded; no request can take the process down; an error
 //! leaves as the JSON of its [`NodeError`]. Connections beyond the bound wait in the listen queue.
 
 use crate::client::{DELETE_BLOBS_MAX, StorageClient};
-use crate::protocol::{BlockRange, DiskId, NodeError, ShardKey, UnitAddress, UnitId};
-use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, DEADLINE_MAX, Pieces};
+use crate::protocol::{BlockRange, DiskId, FormatRequest, NodeError, ShardKey, UnitAddress, UnitId};
+use crate::tls::{self, Clients, Credentials, Peer, Role, TlsError};
+use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, DEADLINE_MAX, Pieces, REQUEST_JSON_BYTES_MAX};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 
 const CONNECTIONS_MAX: usize = 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const DEADLINE_USUAL: Duration = Duration::from_secs(30);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Somebody who is refused again and again is spoken of this often.
+const COMPLAINT_PERIOD: Duration = Duration::from_secs(60);
+const COMPLAINTS_MAX: usize = 256;
 /// How long requests in progress may go on after the shutdown began.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Serves until `shutdown` is ready, then lets requests in progress finish for up to ten seconds.
+/// Serves without TLS until `shutdown` is ready, then lets requests in progress finish for up to ten seconds.
 pub async fn serve(
     listener: TcpListener,
     client: Arc<dyn StorageClient>,
+    shutdown: impl Future<Output = ()>,
+) {
+    serve_through(listener, client, None, shutdown).await;
+}
+
+/// As [`serve`], for gateways of this node's cluster alone, over TLS.
+pub async fn serve_tls(
+    listener: TcpListener,
+    client: Arc<dyn StorageClient>,
+    credentials: &Credentials,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), TlsError> {
+    let door = Door {
+        own: credentials.peer,
+        acceptor: TlsAcceptor::from(credentials.server(Clients::Certified)?),
+        complaints: Complaints::default(),
+    };
+    serve_through(listener, client, Some(Arc::new(door)), shutdown).await;
+    Ok(())
+}
+
+async fn serve_through(
+    listener: TcpListener,
+    client: Arc<dyn StorageClient>,
+    door: Option<Arc<Door>>,
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -42,7 +77,9 @@ pub async fn serve(
             () = &mut shutdown => break,
         };
         match accepted {
-            Ok((stream, permit)) => start_connection(stream, permit, client.clone(), &graceful),
+            Ok((stream, permit)) => {
+                start_connection(stream, permit, client.clone(), door.clone(), graceful.watcher());
+            }
             Err(error) => {
                 // Out of descriptors, mostly: waiting lets some close.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -56,6 +93,78 @@ pub async fn serve(
         .is_err()
     {
         tracing::warn!("requests were still running after the shutdown timeout");
+    }
+}
+
+/// Who is let in, with TLS.
+struct Door {
+    own: Peer,
+    acceptor: TlsAcceptor,
+    complaints: Complaints,
+}
+
+impl Door {
+    /// The stream inside, and why its requests are refused, if they are. None: nobody is there.
+    async fn admit(
+        &self,
+        stream: TcpStream,
+    ) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, Option<String>)> {
+        let from = stream.peer_addr().ok()?;
+        let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await;
+        let stream = match accepted {
+            Err(_) => {
+                tracing::debug!(%from, "no TLS handshake in time");
+                return None;
+            }
+            Ok(Err(error)) => {
+                match tls::refusal(&error) {
+                    Some(why) => self.complain(from.ip(), &why),
+                    None => tracing::debug!(%from, %error, "TLS handshake failed"),
+                }
+                return None;
+            }
+            Ok(Ok(stream)) => stream,
+        };
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let refused = match certificate.and_then(Peer::of) {
+            Some(Peer {
+                role: Role::Gateway,
+                cluster,
+            }) if cluster == self.own.cluster => None,
+            Some(other) => Some(format!(
+                "this is {}, and serves gateways only, not {other}",
+                self.own
+            )),
+            None => Some("only gateways are served".into()),
+        };
+        if let Some(why) = &refused {
+            self.complain(from.ip(), why);
+        }
+        Some((stream, refused))
+    }
+
+    fn complain(&self, from: IpAddr, why: &str) {
+        if self.complaints.is_new(from, why) {
+            tracing::warn!(%from, why, "connection refused");
+        }
+    }
+}
+
+/// What was said of late, so that it is not said twice a second.
+#[derive(Default)]
+pub struct Complaints(Mutex<HashMap<(IpAddr, String), Instant>>);
+
+impl Complaints {
+    /// Whether this was not said within the last minute; it counts as said now.
+    pub fn is_new(&self, from: IpAddr, why: &str) -> bool {
+        let now = Instant::now();
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.retain(|_, at| now < *at + COMPLAINT_PERIOD);
+        if said.contains_key(&(from, why.to_owned())) || said.len() >= COMPLAINTS_MAX {
+            return false;
+        }
+        said.insert((from, why.to_owned()), now);
+        true
     }
 }
 
@@ -77,23 +186,46 @@ fn start_connection(
     stream: TcpStream,
     permit: OwnedSemaphorePermit,
     client: Arc<dyn StorageClient>,
-    graceful: &GracefulShutdown,
+    door: Option<Arc<Door>>,
+    watcher: Watcher,
+) {
+    tokio::spawn(async move {
+        let _permit = permit;
+        match door {
+            None => serve_connection(stream, client, None, watcher).await,
+            Some(door) => {
+                if let Some((stream, refused)) = door.admit(stream).await {
+                    serve_connection(stream, client, refused, watcher).await;
+                }
+            }
+        }
+    });
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client: Arc<dyn StorageClient>,
+    refused: Option<String>,
+    watcher: Watcher,
 ) {
     let service = service_fn(move |request| {
-        let client = client.clone();
-        async move { Ok::<_, Infallible>(answer(&*client, request).await) }
+        let (client, refused) = (client.clone(), refused.clone());
+        async move {
+            let answer = match refused {
+                None => answer(&*client, request).await,
+                // To a gateway this is what it is to meet a node that is not its own.
+                Some(what) => json(StatusCode::FORBIDDEN, &NodeError::Unreachable { what }),
+            };
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    let connection = graceful.watch(connection);
-    tokio::spawn(async move {
-        let _permit = permit;
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection ended");
-        }
-    });
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "connection ended");
+    }
 }
 
 async fn answer(client: &dyn StorageClient, request: Request<Incoming>) -> Response<Pieces> {
@@ -136,6 +268,7 @@ fn done() -> Response<Pieces> {
 /// What a path names.
 enum Target {
     Status,
+    Format,
     Units(DiskId, u64),
     Findings(DiskId, u64),
     Unit(UnitAddress),
@@ -166,6 +299,7 @@ fn parse_path(path: &str) -> Result<Target, NodeError> {
     };
     match parts[..] {
         ["v1", "status"] => Ok(Target::Status),
+        ["v1", "format"] => Ok(Target::Format),
         ["v1", "disks", disk, inc, "units"] => Ok(Target::Units(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "findings"] => Ok(Target::Findings(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "units", v, i, e] => Ok(Target::Unit(address(disk, inc, v, i, e)?)),
@@ -220,6 +354,12 @@ async fn handle(
     let target = parse_path(request.uri().path())?;
     match (request.method(), target) {
         (&Method::GET, Target::Status) => Ok(json(StatusCode::OK, &client.status(deadline).await?)),
+        (&Method::POST, Target::Format) => {
+            let body = body(request, REQUEST_JSON_BYTES_MAX).await?;
+            let request: FormatRequest =
+                serde_json::from_slice(&body).map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
+            client.format(&request, deadline).await.map(|()| done())
+        }
         (&Method::GET, Target::Units(disk, incarnation)) => Ok(json(
             StatusCode::OK,
             &client.units(disk, incarnation, deadline).await?,

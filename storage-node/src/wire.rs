@@ -33,6 +33,12 @@ pub const BODY_BYTES_MAX: usize =
 /// The longest JSON answer: a page of the inventory, or many units.
 pub const JSON_BYTES_MAX: usize = 64 << 20;
 
+/// The longest JSON of a request.
+pub const REQUEST_JSON_BYTES_MAX: usize = 16 << 10;
+
+/// The path of formatting a blank disk.
+pub const FORMAT_PATH: &str = "/v1/format";
+
 const HEAD_BYTES: usize = 16;
 
 /// The path of a unit.

@@ -1,7 +1,11 @@
 //! `cairn`: the one binary. Every command is a file under `commands`; this one only parses and reports.
 
+mod admin_client;
 mod bench;
 mod commands;
+mod config;
+mod duration;
+mod home;
 mod logging;
 mod size;
 
@@ -26,11 +30,17 @@ struct Cli {
 enum Command {
     /// Run everything in one process: an S3 endpoint on file-backed disks
     Dev(commands::dev::DevArgs),
-    /// Run a storage node: serve disks over HTTP
+    /// Make a cluster: its id, its authority, its keys, the first configuration of its gateway
+    Init(commands::init::InitArgs),
+    /// Run a gateway: S3 on the disks of nodes that join
+    Gateway(commands::gateway::GatewayArgs),
+    /// Run a storage node; make a token for one; list them
     Node(commands::node::NodeArgs),
-    /// Show disks, volumes, capacity, what is degraded and what is queued
+    /// Explain the mistakes in a configuration
+    Config(commands::config::ConfigArgs),
+    /// Show nodes, disks, volumes, capacity, what is degraded and what is queued
     Status(commands::status::StatusArgs),
-    /// Look at a disk that nobody serves: what it offers, what it holds, whether it is sound. Writes nothing
+    /// List and add the disks of a cluster; look at a disk that nobody serves
     Disk(commands::disk::DiskArgs),
     /// Measure an S3 endpoint
     Bench(bench::BenchArgs),
@@ -59,7 +69,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cairn: {error}");
+            match error.downcast_ref::<config::Mistakes>() {
+                Some(mistakes) => eprintln!("{mistakes}\ncairn: {}", mistakes.counted()),
+                None => eprintln!("cairn: {error}"),
+            }
             match error.downcast_ref::<commands::disk::CannotRead>() {
                 Some(_) => ExitCode::from(2),
                 None => ExitCode::FAILURE,
@@ -71,7 +84,10 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> CommandResult {
     match command {
         Command::Dev(args) => commands::dev::run(args).await,
+        Command::Init(args) => commands::init::run(args).await,
+        Command::Gateway(args) => commands::gateway::run(args).await,
         Command::Node(args) => commands::node::run(args).await,
+        Command::Config(args) => commands::config::run(&args),
         Command::Status(args) => commands::status::run(args).await,
         Command::Disk(args) => commands::disk::run(args).await,
         Command::Bench(args) => bench::run(args).await.map_err(Into::into),

@@ -1,5 +1,6 @@
-//! What operators see: status, metrics, health; on an address of its own.
+//! What operators see and do: status, metrics, health, nodes and disks; on an address of its own.
 
+pub mod nodes;
 pub mod operations;
 pub mod server;
 pub mod status;

@@ -146,18 +146,17 @@ impl Objects {
                 .collect(),
             None => Vec::new(),
         };
-        let candidates: Vec<choose::Candidate> = self
-            .volumes
-            .targets()
-            .into_iter()
-            .filter(|candidate| candidate.disk != disk.id)
-            .collect();
+        let candidates = |scheme| -> Vec<choose::Candidate> {
+            let targets = self.volumes.targets(scheme).into_iter();
+            targets.filter(|candidate| candidate.disk != disk.id).collect()
+        };
         let stuck = |volume: &&&Arc<Volume>| {
+            let level = self.disks.level(volume.scheme.total_shards());
             let others = volume.disks.iter().filter(|other| **other != disk.id);
             let taken: HashSet<u128> = others
-                .filter_map(|other| Some(self.disks.get(*other)?.domain()))
+                .filter_map(|other| Some(self.disks.get(*other)?.domain(level)))
                 .collect();
-            choose::choose_one(&candidates, &taken, 0).is_none()
+            choose::choose_one(&candidates(volume.scheme), &taken, 0).is_none()
         };
         let stuck_units = if moves {
             on_it.iter().filter(stuck).count()
@@ -177,7 +176,7 @@ impl Objects {
             },
             spare_now: spare(None),
             spare_then: spare(without),
-            targets: candidates.len(),
+            targets: candidates(self.scheme).len(),
             lost_volumes,
             stuck_units,
         })
@@ -215,7 +214,7 @@ impl Objects {
                 .delete(row_key);
             self.ledger.commit(self.lease.fence(commit).build()).await?;
         }
-        self.disks.forget(id);
+        self.disks.remove(id);
         Ok(())
     }
 

@@ -1,7 +1,15 @@
-//! The admin address: `/health/live`, `/health/ready`, `/metrics`, `/v1/status`.
+//! The admin address: `/health/live`, `/health/ready`, `/metrics`, and `/v1/…` in JSON.
+//!
+//! It asks for no key, and is on loopback unless somebody says otherwise.
+//! Invariants: bodies are bounded; what changes anything is a POST of `application/json`, which no page of a browser can
+//! send here unasked; an error is `{"error": …}` with a fitting status.
 
+use super::nodes;
 use super::operations::Refusal;
 use crate::cluster::disks::Health;
+use crate::cluster::join::JoinError;
+use crate::error::Error;
+use crate::placement::volumes::Volume;
 use crate::server::Gateway;
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
@@ -10,101 +18,166 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use std::time::Duration;
+
+/// The longest body of a request.
+const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// Answers one admin request.
 pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
-    let path = request.uri().path().to_string();
-    if request.method() == Method::POST {
-        return match path.as_str() {
-            "/v1/disks/plan" => operation(request, async |wanted| gateway.objects.plan(&wanted)).await,
-            "/v1/disks/apply" => {
-                operation(request, async |wanted| gateway.objects.apply(&wanted).await).await
-            }
-            "/v1/locate" => {
-                let locate = async |wanted: Locate| gateway.objects.locate(&wanted.bucket, &wanted.key).await;
-                operation(request, locate).await
-            }
-            _ => refused(StatusCode::NOT_FOUND, "there is no such operation"),
-        };
-    }
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST\n".into());
-    }
-    match path.as_str() {
-        "/v1/volumes" => {
-            let volumes = gateway.objects.volumes.all();
-            let lines: Vec<_> = volumes.iter().map(|v| gateway.objects.volume_detail(v)).collect();
-            json(&lines)
-        }
-        "/health/live" => text(StatusCode::OK, "live\n".into()),
-        "/health/ready" => match ready(&gateway) {
+    let path = request.uri().path().to_owned();
+    match (request.method(), path.as_str()) {
+        (&Method::GET | &Method::HEAD, "/health/live") => text(StatusCode::OK, "live\n".into()),
+        (&Method::GET | &Method::HEAD, "/health/ready") => match ready(&gateway) {
             Ok(()) => text(StatusCode::OK, "ready\n".into()),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
-        "/metrics" => metrics(&gateway).await,
-        "/v1/status" => match gateway.status().await.map(|s| serde_json::to_string(&s)) {
-            Ok(Ok(json)) => typed(StatusCode::OK, "application/json", json),
-            Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
-        },
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "try /health/live, /health/ready, /metrics or /v1/status\n".into(),
-        ),
+        (&Method::GET | &Method::HEAD, "/metrics") => metrics(&gateway).await,
+        (&Method::GET, "/v1/status") => json(gateway.status().await.map_err(AdminError::from)),
+        (&Method::GET, "/v1/volumes") => {
+            let volumes = gateway.objects.volumes.all();
+            let detail = |volume: &Arc<Volume>| gateway.objects.volume_detail(volume);
+            json(Ok(volumes.iter().map(detail).collect::<Vec<_>>()))
+        }
+        (&Method::POST, "/v1/disks/plan") => {
+            let plan = async |wanted| Ok(gateway.objects.plan(&wanted)?);
+            json(with_body(request, plan).await)
+        }
+        (&Method::POST, "/v1/disks/apply") => {
+            let apply = async |wanted| Ok(gateway.objects.apply(&wanted).await?);
+            json(with_body(request, apply).await)
+        }
+        (&Method::POST, "/v1/locate") => {
+            let locate =
+                async |wanted: Locate| Ok(gateway.objects.locate(&wanted.bucket, &wanted.key).await?);
+            json(with_body(request, locate).await)
+        }
+        (&Method::GET, "/v1/nodes") => json(Ok(nodes::list(&gateway))),
+        (&Method::GET, "/v1/disks") => json(Ok(nodes::disks(&gateway))),
+        (&Method::POST, "/v1/tokens") => {
+            json(with_body(request, |body| nodes::make_token(&gateway, body)).await)
+        }
+        (&Method::POST, "/v1/disks") => {
+            json(with_body(request, |body| nodes::add_disks(&gateway, body)).await)
+        }
+        (&Method::GET | &Method::HEAD | &Method::POST, _) => json::<()>(Err(AdminError {
+            status: StatusCode::NOT_FOUND,
+            what: "try /health/live, /health/ready, /metrics, /v1/status, /v1/nodes or /v1/disks".into(),
+        })),
+        _ => json::<()>(Err(AdminError {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            what: "only GET and POST".into(),
+        })),
     }
 }
 
-/// The most bytes of an operation's request.
-const REQUEST_BYTES_MAX: usize = 64 * 1024;
-/// An operation's request arrives in this time.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+/// Why a request of an operator was not done.
+#[derive(Debug)]
+pub struct AdminError {
+    /// What fits.
+    pub status: StatusCode,
+    /// In words.
+    pub what: String,
+}
+
+impl AdminError {
+    /// The request makes no sense.
+    pub fn bad(what: impl Into<String>) -> AdminError {
+        AdminError {
+            status: StatusCode::BAD_REQUEST,
+            what: what.into(),
+        }
+    }
+
+    /// Something is in the way.
+    pub fn conflict(what: impl Into<String>) -> AdminError {
+        AdminError {
+            status: StatusCode::CONFLICT,
+            what: what.into(),
+        }
+    }
+}
+
+impl From<Error> for AdminError {
+    fn from(error: Error) -> AdminError {
+        AdminError {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            what: error.to_string(),
+        }
+    }
+}
+
+impl From<JoinError> for AdminError {
+    fn from(error: JoinError) -> AdminError {
+        let status = match &error {
+            JoinError::Bad(_) => StatusCode::BAD_REQUEST,
+            JoinError::Forbidden(_) => StatusCode::FORBIDDEN,
+            JoinError::InTheWay(_) => StatusCode::CONFLICT,
+            JoinError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        AdminError {
+            status,
+            what: error.to_string(),
+        }
+    }
+}
+
+/// Does something with the JSON of a request. It goes on to its end when the operator leaves.
+async fn with_body<B: DeserializeOwned, T, F>(
+    request: http::Request<Incoming>,
+    operation: impl FnOnce(B) -> F,
+) -> Result<T, AdminError>
+where
+    F: Future<Output = Result<T, AdminError>>,
+{
+    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    let is_json = content_type.is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
+    if !is_json {
+        return Err(AdminError {
+            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            what: "send application/json".into(),
+        });
+    }
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let body = body
+        .map_err(|e| AdminError::bad(format!("body: {e}")))?
+        .to_bytes();
+    let body = serde_json::from_slice(&body).map_err(|e| AdminError::bad(format!("body: {e}")))?;
+    operation(body).await
+}
+
+fn json<T: Serialize>(answer: Result<T, AdminError>) -> Response<Full<Bytes>> {
+    let (status, body) = match answer {
+        Ok(content) => (StatusCode::OK, serde_json::to_string(&content)),
+        Err(error) => (
+            error.status,
+            Ok(serde_json::json!({ "error": error.what }).to_string()),
+        ),
+    };
+    match body {
+        Ok(body) => typed(status, "application/json", body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+impl From<Refusal> for AdminError {
+    fn from(refusal: Refusal) -> AdminError {
+        let status = match refusal {
+            Refusal::NotFound(_) => StatusCode::NOT_FOUND,
+            Refusal::Refused(_) => StatusCode::CONFLICT,
+            Refusal::Outdated => StatusCode::PRECONDITION_FAILED,
+            Refusal::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        AdminError {
+            status,
+            what: refusal.to_string(),
+        }
+    }
+}
 
 #[derive(serde::Deserialize)]
 struct Locate {
     bucket: String,
     key: String,
-}
-
-/// Reads a request in JSON, does what it says, and answers in JSON.
-async fn operation<T: DeserializeOwned, R: Serialize>(
-    request: http::Request<Incoming>,
-    act: impl AsyncFnOnce(T) -> Result<R, Refusal>,
-) -> Response<Full<Bytes>> {
-    let body = Limited::new(request.into_body(), REQUEST_BYTES_MAX).collect();
-    let body = match tokio::time::timeout(REQUEST_TIME_MAX, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
-        Err(_) => return refused(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time"),
-    };
-    let wanted = match serde_json::from_slice(&body) {
-        Ok(wanted) => wanted,
-        Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
-    };
-    match act(wanted).await {
-        Ok(answer) => json(&answer),
-        Err(refusal) => {
-            let status = match refusal {
-                Refusal::NotFound(_) => StatusCode::NOT_FOUND,
-                Refusal::Refused(_) => StatusCode::CONFLICT,
-                Refusal::Outdated => StatusCode::PRECONDITION_FAILED,
-                Refusal::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            refused(status, &refusal.to_string())
-        }
-    }
-}
-
-fn json<T: Serialize>(answer: &T) -> Response<Full<Bytes>> {
-    match serde_json::to_string(answer) {
-        Ok(json) => typed(StatusCode::OK, "application/json", json),
-        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-    }
-}
-
-fn refused(status: StatusCode, why: &str) -> Response<Full<Bytes>> {
-    let body = serde_json::json!({ "error": why }).to_string();
-    typed(status, "application/json", body)
 }
 
 /// Ready means: open for requests, and enough disks to write with the wanted parity.
@@ -119,7 +192,7 @@ fn ready(gateway: &Gateway) -> Result<(), String> {
         .iter()
         .filter(|d| d.health == Health::Online)
         .count();
-    match objects.scheme.narrowed(online) {
+    match objects.volumes.write_scheme(objects.scheme) {
         Some(_) => Ok(()),
         None => Err(format!("only {online} disks are online")),
     }

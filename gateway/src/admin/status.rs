@@ -1,6 +1,7 @@
 //! The state of the cluster at one moment, as JSON and for `cairn status`.
 
 use crate::cluster::disks::{Disk, Health};
+use crate::cluster::nodes::{Contact, Node};
 use crate::error::Result;
 use crate::ledger::key;
 use crate::ledger::model::{Membership, VolumeState};
@@ -24,6 +25,9 @@ pub struct Status {
     pub write_scheme: Option<String>,
     /// The kernel that codes.
     pub kernel: String,
+    /// Per node; none in a cluster of one process.
+    #[serde(default)]
+    pub nodes: Vec<NodeLine>,
     /// Per disk.
     pub disks: Vec<DiskLine>,
     /// Volumes by scheme and state.
@@ -43,11 +47,39 @@ pub struct Status {
     pub healthy: bool,
 }
 
+/// One node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeLine {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// Where it is.
+    pub address: String,
+    /// Its rack; empty if nobody said.
+    pub rack: String,
+    /// Its zone; empty if nobody said.
+    pub zone: String,
+    /// online, lost, or unknown before it was asked.
+    pub state: String,
+    /// Why it is not online.
+    pub reason: Option<String>,
+    /// Disks of the cluster on it.
+    pub disks: usize,
+    /// Of these, those that are online.
+    pub disks_online: usize,
+    /// Disks it has that are blank.
+    pub disks_blank: usize,
+}
+
 /// One disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskLine {
     /// Its name.
     pub label: String,
+    /// The name of its node; none in a cluster of one process.
+    #[serde(default)]
+    pub node: Option<String>,
     /// Its id.
     pub id: String,
     /// online, suspect or down.
@@ -141,7 +173,6 @@ pub struct WorkerLine {
 pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: RebuildStatus) -> Result<Status> {
     let disks = objects.disks.all();
     let (volumes, degraded) = volumes(objects, &disks);
-    let writable = disks.iter().filter(|d| d.writable()).count();
     let serving = disks
         .iter()
         .filter(|d| d.health == Health::Online)
@@ -157,8 +188,12 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: Rebu
     Ok(Status {
         scheme: objects.scheme.to_string(),
         kernel: objects.codecs.kernel().to_string(),
-        write_scheme: objects.scheme.narrowed(writable).map(|s| s.to_string()),
+        write_scheme: objects
+            .volumes
+            .write_scheme(objects.scheme)
+            .map(|s| s.to_string()),
         healthy: degraded.disks == 0 && settled && !failing && rebuild.units == 0,
+        nodes: node_lines(objects),
         disks: disk_lines(objects, &disks),
         rebuild,
         volumes,
@@ -240,7 +275,8 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
     (lines.into_iter().map(line).collect(), degraded)
 }
 
-fn disk_lines(objects: &Objects, disks: &[Arc<Disk>]) -> Vec<DiskLine> {
+/// Disks as operators see them.
+pub fn disk_lines(objects: &Objects, disks: &[Arc<Disk>]) -> Vec<DiskLine> {
     let mut units: HashMap<DiskId, usize> = HashMap::new();
     for volume in objects.volumes.all() {
         for disk in &volume.disks {
@@ -261,6 +297,35 @@ pub fn membership_word(membership: Membership) -> &'static str {
     }
 }
 
+/// The nodes that joined.
+pub fn node_lines(objects: &Objects) -> Vec<NodeLine> {
+    let disks = objects.disks.all();
+    let nodes = objects.disks.nodes().all();
+    let line = |node: &Arc<Node>| {
+        let info = node.info.as_ref()?;
+        let of_node = |disk: &&Arc<Disk>| disk.node.as_ref().is_some_and(|of| of.id == info.id);
+        let (state, reason) = match node.contact() {
+            Contact::Never => ("unknown", None),
+            Contact::Online => ("online", None),
+            Contact::Lost(why) => ("lost", Some(why)),
+        };
+        let is_online = |disk: &&Arc<Disk>| disk.health == Health::Online;
+        Some(NodeLine {
+            name: info.name.clone(),
+            id: info.id.to_string(),
+            address: node.address.clone(),
+            rack: info.rack.clone(),
+            zone: info.zone.clone(),
+            state: state.into(),
+            reason,
+            disks: disks.iter().filter(of_node).count(),
+            disks_online: disks.iter().filter(of_node).filter(is_online).count(),
+            disks_blank: node.blank().len(),
+        })
+    };
+    nodes.iter().filter_map(line).collect()
+}
+
 fn disk_line(disk: &Disk, units: usize) -> DiskLine {
     let (state, reason) = match &disk.health {
         Health::Online => ("online", None),
@@ -270,6 +335,7 @@ fn disk_line(disk: &Disk, units: usize) -> DiskLine {
     let status = disk.status.as_ref();
     DiskLine {
         label: disk.label.clone(),
+        node: disk.node.as_ref().map(|node| node.name.clone()),
         id: disk.id.to_string(),
         state: state.into(),
         membership: membership_word(disk.membership).into(),

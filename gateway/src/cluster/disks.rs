@@ -2,15 +2,19 @@
 //!
 //! Health comes from two sides: a poll of every node, and what requests run into. A request that meets a fenced,
 //! missing or hanging disk marks it suspect at once, so that the next one does not; only a later poll clears it.
+//! Invariant: nodes are polled apart from each other. One that is slow delays nothing that is known of others.
+//! Invariant: a disk is used where the ledger has it. Another node that shows one with its id has a copy, or got it from
+//! a machine that was taken apart; nothing is read from it or written to it there.
 //! Invariant: health steers choices and never decides what data exists. The ledger does that.
 
+use super::nodes::{Contact, Node, NodeInfo, Nodes};
 use crate::ledger::model::{DiskRow, Membership};
 use crate::ledger::{Ledger, Typed, key};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use storage_node::client::StorageClient;
-use storage_node::protocol::{DiskId, DiskState, DiskStatus, NodeError};
+use storage_node::protocol::{DiskId, DiskState, DiskStatus, NodeError, NodeId, NodeStatus};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -52,12 +56,20 @@ pub struct Disk {
     pub label: String,
     /// What was decided of it.
     pub membership: Membership,
-    /// The node that has it, if any node says so.
+    /// The node it belongs to; none in a cluster of one process, where a disk is a failure domain of its own.
+    pub node: Option<Arc<NodeInfo>>,
+    /// Reaches it, once its node has shown it.
     pub client: Option<Arc<dyn StorageClient>>,
     /// Whether it can be used.
     pub health: Health,
     /// What its node last said.
     pub status: Option<DiskStatus>,
+    /// The node it belongs to, according to its row.
+    owner: Option<NodeId>,
+    /// The node that last showed it.
+    at: Option<NodeId>,
+    /// A node that shows it and should not: which, and its name.
+    astray: Option<(NodeId, String)>,
     rest: Rest,
 }
 
@@ -82,14 +94,100 @@ impl Rest {
 }
 
 impl Disk {
+    fn from_row(id: DiskId, row: &DiskRow) -> Disk {
+        let owner = row.node.as_ref().try_into().ok();
+        Disk {
+            id,
+            incarnation: row.incarnation,
+            label: row.label.clone(),
+            membership: row.membership(),
+            node: None,
+            client: None,
+            health: Health::Down("not seen yet".into()),
+            status: None,
+            owner: owner.map(|id| NodeId(u128::from_be_bytes(id))),
+            at: None,
+            astray: None,
+            rest: Rest::default(),
+        }
+    }
+
+    /// Takes in what a node shows of it.
+    fn take_in(&mut self, node: &Node, status: DiskStatus, now: Instant) {
+        if self.owner.is_some_and(|owner| owner != node.key) {
+            if self.astray.as_ref().is_none_or(|(at, _)| *at != node.key) {
+                warn!(disk = %self.label, node = node.name(), "a node shows a disk that is not its own; it is not used there");
+                self.astray = Some((node.key, node.name().into()));
+            }
+            return;
+        }
+        self.rest.misses = 0;
+        let health = health_of(self, &status, now);
+        self.at = Some(node.key);
+        self.client = Some(node.client.clone());
+        self.status = Some(status);
+        set_health(self, health);
+    }
+
+    /// Takes in that a node does not show it. `lost`: why the node shows nothing.
+    fn take_in_absence(&mut self, node: &Node, lost: Option<&str>) {
+        if lost.is_none() && self.astray.as_ref().is_some_and(|(at, _)| *at == node.key) {
+            self.astray = None;
+        }
+        if !self.is_expected_at(node) {
+            return;
+        }
+        self.rest.misses += 1;
+        let why = match (lost, &self.astray) {
+            (Some(why), _) => why.to_owned(),
+            (None, Some((_, other))) => format!("node {other} shows it, where it does not belong"),
+            (None, None) if node.info.is_some() => format!("node {} does not have it", node.name()),
+            (None, None) => "no node has it".into(),
+        };
+        // One answer that is late is no reason to refuse what can be read.
+        let health = match self.rest.misses < MISSES_MAX && self.health == Health::Online {
+            true => Health::Suspect(why),
+            false => Health::Down(why),
+        };
+        set_health(self, health);
+    }
+
+    fn is_expected_at(&self, node: &Node) -> bool {
+        match (self.owner, self.at) {
+            (Some(owner), _) => owner == node.key,
+            (None, Some(at)) => at == node.key,
+            (None, None) => false,
+        }
+    }
+
+    fn is_nowhere(&self) -> bool {
+        self.owner.is_none() && self.at.is_none()
+    }
+
     /// Whether new shards may go there.
     pub fn writable(&self) -> bool {
         self.health == Health::Online && self.membership == Membership::Active && !self.full()
     }
 
-    /// Its failure domain: no two units of a volume share one.
-    pub fn domain(&self) -> u128 {
-        self.id.0
+    /// Its failure domain at this level: no two units of a volume share one. Without a label, or a node, the one below.
+    pub fn domain(&self, level: Level) -> u128 {
+        let Some(node) = &self.node else {
+            return self.id.0;
+        };
+        let of_label = |label: &str| {
+            let hash = blake3::hash(label.as_bytes());
+            hash.as_bytes()
+                .iter()
+                .take(16)
+                .fold(0, |id, byte| id << 8 | u128::from(*byte))
+        };
+        match level {
+            Level::Zone if !node.zone.is_empty() => of_label(&format!("zone {}", node.zone)),
+            Level::Zone | Level::Rack if !node.rack.is_empty() => {
+                of_label(&format!("rack {} {}", node.zone, node.rack))
+            }
+            _ => node.id.0,
+        }
     }
 
     /// Whether it serves but has no room.
@@ -100,6 +198,17 @@ impl Disk {
     }
 }
 
+/// What must not fail together: see DESIGN's failure domains. A disk's node, where it has one, is the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// A machine, or in a cluster of one process a disk.
+    Node,
+    /// Machines with the same rack.
+    Rack,
+    /// Machines with the same zone.
+    Zone,
+}
+
 /// The disks at one moment. Requests share it; it is replaced, never changed.
 #[derive(Default)]
 struct Snapshot {
@@ -108,8 +217,7 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn new(disks: impl Iterator<Item = Disk>) -> Snapshot {
-        let mut sorted: Vec<Arc<Disk>> = disks.map(Arc::new).collect();
+    fn new(mut sorted: Vec<Arc<Disk>>) -> Snapshot {
         sorted.sort_by(|a, b| (a.label.len(), &a.label).cmp(&(b.label.len(), &b.label)));
         let by_id = sorted.iter().map(|d| (d.id, d.clone())).collect();
         Snapshot {
@@ -121,96 +229,136 @@ impl Snapshot {
 
 /// All disks.
 pub struct Disks {
-    nodes: Vec<Arc<dyn StorageClient>>,
+    nodes: Arc<Nodes>,
     now: RwLock<Snapshot>,
     slow: RwLock<HashMap<DiskId, Instant>>,
 }
 
 impl Disks {
     /// Reads the disks from the ledger; nothing is known of their health until [`Disks::poll`].
-    pub async fn load(ledger: &Ledger, nodes: Vec<Arc<dyn StorageClient>>) -> crate::error::Result<Disks> {
+    pub async fn load(ledger: &Ledger, nodes: impl Into<Nodes>) -> crate::error::Result<Disks> {
+        let nodes = Arc::new(nodes.into());
         let mut disks = Vec::new();
         ledger
             .for_each(key::table(b'd'), |row_key, Typed { row, .. }: Typed<DiskRow>| {
-                let Some(id) = key::disk_id(&row_key) else { return };
-                disks.push(Disk {
-                    id: DiskId(id),
-                    incarnation: row.incarnation,
-                    membership: row.membership(),
-                    label: row.label,
-                    client: None,
-                    health: Health::Down("not seen yet".into()),
-                    status: None,
-                    rest: Rest::default(),
-                });
+                if let (Some(id), true) = (key::disk_id(&row_key), row.formatted) {
+                    disks.push(Disk::from_row(DiskId(id), &row));
+                }
             })
             .await?;
-        Ok(Disks {
+        let disks = Disks {
             nodes,
-            now: RwLock::new(Snapshot::new(disks.into_iter())),
+            now: RwLock::new(Snapshot::new(disks.into_iter().map(Arc::new).collect())),
             slow: RwLock::default(),
-        })
+        };
+        disks.name_nodes();
+        Ok(disks)
     }
 
-    /// Asks every node, all at once, and takes in what they say.
-    pub async fn poll(&self) {
-        let ask = |node: &Arc<dyn StorageClient>| {
-            let node = node.clone();
-            async move { (node.clone(), node.status(POLL_DEADLINE).await) }
-        };
-        let answers = futures::future::join_all(self.nodes.iter().map(ask)).await;
-        let mut seen: HashMap<DiskId, (Arc<dyn StorageClient>, DiskStatus)> = HashMap::new();
-        let mut unreachable = None;
-        for (node, answer) in answers {
-            match answer {
-                Ok(status) => seen.extend(status.disks.into_iter().map(|d| (d.disk, (node.clone(), d)))),
-                Err(error) => unreachable = Some(error.to_string()),
-            }
-        }
-        let now = Instant::now();
-        self.update(|disk| {
-            let health = match seen.remove(&disk.id) {
-                None => {
-                    disk.rest.misses += 1;
-                    let why = unreachable.clone().unwrap_or_else(|| "no node has it".into());
-                    // One answer that is late is no reason to refuse what can be read.
-                    if disk.rest.misses < MISSES_MAX && disk.health == Health::Online {
-                        Health::Suspect(why)
-                    } else {
-                        Health::Down(why)
-                    }
-                }
-                Some((client, status)) => {
-                    disk.rest.misses = 0;
-                    let health = health_of(disk, &status, now);
-                    disk.client = Some(client);
-                    disk.status = Some(status);
-                    health
-                }
-            };
-            set_health(disk, health);
+    /// The nodes they are on.
+    pub fn nodes(&self) -> &Arc<Nodes> {
+        &self.nodes
+    }
+
+    /// Takes in the row of a disk that is new, or has another incarnation now. The next poll says how it is.
+    pub fn put(&self, id: DiskId, row: &DiskRow) {
+        let disk = Disk::from_row(id, row);
+        self.change(|disks| {
+            disks.retain(|other| other.id != id);
+            disks.push(Arc::new(disk));
         });
+        self.name_nodes();
+    }
+
+    /// Forgets a disk whose row is gone.
+    pub fn remove(&self, id: DiskId) {
+        self.change(|disks| disks.retain(|other| other.id != id));
+    }
+
+    /// Takes in that a node has changed its labels: its disks carry them.
+    pub fn name_nodes(&self) {
+        let info = |disk: &Disk| disk.owner.and_then(|id| self.nodes.get(id)?.info.clone());
+        self.update(|disk| info(disk) != disk.node, |disk| disk.node = info(disk));
+    }
+
+    /// Asks every node, all at once, and takes in what they say; ends when the last one has answered.
+    pub async fn poll(&self) {
+        let nodes = self.nodes.all();
+        futures::future::join_all(nodes.iter().map(|node| self.poll_node(node))).await;
+        let why_lost = |node: &Arc<Node>| match node.contact() {
+            Contact::Lost(why) => Some(why),
+            _ => None,
+        };
+        let why = nodes.iter().find_map(why_lost);
+        let why = why.unwrap_or_else(|| "no node has it".into());
+        self.update(Disk::is_nowhere, |disk| {
+            set_health(disk, Health::Down(why.clone()))
+        });
+    }
+
+    /// Asks every node that is not being asked already, and waits for none.
+    pub fn begin_poll(self: &Arc<Self>) {
+        for node in self.nodes.all().iter() {
+            let (disks, node) = (self.clone(), node.clone());
+            tokio::spawn(async move { disks.poll_node(&node).await });
+        }
+    }
+
+    /// Asks one node, and takes in what it says.
+    pub async fn poll_node(&self, node: &Arc<Node>) {
+        let Some(_asking) = node.begin_asking() else {
+            return;
+        };
+        let answer = node.client.status(POLL_DEADLINE).await;
+        let current = self.nodes.get(node.key);
+        if !current.is_some_and(|current| Arc::ptr_eq(&current, node)) {
+            return; // It moved, or left, meanwhile.
+        }
+        let lost = node.take_in(&answer);
+        self.take_in(node, answer.unwrap_or_default(), lost.as_deref());
+    }
+
+    fn take_in(&self, node: &Node, status: NodeStatus, lost: Option<&str>) {
+        let shown = status.disks.into_iter().map(|disk| (disk.disk, disk));
+        let mut shown: HashMap<DiskId, DiskStatus> = shown.collect();
+        let now = Instant::now();
+        let names: HashSet<DiskId> = shown.keys().copied().collect();
+        let is_concerned = |disk: &Disk| {
+            let is_astray_here = disk.astray.as_ref().is_some_and(|(at, _)| *at == node.key);
+            names.contains(&disk.id) || disk.is_expected_at(node) || is_astray_here
+        };
+        self.update(is_concerned, |disk| match shown.remove(&disk.id) {
+            Some(status) => disk.take_in(node, status, now),
+            None => disk.take_in_absence(node, lost),
+        });
+    }
+
+    /// The widest failure domains of which there are enough for volumes of this many units, whether or not all are up now. With
+    /// too few nodes it is nodes all the same: width shrinks, and no two units share one.
+    pub fn level(&self, width: usize) -> Level {
+        let disks = self.all();
+        let members = || {
+            disks
+                .iter()
+                .filter(|disk| matches!(disk.membership, Membership::Active | Membership::Absent))
+        };
+        let is_enough = |level: &Level| {
+            let is_labelled = |disk: &Arc<Disk>| {
+                disk.node.as_ref().is_some_and(|node| match level {
+                    Level::Zone => !node.zone.is_empty(),
+                    _ => !node.rack.is_empty(),
+                })
+            };
+            let domains: HashSet<u128> = members().map(|disk| disk.domain(*level)).collect();
+            members().all(is_labelled) && domains.len() >= width
+        };
+        let wide = [Level::Zone, Level::Rack].into_iter().find(is_enough);
+        wide.unwrap_or(Level::Node)
     }
 
     /// Takes in what was decided of a disk, once the ledger has it.
     pub fn set_membership(&self, id: DiskId, membership: Membership) {
-        self.update(|disk| {
-            if disk.id == id {
-                disk.membership = membership;
-            }
-        });
-    }
-
-    /// Forgets a disk that the ledger no longer names.
-    pub fn forget(&self, id: DiskId) {
-        let mut now = self.now.write().unwrap_or_else(|e| e.into_inner());
-        let left: Vec<Disk> = now
-            .by_label
-            .iter()
-            .filter(|disk| disk.id != id)
-            .map(|disk| Disk::clone(disk))
-            .collect();
-        *now = Snapshot::new(left.into_iter());
+        self.update(|disk| disk.id == id, |disk| disk.membership = membership);
     }
 
     /// Takes in that a request failed on a disk.
@@ -223,16 +371,15 @@ impl Disks {
         if self.get(id).is_none_or(|disk| disk.health != Health::Online) {
             return; // Known already.
         }
-        self.update(|disk| {
-            if disk.id == id && disk.health == Health::Online {
-                if let (NodeError::NoSpace, Some(status)) = (error, &mut disk.status) {
-                    status.free_bytes = 0; // Until the next poll: it knows better than what it last said.
-                }
-                if rests {
-                    disk.rest.begin(Instant::now());
-                }
-                set_health(disk, Health::Suspect(error.to_string()));
+        let is_it = |disk: &Disk| disk.id == id && disk.health == Health::Online;
+        self.update(is_it, |disk| {
+            if let (NodeError::NoSpace, Some(status)) = (error, &mut disk.status) {
+                status.free_bytes = 0; // Until the next poll: it knows better than what it last said.
             }
+            if rests {
+                disk.rest.begin(Instant::now());
+            }
+            set_health(disk, Health::Suspect(error.to_string()));
         });
     }
 
@@ -276,16 +423,22 @@ impl Disks {
             .clone()
     }
 
-    /// Replaces the snapshot by one in which every disk went through `change`.
-    fn update(&self, mut change: impl FnMut(&mut Disk)) {
-        let mut now = self.now.write().unwrap_or_else(|e| e.into_inner());
-        let changed = now.by_label.iter().map(|disk| {
-            let mut disk = Disk::clone(disk);
-            change(&mut disk);
-            disk
+    /// Replaces the snapshot by one in which every disk that `concerns` says went through `change`.
+    fn update(&self, concerns: impl Fn(&Disk) -> bool, mut change: impl FnMut(&mut Disk)) {
+        self.change(|disks| {
+            for disk in disks.iter_mut().filter(|disk| concerns(disk)) {
+                let mut changed = Disk::clone(disk);
+                change(&mut changed);
+                *disk = Arc::new(changed);
+            }
         });
-        let next = Snapshot::new(changed.collect::<Vec<_>>().into_iter());
-        *now = next;
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Disk>>)) {
+        let mut now = self.now.write().unwrap_or_else(|e| e.into_inner());
+        let mut disks = now.by_label.to_vec();
+        change(&mut disks);
+        *now = Snapshot::new(disks);
     }
 }
 

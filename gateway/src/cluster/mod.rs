@@ -1,5 +1,11 @@
-//! Who is in the cluster and how they are: disks and their health, this gateway's lease, the first start.
+//! Who is in the cluster and how they are: nodes and how they join, disks and their health, this gateway's lease, the
+//! first start.
 
+pub mod adopt;
+pub mod authority;
 pub mod disks;
+pub mod join;
+pub mod join_server;
 pub mod lease;
+pub mod nodes;
 pub mod setup;

@@ -70,15 +70,7 @@ async fn open(ledger: &Ledger, settings: SettingsRow, wanted: &Wanted) -> Result
             settings.disks
         )));
     }
-    let cluster: [u8; 16] = settings
-        .cluster
-        .as_ref()
-        .try_into()
-        .map_err(|_| Error::Internal("the cluster id is not 16 bytes".into()))?;
-    let scheme = settings
-        .scheme
-        .parse()
-        .map_err(|e| Error::Internal(format!("the ledger's scheme: {e}")))?;
+    let (id, scheme) = identity(&settings)?;
     let mut disks = Vec::new();
     ledger
         .for_each(key::table(b'd'), |row_key, Typed { row, .. }: Typed<DiskRow>| {
@@ -88,11 +80,42 @@ async fn open(ledger: &Ledger, settings: SettingsRow, wanted: &Wanted) -> Result
         })
         .await?;
     disks.sort_by(|a, b| (a.row.label.len(), &a.row.label).cmp(&(b.row.label.len(), &b.row.label)));
-    Ok(Cluster {
-        id: ClusterId(u128::from_be_bytes(cluster)),
-        scheme,
-        disks,
-    })
+    Ok(Cluster { id, scheme, disks })
+}
+
+fn identity(settings: &SettingsRow) -> Result<(ClusterId, Scheme)> {
+    let cluster: [u8; 16] = settings
+        .cluster
+        .as_ref()
+        .try_into()
+        .map_err(|_| Error::Internal("the cluster id is not 16 bytes".into()))?;
+    let scheme = settings
+        .scheme
+        .parse()
+        .map_err(|e| Error::Internal(format!("the ledger's scheme: {e}")))?;
+    Ok((ClusterId(u128::from_be_bytes(cluster)), scheme))
+}
+
+/// Makes a cluster that has no disks yet, in a ledger that is empty.
+pub async fn create(ledger: &Ledger, id: ClusterId, name: &str, scheme: Scheme) -> Result<()> {
+    let settings = SettingsRow {
+        cluster: Bytes::copy_from_slice(&id.0.to_be_bytes()),
+        scheme: scheme.to_string(),
+        disks: 0,
+        format: 1,
+        name: name.into(),
+    };
+    let commit = CommitBuilder::new()
+        .expect(&key::settings(), None)
+        .put(key::settings(), &settings);
+    ledger.commit(commit.build()).await?;
+    Ok(())
+}
+
+/// The cluster that the ledger holds, and its scheme.
+pub async fn find(ledger: &Ledger) -> Result<Option<(ClusterId, Scheme)>> {
+    let settings = ledger.get::<SettingsRow>(key::settings()).await?;
+    settings.map(|settings| identity(&settings.row)).transpose()
 }
 
 async fn plan(ledger: &Ledger, wanted: &Wanted) -> Result<Cluster> {
@@ -111,6 +134,7 @@ async fn plan(ledger: &Ledger, wanted: &Wanted) -> Result<Cluster> {
         scheme: scheme.to_string(),
         disks: count,
         format: 1,
+        ..SettingsRow::default()
     };
     let mut commit = CommitBuilder::new()
         .expect(&key::settings(), None)

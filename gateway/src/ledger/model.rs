@@ -20,6 +20,9 @@ pub struct SettingsRow {
     /// Version of the rows' format: 1.
     #[prost(uint32, tag = "4")]
     pub format: u32,
+    /// Its name for people; empty if nobody said.
+    #[prost(string, tag = "5")]
+    pub name: String,
 }
 
 /// A counter's next id.
@@ -244,6 +247,9 @@ pub struct DiskRow {
     /// See [`Membership`].
     #[prost(enumeration = "Membership", tag = "6")]
     pub membership: i32,
+    /// Where it was on its node when it was added: adding it is resumed there until it is formatted.
+    #[prost(string, tag = "10")]
+    pub path: String,
 }
 
 /// What the operator, or a grace period that is over, decided of a disk.
@@ -286,6 +292,12 @@ pub struct TokenRow {
     /// Milliseconds since 1970 from which on it is refused.
     #[prost(uint64, tag = "1")]
     pub expires_ms: u64,
+    /// The name of the node that used it; empty if none did.
+    #[prost(string, tag = "2")]
+    pub used_by: String,
+    /// SHA-256 of that node's public key: it may ask again, if the answer was lost.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub used_key: Bytes,
 }
 
 /// Shards of a blob that are to be deleted.

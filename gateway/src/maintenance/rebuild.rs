@@ -296,9 +296,15 @@ impl Rebuild {
             .filter(|(i, _)| *i != index)
             .map(|(_, disk)| *disk);
         let others: Vec<DiskId> = others.collect();
-        let domain = |id: &DiskId| self.objects.disks.get(*id).map_or(id.0, |disk| disk.domain());
+        let level = self.objects.disks.level(volume.scheme.total_shards());
+        let domain = |id: &DiskId| {
+            self.objects
+                .disks
+                .get(*id)
+                .map_or(id.0, |disk| disk.domain(level))
+        };
         let taken: HashSet<u128> = others.iter().map(domain).collect();
-        let mut candidates = self.objects.volumes.targets();
+        let mut candidates = self.objects.volumes.targets(volume.scheme);
         candidates.retain(|candidate| candidate.disk != volume.disks[usize::from(index)]);
         // Those that get the least of this work now come first.
         for (_, to) in self.moving.lock().iter() {

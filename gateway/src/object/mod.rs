@@ -56,7 +56,7 @@ pub struct Objects {
     /// The ledger.
     pub ledger: Ledger,
     /// This gateway's lease.
-    pub lease: Lease,
+    pub lease: Arc<Lease>,
     /// The disks and their health.
     pub disks: Arc<Disks>,
     /// The volumes.

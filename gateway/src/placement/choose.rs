@@ -3,8 +3,8 @@
 //! Weighted random order without replacement (Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
 //! 2006): disk i gets the key u^(1/w), w being its free bytes, and the greatest keys win. So disks fill by weight,
 //! every group of disks can come out (declustering), and the order is random too, which spreads parity. Among disks with
-//! different numbers of open units the number decides first.
-//! Until nodes carry labels a failure domain is a disk; the domain is already part of the snapshot.
+//! different numbers of open units the number decides first; of the two that come first, the one that is less full is taken
+//! (Mitzenmacher, "The power of two choices in randomized load balancing", 2001), which keeps them within a few percent.
 
 use rand::{Rng, SeedableRng};
 use std::collections::HashSet;
@@ -19,6 +19,8 @@ pub struct Candidate {
     pub domain: u128,
     /// Its weight: bytes free.
     pub free_bytes: u64,
+    /// Bytes in all.
+    pub capacity_bytes: u64,
     /// Units on it of volumes that are open for the same scheme: disks with the fewest come first, so that the
     /// volumes that take new blobs at any moment load all disks alike.
     pub open_units: u32,
@@ -41,13 +43,32 @@ pub fn choose(candidates: &[Candidate], count: usize, seed: u64) -> Option<Vec<D
         .collect();
     keyed.sort_by(|a, b| a.1.open_units.cmp(&b.1.open_units).then(b.0.total_cmp(&a.0)));
     let mut used = HashSet::new();
-    let chosen: Vec<DiskId> = keyed
-        .into_iter()
-        .filter(|(_, c)| used.insert(c.domain))
-        .take(count)
-        .map(|(_, c)| c.disk)
-        .collect();
+    let mut chosen = Vec::with_capacity(count);
+    for alike in keyed.chunk_by(|a, b| a.1.open_units == b.1.open_units) {
+        // Of two the one that is less full; those that were passed over come before disks with more open units.
+        let fullest_last = |pair: &[(f64, &'_ Candidate)]| match pair {
+            [(_, one), (_, two)] if two.fullness() < one.fullness() => [1, 0],
+            _ => [0, 1],
+        };
+        for place in 0..2 {
+            for pair in alike.chunks(2) {
+                let Some((_, candidate)) = pair.get(fullest_last(pair)[place]) else {
+                    continue;
+                };
+                if chosen.len() < count && used.insert(candidate.domain) {
+                    chosen.push(candidate.disk);
+                }
+            }
+        }
+    }
     (chosen.len() == count).then_some(chosen)
+}
+
+impl Candidate {
+    /// The share of it that is used.
+    fn fullness(&self) -> f64 {
+        1.0 - self.free_bytes as f64 / self.capacity_bytes.max(1) as f64
+    }
 }
 
 /// Chooses the disk of one unit of a volume whose other units are in these failure domains.
@@ -69,6 +90,7 @@ mod tests {
             disk: DiskId(i as u128),
             domain: i as u128,
             free_bytes,
+            capacity_bytes: free_bytes,
             open_units: 0,
         };
         weights.iter().enumerate().map(make).collect()
@@ -113,6 +135,77 @@ mod tests {
             }
         }
         assert!(candidates.iter().all(|c| c.open_units == 2), "{candidates:?}");
+    }
+
+    const UNIT: u64 = 1 << 30;
+
+    /// Disks of these sizes, in units, eight to a machine.
+    fn machines(sizes: impl Iterator<Item = u64>) -> Vec<Candidate> {
+        let make = |(n, size): (usize, u64)| Candidate {
+            disk: DiskId(n as u128),
+            domain: n as u128 / 8,
+            free_bytes: size * UNIT,
+            capacity_bytes: size * UNIT,
+            open_units: 0,
+        };
+        sizes.enumerate().map(make).collect()
+    }
+
+    /// The disks of one more volume of six units, on six machines.
+    fn place(candidates: &mut [Candidate], seed: u64) -> Vec<DiskId> {
+        let chosen = choose(candidates, 6, seed).expect("room");
+        let domains: HashSet<u128> = chosen.iter().map(|disk| disk.0 / 8).collect();
+        assert_eq!(domains.len(), 6, "{chosen:?}");
+        for disk in &chosen {
+            candidates[disk.0 as usize].free_bytes -= UNIT;
+        }
+        chosen
+    }
+
+    /// A thousand disks of three sizes, sixteen of them new when half of it is written; 100,000 volumes.
+    #[test]
+    fn a_large_cluster_fills_evenly() {
+        const VOLUMES: u64 = 100_000;
+        let mut candidates = machines((0..1_000).map(|n| [500, 1_000, 2_000][n % 3]));
+        let late = candidates.split_off(984);
+        for seed in 0..VOLUMES {
+            if seed == VOLUMES / 2 {
+                candidates.extend(late.iter().cloned());
+            }
+            place(&mut candidates, seed);
+        }
+        let (old, new) = candidates.split_at(984);
+        let mean = old.iter().map(Candidate::fullness).sum::<f64>() / old.len() as f64;
+        for candidate in old {
+            let off = (candidate.fullness() - mean).abs();
+            assert!(off <= 0.05 * mean, "{} of {mean}", candidate.fullness());
+        }
+        for candidate in new {
+            assert!(
+                candidate.fullness() > 0.5 * mean,
+                "{} of {mean}",
+                candidate.fullness()
+            );
+        }
+    }
+
+    #[test]
+    fn what_one_disk_holds_is_rebuilt_by_nearly_all_others() {
+        const DISKS: usize = 1_000;
+        let mut candidates = machines((0..DISKS).map(|_| 1_000));
+        let mut of_disk = vec![HashSet::new(); DISKS];
+        for seed in 0..100_000 {
+            let chosen = place(&mut candidates, seed);
+            for disk in &chosen {
+                let others = chosen.iter().filter(|other| *other != disk);
+                of_disk[disk.0 as usize].extend(others.map(|other| other.0));
+            }
+        }
+        // Others of its own machine share no volume with it.
+        let least = of_disk.iter().map(HashSet::len).min().unwrap_or(0);
+        assert!(least * 10 >= (DISKS - 1) * 9, "{least} others");
+        let fullness = candidates.iter().map(Candidate::fullness);
+        assert!(fullness.clone().all(|full| (0.57..=0.63).contains(&full)));
     }
 
     #[test]

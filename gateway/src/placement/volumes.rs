@@ -205,7 +205,7 @@ impl Volumes {
     /// An open volume for a new blob of the wanted scheme, or of a narrower one of the same parity when too few
     /// disks can be written. `avoid` holds disks that just failed in this request; `salt` spreads the choice.
     pub async fn pick(&self, wanted: Scheme, avoid: &HashSet<DiskId>, salt: u64) -> Result<Arc<Volume>> {
-        let candidates = self.candidates(avoid);
+        let candidates = self.candidates(avoid, wanted);
         let healthy = choose::domains(&candidates);
         let Some(scheme) = wanted.narrowed(healthy) else {
             return Err(self.cannot_write(wanted, healthy));
@@ -231,6 +231,11 @@ impl Volumes {
                 }
             }
         }
+    }
+
+    /// The scheme of new blobs that want this one, with the disks that can be written now; none if there are too few.
+    pub fn write_scheme(&self, wanted: Scheme) -> Option<Scheme> {
+        wanted.narrowed(choose::domains(&self.targets(wanted)))
     }
 
     /// Records that a volume takes no more blobs.
@@ -319,9 +324,9 @@ impl Volumes {
         self.refresh(volume.id).await
     }
 
-    /// Disks that could take a unit: those that may be written.
-    pub fn targets(&self) -> Vec<Candidate> {
-        self.candidates(&HashSet::new())
+    /// Disks that could take a unit of a volume of this scheme: those that may be written.
+    pub fn targets(&self, scheme: Scheme) -> Vec<Candidate> {
+        self.candidates(&HashSet::new(), scheme)
     }
 
     /// Volumes that are full but not sealed yet.
@@ -344,14 +349,16 @@ impl Volumes {
         self.read().open.iter().filter(usable).cloned().collect()
     }
 
-    fn candidates(&self, avoid: &HashSet<DiskId>) -> Vec<Candidate> {
+    fn candidates(&self, avoid: &HashSet<DiskId>, scheme: Scheme) -> Vec<Candidate> {
         let disks = self.disks.all();
+        let level = self.disks.level(scheme.total_shards());
         let usable = disks.iter().filter(|d| d.writable() && !avoid.contains(&d.id));
         usable
             .map(|d| Candidate {
                 disk: d.id,
-                domain: d.domain(),
+                domain: d.domain(level),
                 free_bytes: d.status.as_ref().map_or(0, |s| s.free_bytes),
+                capacity_bytes: d.status.as_ref().map_or(0, |s| s.capacity_bytes),
                 open_units: 0,
             })
             .collect()

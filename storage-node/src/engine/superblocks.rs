@@ -86,6 +86,11 @@ pub fn is_overwritten(copies: &Copies, ours: &DiskIdentity) -> bool {
     !copies.iter().flatten().any(is_ours) && copies.iter().any(is_read)
 }
 
+/// Whether no copy failed to read. Pure.
+pub fn all_read(copies: &Copies) -> bool {
+    copies.iter().all(|copy| *copy != Err(UNREADABLE))
+}
+
 /// What operators read about such a disk.
 pub const OVERWRITTEN: &str = "the disk was overwritten: no valid superblock is left";
 

@@ -24,7 +24,8 @@ use crate::protocol::{DiskId, UnitId};
 /// The bytes of an encoded extent header.
 pub const EXTENT_HEADER_BYTES: usize = 80;
 
-const MAGIC: &[u8; 4] = b"CEXT";
+/// What an extent begins with.
+pub const EXTENT_MAGIC: &[u8; 4] = b"CEXT";
 const _: () = assert!(
     EXTENT_HEADER_BYTES <= 512,
     "an extent header is written atomically"
@@ -84,7 +85,7 @@ impl ExtentHeader {
     pub fn encode(&self, identity: &DiskIdentity) -> [u8; EXTENT_HEADER_BYTES] {
         let mut b = [0; EXTENT_HEADER_BYTES];
         let owner = self.owner.unwrap_or(UnitId { volume: 0, index: 0 });
-        put(&mut b, 0, MAGIC);
+        put(&mut b, 0, EXTENT_MAGIC);
         b[8] = if self.owner.is_some() { 1 } else { 2 };
         b[9] = owner.index;
         put(&mut b, 12, &self.extent.to_le_bytes());
@@ -101,7 +102,7 @@ impl ExtentHeader {
     /// From bytes: valid only on this disk, in this incarnation, for this extent.
     pub fn decode(b: &[u8], identity: &DiskIdentity, extent: u32) -> Result<Self, FormatError> {
         let b = b.get(..EXTENT_HEADER_BYTES).ok_or(FormatError::Short)?;
-        if &b[..4] != MAGIC {
+        if &b[..4] != EXTENT_MAGIC {
             return Err(FormatError::Magic("extent header"));
         }
         if get_u32(b, 4) != crc(identity, b) {

@@ -25,8 +25,7 @@ mod signer;
 mod tests;
 
 use crate::size::parse_size;
-pub use plan::parse_duration;
-use plan::{Mix, Op};
+use plan::{Mix, Op, parse_duration};
 use session::Session;
 use signer::Endpoint;
 use std::io::Write;

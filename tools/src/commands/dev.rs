@@ -7,6 +7,7 @@
 
 use super::VerifyArgs;
 use crate::CommandResult;
+use crate::home::Home;
 use crate::size::{format_size, parse_size};
 use clap::Args;
 use ec_core::{KERNEL_VARIABLE, Kernel, Scheme};
@@ -15,7 +16,7 @@ use gateway::cluster::setup::{self, Cluster, PlannedDisk, Wanted};
 use gateway::ledger::Ledger;
 use gateway::ledger::redb::RedbStore;
 use gateway::s3::StaticKeys;
-use gateway::server::{Gateway, GatewayConfig};
+use gateway::server::{Gateway, GatewayConfig, Listeners};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,9 +25,6 @@ use storage_node::client::StorageClient;
 use storage_node::http_client::HttpClient;
 use storage_node::node::{DiskSpec, FormatDiskError, FormatOptions, Node, NodeOptions, format_disk};
 use tokio::net::TcpListener;
-
-/// The ledger's page cache gets at most this much.
-const LEDGER_CACHE_MAX: u64 = 256 << 20;
 
 /// The disks get this long to stop; all they acknowledged is durable already.
 const NODE_STOP_MAX: Duration = Duration::from_millis(1_500);
@@ -55,7 +53,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// How long a disk may be away before what it held is rebuilt on others, as 30s, 10m or 2h
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = crate::bench::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = crate::duration::parse_duration)]
     grace: Duration,
     /// What codes: gfni-avx512, gfni-avx2, avx2, neon or scalar; else what CAIRN_KERNEL names, or the fastest
     #[arg(long, value_name = "NAME")]
@@ -85,14 +83,24 @@ pub async fn run(args: DevArgs) -> CommandResult {
         Some(kernel) => kernel,
         None => Kernel::from_environment().map_err(|e| format!("{KERNEL_VARIABLE}: {e}"))?,
     };
+    if Home::at(&args.data).is_inhabited() {
+        return Err(format!(
+            "{} holds a cluster that `cairn init` made: `cairn gateway` runs it",
+            args.data.display()
+        )
+        .into());
+    }
     // Bind first: a port that is taken is found out before anything is written.
     let s3 = bind(args.listen, "--listen").await?;
     let admin = bind(args.admin_listen, "--admin-listen").await?;
-    let memory = args.memory.unwrap_or_else(|| machine_memory() / 4).max(64 << 20);
+    let memory = args
+        .memory
+        .unwrap_or_else(|| super::machine_memory() / 4)
+        .max(64 << 20);
     std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?;
 
     let path = args.data.join("ledger.redb");
-    let cache = (memory / 8).min(LEDGER_CACHE_MAX) as usize;
+    let cache = super::ledger_cache(memory);
     let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, cache)).await??);
     let ledger = Ledger::new(store.clone());
     let cluster = open_cluster(&ledger, &args).await?;
@@ -110,8 +118,19 @@ pub async fn run(args: DevArgs) -> CommandResult {
         grace: args.grace,
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
-    print_welcome(&args, &cluster, s3.local_addr()?, admin.local_addr()?, memory);
-    let served = gateway.serve(keys, s3, admin, stop).await;
+    let listeners = Listeners {
+        s3,
+        admin,
+        join: None,
+    };
+    print_welcome(
+        &args,
+        &cluster,
+        listeners.s3.local_addr()?,
+        listeners.admin.local_addr()?,
+        memory,
+    );
+    let served = gateway.serve(keys, listeners, stop).await;
 
     if let Some(node) = local {
         let ended = tokio::task::spawn_blocking(move || node.shutdown());
@@ -251,17 +270,4 @@ fn presigned_url(endpoint: &str, args: &DevArgs) -> Option<String> {
     let credentials = Credentials::new(args.access_key.clone(), args.secret_key.clone());
     let url = GetObject::new(&bucket, Some(&credentials), "README.md").sign(Duration::from_secs(3_600));
     Some(url.to_string())
-}
-
-/// Bytes of memory of this machine; 4 GiB if it will not say.
-fn machine_memory() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = meminfo.lines().find_map(|l| {
-        l.strip_prefix("MemTotal:")?
-            .trim()
-            .strip_suffix(" kB")?
-            .parse::<u64>()
-            .ok()
-    });
-    kib.map_or(4 << 30, |kib| kib * 1_024)
 }

@@ -1,7 +1,9 @@
-//! `cairn disk`: looks at a disk that nobody serves. Reading and deciding is in `storage_node::offline`; this prints.
+//! `cairn disk`: looks at a disk that nobody serves. Reading and deciding is in `storage_node::offline`; this prints. The
+//! disks of a cluster that runs are in [`disk_online`].
 //!
 //! Exit codes, for scripts: 0 all is well, 1 `verify` found damage, 2 the disk cannot be read.
 
+use super::disk_online;
 use crate::CommandResult;
 use crate::size::format_size;
 use clap::{Args, Subcommand};
@@ -26,6 +28,10 @@ pub struct DiskArgs {
 
 #[derive(Subcommand)]
 enum DiskCommand {
+    /// List the disks of a cluster, and blank ones that could be added
+    List(disk_online::ListArgs),
+    /// Make blank disks of nodes the cluster's
+    Add(disk_online::AddArgs),
     /// What a file or block device and the kernel offer, and what Cairn would use
     Probe(ProbeArgs),
     /// What a disk holds: superblocks, extents, units, records
@@ -73,12 +79,13 @@ struct VerifyArgs {
 pub struct CannotRead(String);
 
 pub async fn run(args: DiskArgs) -> CommandResult {
-    tokio::task::spawn_blocking(move || match args.command {
-        DiskCommand::Probe(args) => probe(&args),
-        DiskCommand::Inspect(args) => inspect(&args),
-        DiskCommand::Verify(args) => verify(&args),
-    })
-    .await?
+    match args.command {
+        DiskCommand::List(args) => disk_online::list(args).await,
+        DiskCommand::Add(args) => disk_online::add(args).await,
+        DiskCommand::Probe(args) => tokio::task::spawn_blocking(move || probe(&args)).await?,
+        DiskCommand::Inspect(args) => tokio::task::spawn_blocking(move || inspect(&args)).await?,
+        DiskCommand::Verify(args) => tokio::task::spawn_blocking(move || verify(&args)).await?,
+    }
 }
 
 fn probe(args: &ProbeArgs) -> CommandResult {

@@ -1,7 +1,11 @@
 //! One file per command.
 
+pub mod config;
 pub mod dev;
 pub mod disk;
+mod disk_online;
+pub mod gateway;
+pub mod init;
 pub mod node;
 pub mod status;
 
@@ -34,4 +38,25 @@ pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// The ledger's page cache gets at most this much.
+const LEDGER_CACHE_MAX: u64 = 256 << 20;
+
+/// The ledger's page cache, where so much memory is for bytes in flight.
+pub fn ledger_cache(memory: u64) -> usize {
+    (memory / 8).min(LEDGER_CACHE_MAX) as usize
+}
+
+/// Bytes of memory of this machine; 4 GiB if it will not say.
+pub fn machine_memory() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo.lines().find_map(|l| {
+        l.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    });
+    kib.map_or(4 << 30, |kib| kib * 1_024)
 }

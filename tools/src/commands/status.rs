@@ -1,58 +1,29 @@
 //! `cairn status`: the state of a cluster, for people or as JSON.
 
 use crate::CommandResult;
+use crate::admin_client::AdminArgs;
 use crate::size::format_size;
 use clap::Args;
-use gateway::admin::status::{DiskLine, Status};
+use gateway::admin::status::{DiskLine, NodeLine, Status};
 use gateway::maintenance::rebuild::RebuildStatus;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use std::time::Duration;
-
-/// The most bytes of an answer.
-const ANSWER_MAX: usize = 16 << 20;
 
 #[derive(Args)]
 pub struct StatusArgs {
-    /// The admin address
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9001")]
-    admin: String,
+    #[command(flatten)]
+    admin: AdminArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub async fn run(args: StatusArgs) -> CommandResult {
-    let url = format!("{}/v1/status", args.admin.trim_end_matches('/'));
-    let answer = tokio::time::timeout(Duration::from_secs(10), fetch(&url));
-    let body = answer
-        .await
-        .map_err(|_| format!("{url}: no answer within 10 s"))??;
+    let body = args.admin.get("/v1/status").await?;
     if args.json {
         println!("{body}");
         return Ok(());
     }
     print!("{}", render(&serde_json::from_str(&body)?));
     Ok(())
-}
-
-async fn fetch(url: &str) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
-    let client: Client<_, Empty<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let response = client
-        .get(url.parse()?)
-        .await
-        .map_err(|e| format!("{url}: {e} (is Cairn running?)"))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_MAX)
-        .collect()
-        .await?
-        .to_bytes();
-    let body = String::from_utf8_lossy(&body).into_owned();
-    if !status.is_success() {
-        return Err(format!("{url}: {status}: {}", body.trim()).into());
-    }
-    Ok(body)
 }
 
 fn render(status: &Status) -> String {
@@ -77,12 +48,10 @@ fn render(status: &Status) -> String {
         format_size(capacity.live_bytes)
     ));
     line(String::new());
-    line(format!(
-        "{:<10} {:<8} {:>10} {:>10} {:>10} {:>9} {:>8}  backend",
-        "disk", "state", "capacity", "free", "live", "shards", "corrupt"
-    ));
-    status.disks.iter().for_each(|disk| line(disk_row(disk)));
-    line(String::new());
+    if !status.nodes.is_empty() {
+        line(node_table(&status.nodes));
+    }
+    line(disk_table(&status.disks));
     for volumes in &status.volumes {
         line(format!(
             "volumes   {:>5} {} {}",
@@ -126,6 +95,50 @@ fn rebuild_row(rebuild: &RebuildStatus) -> String {
         format_size(rebuild.left_bytes),
         format_size(rebuild.done_bytes)
     )
+}
+
+/// Disks for people.
+pub fn disk_table(disks: &[DiskLine]) -> String {
+    let mut out = format!(
+        "{:<10} {:<8} {:>10} {:>10} {:>10} {:>9} {:>8}  backend\n",
+        "disk", "state", "capacity", "free", "live", "shards", "corrupt"
+    );
+    disks
+        .iter()
+        .for_each(|disk| out.push_str(&format!("{}\n", disk_row(disk))));
+    out
+}
+
+/// Nodes for people.
+pub fn node_table(nodes: &[NodeLine]) -> String {
+    let mut out = format!(
+        "{:<10} {:<8} {:<21} {:<16} disks\n",
+        "node", "state", "address", "rack, zone"
+    );
+    for node in nodes {
+        let place: Vec<&str> = [node.rack.as_str(), node.zone.as_str()]
+            .into_iter()
+            .filter(|l| !l.is_empty())
+            .collect();
+        let blank = match node.disks_blank {
+            0 => String::new(),
+            blank => format!(", {blank} blank"),
+        };
+        let reason = node.reason.as_ref().map(|why| format!("  {why}"));
+        let row = format!(
+            "{:<10} {:<8} {:<21} {:<16} {} of {} online{blank}{}",
+            node.name,
+            node.state,
+            node.address,
+            place.join(", "),
+            node.disks_online,
+            node.disks,
+            reason.unwrap_or_default()
+        );
+        out.push_str(&row);
+        out.push('\n');
+    }
+    out
 }
 
 fn disk_row(disk: &DiskLine) -> String {

@@ -85,7 +85,7 @@ impl Cluster {
     /// A gateway on it: whoever was the gateway before is dead.
     pub async fn gateway(&self, memory_bytes: u64) -> Result<Arc<Objects>> {
         let ledger = self.ledger();
-        let lease = Lease::take_over(ledger.clone(), "test").await?;
+        let lease = Arc::new(Lease::take_over(ledger.clone(), "test").await?);
         let disks = Arc::new(Disks::load(&ledger, self.nodes()).await?);
         disks.poll().await;
         let volumes = Arc::new(Volumes::load(ledger.clone(), disks.clone()).await?);

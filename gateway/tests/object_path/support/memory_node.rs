@@ -417,6 +417,7 @@ impl StorageClient for MemoryNode {
                 .filter(|(_, d)| !d.faults.missing)
                 .map(|(id, d)| d.status(*id))
                 .collect(),
+            ..NodeStatus::default()
         })
     }
 }
