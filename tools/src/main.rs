@@ -42,6 +42,12 @@ enum Command {
     Status(commands::status::StatusArgs),
     /// List and add the disks of a cluster; look at a disk that nobody serves
     Disk(commands::disk::DiskArgs),
+    /// Show volumes, and where their units are
+    Volume(commands::places::VolumeArgs),
+    /// Show where objects are
+    Object(commands::places::ObjectArgs),
+    /// Show what is being rebuilt
+    Rebuild(commands::places::RebuildArgs),
     /// Measure an S3 endpoint
     Bench(bench::BenchArgs),
 }
@@ -90,6 +96,9 @@ async fn run(command: Command) -> CommandResult {
         Command::Config(args) => commands::config::run(&args),
         Command::Status(args) => commands::status::run(args).await,
         Command::Disk(args) => commands::disk::run(args).await,
+        Command::Volume(args) => commands::places::volume(args).await,
+        Command::Object(args) => commands::places::object(args).await,
+        Command::Rebuild(args) => commands::places::rebuild(args).await,
         Command::Bench(args) => bench::run(args).await.map_err(Into::into),
     }
 }

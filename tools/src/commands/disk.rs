@@ -3,7 +3,8 @@
 //!
 //! Exit codes, for scripts: 0 all is well, 1 `verify` found damage, 2 the disk cannot be read.
 
-use super::disk_online;
+use super::{decide, disk_online};
+use gateway::admin::operations::Action;
 use crate::CommandResult;
 use crate::size::format_size;
 use clap::{Args, Subcommand};
@@ -32,6 +33,16 @@ enum DiskCommand {
     List(disk_online::ListArgs),
     /// Make blank disks of nodes the cluster's
     Add(disk_online::AddArgs),
+    /// Copy what a disk holds elsewhere while it serves; nothing new goes there
+    Drain(decide::DecideArgs),
+    /// Give a disk up now: what it holds is rebuilt from the others
+    Retire(decide::DecideArgs),
+    /// Put a blank disk in a disk's place: add the one, retire the other
+    Replace(decide::ReplaceArgs),
+    /// Undo a drain, or a retirement before everything was rebuilt
+    Activate(decide::DecideArgs),
+    /// Forget a disk that was retired, or drained and retired, and holds nothing
+    Remove(decide::DecideArgs),
     /// What a file or block device and the kernel offer, and what Cairn would use
     Probe(ProbeArgs),
     /// What a disk holds: superblocks, extents, units, records
@@ -82,6 +93,11 @@ pub async fn run(args: DiskArgs) -> CommandResult {
     match args.command {
         DiskCommand::List(args) => disk_online::list(args).await,
         DiskCommand::Add(args) => disk_online::add(args).await,
+        DiskCommand::Drain(args) => decide::run(args, Action::Drain).await,
+        DiskCommand::Retire(args) => decide::run(args, Action::Retire).await,
+        DiskCommand::Activate(args) => decide::run(args, Action::Activate).await,
+        DiskCommand::Remove(args) => decide::run(args, Action::Remove).await,
+        DiskCommand::Replace(args) => decide::replace(args).await,
         DiskCommand::Probe(args) => tokio::task::spawn_blocking(move || probe(&args)).await?,
         DiskCommand::Inspect(args) => tokio::task::spawn_blocking(move || inspect(&args)).await?,
         DiskCommand::Verify(args) => tokio::task::spawn_blocking(move || verify(&args)).await?,

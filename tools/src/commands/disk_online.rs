@@ -185,7 +185,7 @@ fn choose(blank: &[BlankLine], args: &AddArgs) -> Result<Vec<BlankLine>, String>
 }
 
 /// Asks, where somebody is to answer.
-fn agreed() -> Result<bool, String> {
+pub fn agreed() -> Result<bool, String> {
     if !std::io::stdin().is_terminal() {
         return Err("nobody is there to ask: say --yes".into());
     }

@@ -1,12 +1,14 @@
 //! One file per command.
 
 pub mod config;
+mod decide;
 pub mod dev;
 pub mod disk;
 mod disk_online;
 pub mod gateway;
 pub mod init;
 pub mod node;
+pub mod places;
 pub mod status;
 
 use std::time::Duration;

@@ -80,7 +80,8 @@ fn render(status: &Status) -> String {
     out
 }
 
-fn rebuild_row(rebuild: &RebuildStatus) -> String {
+/// What is being rebuilt, in a line.
+pub fn rebuild_row(rebuild: &RebuildStatus) -> String {
     let eta = match rebuild.eta_s {
         Some(seconds) => format!("about {} s", seconds.max(1)),
         None => "not known yet".into(),
