@@ -173,13 +173,14 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>) -> Result<Sta
         live_bytes: sum.live_bytes + disk.live_bytes,
     });
     let queued = queued(objects).await?;
+    let write_scheme = objects.scheme.narrowed(writable).map(|s| s.to_string());
     let failing = workers.iter().any(|w| w.error.is_some());
     let settled = queued.garbage_blobs + queued.suspect_shards + queued.orphan_ranges == 0;
     Ok(Status {
         scheme: objects.scheme.to_string(),
         kernel: objects.codecs.kernel().to_string(),
-        write_scheme: objects.scheme.narrowed(writable).map(|s| s.to_string()),
-        healthy: degraded.disks == 0 && settled && !failing,
+        healthy: degraded.disks == 0 && settled && !failing && write_scheme.is_some(),
+        write_scheme,
         nodes: node_lines(objects),
         disks: disks.iter().map(|d| disk_line(d)).collect(),
         volumes,
