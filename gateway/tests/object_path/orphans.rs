@@ -8,7 +8,7 @@ use ec_core::Kernel;
 use gateway::clock::SystemClock;
 use gateway::object::put::Expected;
 use gateway::s3::StaticKeys;
-use gateway::server::{Gateway, GatewayConfig};
+use gateway::server::{Gateway, GatewayConfig, Listeners};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -291,7 +291,12 @@ fn a_whole_gateway_cleans_up_by_itself_and_gives_its_lease_back() {
             TcpListener::bind("127.0.0.1:0").await.unwrap(),
             TcpListener::bind("127.0.0.1:0").await.unwrap(),
         );
-        gateway.serve(keys(), s3, admin, async {}).await.unwrap();
+        let listeners = Listeners {
+            s3,
+            admin,
+            join: None,
+        };
+        gateway.serve(keys(), listeners, async {}).await.unwrap();
         assert_eq!(
             cluster.census().await.id_ranges,
             0,
