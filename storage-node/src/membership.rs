@@ -71,6 +71,15 @@ impl Membership {
         self.credentials.authority_fingerprint() != token.authority
     }
 
+    /// Takes in where the gateway is now, from a token of this cluster. Blocks.
+    pub fn follow(&mut self, directory: &Path, token: &Token) -> Result<(), String> {
+        if self.is_foreign(token) || self.member.gateway == token.address {
+            return Ok(());
+        }
+        self.member.gateway.clone_from(&token.address);
+        write_member(directory, &self.member)
+    }
+
     /// Keeps what a node got when it joined. Blocks.
     pub fn store(
         directory: &Path,
@@ -89,12 +98,16 @@ impl Membership {
             name: name.into(),
             gateway: token.address.clone(),
         };
-        let json = serde_json::to_string_pretty(&member).map_err(|e| e.to_string())?;
         write_private(&directory.join(CERTIFICATE), &answer.certificate)?;
         write_private(&directory.join(AUTHORITY), &answer.authority)?;
-        write_private(&directory.join(MEMBER), &json)?;
+        write_member(directory, &member)?;
         Membership::load(directory)?.ok_or_else(|| "what was written is not there".into())
     }
+}
+
+fn write_member(directory: &Path, member: &Member) -> Result<(), String> {
+    let json = serde_json::to_string_pretty(member).map_err(|e| e.to_string())?;
+    write_private(&directory.join(MEMBER), &json)
 }
 
 /// The key in the directory, made if there is none yet. Blocks.

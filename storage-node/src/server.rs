@@ -145,7 +145,7 @@ impl Door {
 
     fn complain(&self, from: IpAddr, why: &str) {
         if self.complaints.is_new(from, why) {
-            tracing::warn!(%from, why, "connection refused");
+            tracing::warn!(%from, why, this = %self.own, "connection refused");
         }
     }
 }

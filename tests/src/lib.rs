@@ -22,6 +22,7 @@ pub mod load;
 pub mod loop_device;
 pub mod model;
 pub mod node;
+pub mod processes;
 pub mod setting;
 pub mod shard_load;
 pub mod shards;

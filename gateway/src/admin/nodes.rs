@@ -3,10 +3,12 @@
 use super::server::AdminError;
 use super::status::{DiskLine, NodeLine, disk_lines, node_lines};
 use crate::cluster::adopt::{self, ADD_MAX, Added, Blank};
+use crate::cluster::nodes::Node;
 use crate::server::{Gateway, Membership};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use storage_node::protocol::{DiskState, DiskStatus};
 
 /// The nodes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +24,20 @@ pub struct DiskList {
     pub disks: Vec<DiskLine>,
     /// By node.
     pub blank: Vec<BlankLine>,
+    /// What nodes have that is no disk of this cluster, or not where it belongs; by node.
+    #[serde(default)]
+    pub strange: Vec<StrangeLine>,
+}
+
+/// A disk that is not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrangeLine {
+    /// Its node's name.
+    pub node: String,
+    /// Where it is there.
+    pub path: String,
+    /// Why it is not used.
+    pub reason: String,
 }
 
 /// A blank disk.
@@ -127,7 +143,32 @@ pub fn disks(gateway: &Gateway) -> DiskList {
     DiskList {
         disks: disk_lines(&gateway.objects, &disks.all()),
         blank: adopt::blank(disks.nodes()).into_iter().map(line).collect(),
+        strange: disks
+            .nodes()
+            .all()
+            .iter()
+            .flat_map(|node| strange(gateway, node))
+            .collect(),
     }
+}
+
+fn strange(gateway: &Gateway, node: &Node) -> Vec<StrangeLine> {
+    let Some(info) = &node.info else { return Vec::new() };
+    let line = |disk: DiskStatus| {
+        let known = gateway.objects.disks.get(disk.disk);
+        let reason = match (known, disk.state) {
+            (Some(known), _) if known.node.as_ref() == Some(info) => return None,
+            (Some(known), _) => format!("{} belongs elsewhere", known.label),
+            (None, DiskState::Fenced { reason }) => reason,
+            (None, DiskState::Online) => format!("the ledger has no disk {}", disk.disk),
+        };
+        Some(StrangeLine {
+            node: info.name.clone(),
+            path: disk.path,
+            reason,
+        })
+    };
+    node.shown().into_iter().filter_map(line).collect()
 }
 
 /// A new token.

@@ -183,16 +183,27 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: Rebu
         live_bytes: sum.live_bytes + disk.live_bytes,
     });
     let queued = queued(objects).await?;
+    let write_scheme = objects
+        .volumes
+        .write_scheme(objects.scheme)
+        .map(|s| s.to_string());
+    // What was decided a moment ago counts, too.
+    let (units, bytes) = objects.to_rebuild();
+    let rebuild = match rebuild.units {
+        0 => RebuildStatus {
+            units,
+            left_bytes: bytes,
+            ..RebuildStatus::default()
+        },
+        _ => rebuild,
+    };
     let failing = workers.iter().any(|w| w.error.is_some());
     let settled = queued.garbage_blobs + queued.suspect_shards + queued.orphan_ranges == 0;
     Ok(Status {
         scheme: objects.scheme.to_string(),
         kernel: objects.codecs.kernel().to_string(),
-        write_scheme: objects
-            .volumes
-            .write_scheme(objects.scheme)
-            .map(|s| s.to_string()),
-        healthy: degraded.disks == 0 && settled && !failing && rebuild.units == 0,
+        healthy: degraded.disks == 0 && settled && !failing && rebuild.units == 0 && write_scheme.is_some(),
+        write_scheme,
         nodes: node_lines(objects),
         disks: disk_lines(objects, &disks),
         rebuild,

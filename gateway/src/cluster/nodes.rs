@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use storage_node::client::StorageClient;
-use storage_node::protocol::{BlankDisk, NodeError, NodeId, NodeStatus};
+use storage_node::protocol::{BlankDisk, DiskStatus, NodeError, NodeId, NodeStatus};
 use tracing::{info, warn};
 
 /// Whose disk it is, for labels and placement.
@@ -55,6 +55,7 @@ pub struct Node {
 #[derive(Clone, Default)]
 struct Seen {
     contact: Contact,
+    disks: Vec<DiskStatus>,
     blank: Vec<BlankDisk>,
 }
 
@@ -95,6 +96,15 @@ impl Node {
             .clone()
     }
 
+    /// The disks it last spoke of, whoever's they are.
+    pub fn shown(&self) -> Vec<DiskStatus> {
+        self.seen
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .disks
+            .clone()
+    }
+
     /// The blank disks it last spoke of.
     pub fn blank(&self) -> Vec<BlankDisk> {
         self.seen
@@ -129,8 +139,14 @@ impl Node {
         }
         seen.contact = contact;
         match answer {
-            Ok(status) => seen.blank.clone_from(&status.blank),
-            Err(_) => seen.blank.clear(),
+            Ok(status) => {
+                seen.disks.clone_from(&status.disks);
+                seen.blank.clone_from(&status.blank);
+            }
+            Err(_) => {
+                seen.disks.clear();
+                seen.blank.clear();
+            }
         }
         lost
     }

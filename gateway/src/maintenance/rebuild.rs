@@ -111,6 +111,32 @@ struct Target {
     address: UnitAddress,
 }
 
+impl Objects {
+    /// Which units of a volume are not where they should be, or not whole there.
+    fn needs(&self, volume: &Volume) -> Vec<(u8, Need)> {
+        let need = |index: u8| {
+            let disk = self.disks.get(volume.disks[usize::from(index)]);
+            let Some(disk) = disk else { return Some(Need::Move) };
+            match (disk.membership, &disk.health) {
+                (Membership::Out | Membership::Absent, _) => Some(Need::Move),
+                (_, Health::Online) if !volume.is_whole(index) => Some(Need::Fill),
+                (Membership::Draining, Health::Online) => Some(Need::Drain),
+                _ => None,
+            }
+        };
+        let indices = 0..volume.disks.len() as u8;
+        indices.filter_map(|index| Some((index, need(index)?))).collect()
+    }
+
+    /// How many units are to be made whole on another disk, and about how many bytes they have.
+    pub fn to_rebuild(&self) -> (usize, u64) {
+        self.volumes.all().iter().fold((0, 0), |(units, bytes), volume| {
+            let needs = self.needs(volume).len();
+            (units + needs, bytes + needs as u64 * volume.used_bytes())
+        })
+    }
+}
+
 /// See the module.
 pub struct Rebuild {
     objects: Arc<Objects>,
@@ -142,7 +168,7 @@ impl Rebuild {
     fn tasks(&self) -> Vec<Task> {
         let mut tasks = Vec::new();
         for volume in self.objects.volumes.all() {
-            let needs = self.needs(&volume);
+            let needs = self.objects.needs(&volume);
             if needs.is_empty() {
                 continue;
             }
@@ -164,21 +190,6 @@ impl Rebuild {
         tasks
     }
 
-    fn needs(&self, volume: &Volume) -> Vec<(u8, Need)> {
-        let need = |index: u8| {
-            let disk = self.objects.disks.get(volume.disks[usize::from(index)]);
-            let Some(disk) = disk else { return Some(Need::Move) };
-            match (disk.membership, &disk.health) {
-                (Membership::Out | Membership::Absent, _) => Some(Need::Move),
-                (_, Health::Online) if !volume.is_whole(index) => Some(Need::Fill),
-                (Membership::Draining, Health::Online) => Some(Need::Drain),
-                _ => None,
-            }
-        };
-        let indices = 0..volume.disks.len() as u8;
-        indices.filter_map(|index| Some((index, need(index)?))).collect()
-    }
-
     fn is_readable(&self, volume: &Volume, index: u8) -> bool {
         let disk = self.objects.disks.get(volume.disks[usize::from(index)]);
         volume.is_whole(index) && disk.is_some_and(|disk| disk.health == Health::Online)
@@ -190,7 +201,7 @@ impl Rebuild {
             return Ok(false);
         }
         let volume = self.objects.volumes.refresh(task.volume.id).await?;
-        if !self.needs(&volume).contains(&(task.index, task.need)) {
+        if !self.objects.needs(&volume).contains(&(task.index, task.need)) {
             return Ok(true);
         }
         // From here on no blob is begun in it; one that was has to end.

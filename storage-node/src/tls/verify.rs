@@ -67,7 +67,7 @@ fn words(error: &rustls::Error) -> Option<String> {
         rustls::Error::AlertReceived(
             alert @ (AccessDenied | BadCertificate | CertificateExpired | CertificateUnknown | UnknownCA),
         ) => Some(format!(
-            "the other side refused this side's certificate ({alert:?}): it is of another cluster, or means another peer"
+            "the other side refused this side's certificate ({alert:?}): it is of another cluster, or wants somebody else here"
         )),
         _ => None,
     }

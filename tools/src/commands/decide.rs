@@ -76,7 +76,12 @@ pub async fn replace(args: ReplaceArgs) -> CommandResult {
     }
     if !decide.json {
         print!("{}", render(&plan));
-        println!("new disk   {} of {}, {}", new.path, new.node, format_size(new.size));
+        println!(
+            "new disk   {} of {}, {}",
+            new.path,
+            new.node,
+            format_size(new.size)
+        );
     }
     may_run(decide, &plan)?;
     let request = AddRequest {
@@ -101,10 +106,7 @@ pub async fn replace(args: ReplaceArgs) -> CommandResult {
     }
     let done = apply(decide, Action::Retire, &again).await?;
     match decide.json {
-        true => println!(
-            "{}",
-            serde_json::json!({ "added": added.disks, "retired": done })
-        ),
+        true => println!("{}", serde_json::json!({ "added": added.disks, "retired": done })),
         false => {
             added
                 .disks
@@ -212,7 +214,11 @@ fn render(plan: &Plan) -> String {
     if let (Some(now), Some(then)) = (plan.spare_now, plan.spare_then) {
         line(
             "redundancy",
-            format!("survives {} more losses now, {} until it is done", now.max(0), then.max(0)),
+            format!(
+                "survives {} more losses now, {} until it is done",
+                now.max(0),
+                then.max(0)
+            ),
         );
     }
     if !plan.lost_volumes.is_empty() {

@@ -4,10 +4,10 @@
 //! Exit codes, for scripts: 0 all is well, 1 `verify` found damage, 2 the disk cannot be read.
 
 use super::{decide, disk_online};
-use gateway::admin::operations::Action;
 use crate::CommandResult;
 use crate::size::format_size;
 use clap::{Args, Subcommand};
+use gateway::admin::operations::Action;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Write as _;

@@ -58,6 +58,12 @@ pub async fn list(args: ListArgs) -> CommandResult {
         println!();
         print!("{}", blank_table(&list.blank));
     }
+    if !list.strange.is_empty() {
+        println!("\n{:<16} not used", "node");
+    }
+    for line in &list.strange {
+        println!("{:<16} {}: {}", line.node, line.path, line.reason);
+    }
     Ok(())
 }
 

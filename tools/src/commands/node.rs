@@ -185,7 +185,12 @@ async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, String> {
 }
 
 async fn open(disks: Vec<PathBuf>, options: NodeOptions) -> Result<Arc<Node>, tokio::task::JoinError> {
-    let specs = disks.into_iter().map(DiskSpec::at).collect();
+    // A disk is known by its path, wherever the node is started from.
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    let specs = disks
+        .into_iter()
+        .map(|path| DiskSpec::at(absolute(path)))
+        .collect();
     let node = tokio::task::spawn_blocking(move || Node::open(specs, options)).await?;
     Ok(Arc::new(node))
 }
@@ -265,7 +270,7 @@ async fn be_member(
     place: &Announcement,
 ) -> Result<(Membership, bool), Box<dyn std::error::Error + Send + Sync>> {
     let shown = data.display();
-    if let Some(membership) = Membership::load(data)? {
+    if let Some(mut membership) = Membership::load(data)? {
         let member = &membership.member;
         if member.name != name {
             return Err(format!(
@@ -281,8 +286,9 @@ async fn be_member(
             )
             .into());
         }
-        if token.is_some() {
-            tracing::info!(cluster = %member.cluster, "joined already; the token is not needed");
+        if let Some(token) = token {
+            tracing::info!(cluster = %member.cluster, "joined already; of the token only the gateway's address is taken");
+            membership.follow(data, token)?;
         }
         return Ok((membership, false));
     }

@@ -95,7 +95,9 @@ pub async fn volume(args: VolumeArgs) -> CommandResult {
         (false, None) => print!("{}", volume_table(&volumes)),
         (false, Some(_)) => {
             print!("{}", volume_table(&volumes));
-            volumes.iter().for_each(|volume| print!("{}", units(volume, "  ")));
+            volumes
+                .iter()
+                .for_each(|volume| print!("{}", units(volume, "  ")));
         }
     }
     Ok(())
@@ -176,7 +178,9 @@ pub async fn rebuild(args: RebuildArgs) -> CommandResult {
             let rebuild = &status.rebuild;
             bar.set_length(rebuild.done_bytes + rebuild.left_bytes);
             bar.set_position(rebuild.done_bytes);
-            let eta = rebuild.eta_s.map(|seconds| format!(", about {} s", seconds.max(1)));
+            let eta = rebuild
+                .eta_s
+                .map(|seconds| format!(", about {} s", seconds.max(1)));
             bar.set_message(format!("{} units{}", rebuild.units, eta.unwrap_or_default()));
             tokio::time::sleep(WATCH_PERIOD).await;
             status = asked.admin.get_json("/v1/status").await?;

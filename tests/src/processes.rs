@@ -1,0 +1,502 @@
+//! A Cairn of several processes for a test: a gateway, and nodes that joined it, over mutual TLS on loopback ports, with
+//! files as disks.
+//!
+//! Invariants: dropping it ends its processes and removes its directory; a line of WARN or ERROR in any of their logs that
+//! the test did not allow fails the test, and so does whatever is not a log line (a panic).
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::cluster::{binary, free_address, unexpected_lines};
+use crate::sigv4::Keys;
+use crate::{http, status, tools};
+
+/// The longest that a start, a stop or a command may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The size of a disk.
+const DISK_BYTES: u64 = 256 << 20;
+
+/// One process that is started again and again with the same command.
+#[derive(Debug)]
+struct Daemon {
+    name: String,
+    arguments: Vec<String>,
+    log: PathBuf,
+    process: Option<Child>,
+}
+
+impl Daemon {
+    fn new(name: &str, directory: &Path, arguments: Vec<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            arguments,
+            log: directory.join(format!("{name}.log")),
+            process: None,
+        }
+    }
+
+    fn start(&mut self, further: &[&str]) {
+        assert!(self.process.is_none(), "{} is still running", self.name);
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut command = cairn();
+        command
+            .args(&self.arguments)
+            .args(further)
+            .args(["--log-format", "json"]);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.process = Some(child.unwrap());
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.process
+            .as_mut()
+            .is_some_and(|process| process.try_wait().unwrap().is_none())
+    }
+
+    fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    fn terminate(&mut self) -> ExitStatus {
+        let mut process = self.process.take().unwrap();
+        tools::signal(process.id(), "TERM");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = process.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > deadline {
+                process.kill().unwrap();
+                process.wait().unwrap();
+                panic!(
+                    "{} still runs {PATIENCE:?} after SIGTERM\n{}",
+                    self.name,
+                    self.log()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+#[derive(Debug)]
+struct NodeProcess {
+    daemon: Daemon,
+    directory: PathBuf,
+    address: SocketAddr,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Processes {
+    directory: TempDir,
+    gateway: Daemon,
+    nodes: Vec<NodeProcess>,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    allowed: Vec<String>,
+}
+
+impl Processes {
+    /// So many nodes with so many disks each, joined and added, ready for requests.
+    pub fn start(nodes: usize, disks_per_node: usize, scheme: &str) -> Self {
+        Self::start_with(nodes, disks_per_node, scheme, &[])
+    }
+
+    /// The same, with further arguments for the gateway.
+    pub fn start_with(nodes: usize, disks_per_node: usize, scheme: &str, further: &[&str]) -> Self {
+        let mut cluster = Self::start_gateway_with(scheme, further);
+        for _ in 0..nodes {
+            cluster.add_node(disks_per_node);
+        }
+        if nodes * disks_per_node > 0 {
+            let added = cluster.cairn(&["disk", "add", "--all", "--yes"]);
+            assert!(added.status.success(), "{added:?}");
+            cluster.wait_until_ready();
+        }
+        cluster
+    }
+
+    /// A new cluster with a gateway and nothing else.
+    pub fn start_gateway(scheme: &str) -> Self {
+        Self::start_gateway_with(scheme, &[])
+    }
+
+    fn start_gateway_with(scheme: &str, further: &[&str]) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("cairn-processes-")
+            .tempdir()
+            .unwrap();
+        let (listen, admin, join) = (free_address(), free_address(), free_address());
+        let data = directory.path().join("gateway");
+        let made = run(cairn()
+            .arg("init")
+            .arg("--data")
+            .arg(&data)
+            .args(["--scheme", scheme]));
+        assert!(made.status.success(), "{made:?}");
+        let mut arguments = vec!["gateway".to_owned(), "--config".to_owned()];
+        arguments.push(data.join("cairn.toml").display().to_string());
+        for (flag, value) in [
+            ("--listen", listen),
+            ("--admin-listen", admin),
+            ("--join-listen", join),
+        ] {
+            arguments.extend([flag.to_owned(), value.to_string()]);
+        }
+        arguments.extend(["--memory".to_owned(), "256MiB".to_owned()]);
+        arguments.extend(further.iter().map(|argument| (*argument).to_owned()));
+        let gateway = Daemon::new("gateway", directory.path(), arguments);
+        let mut cluster = Self {
+            directory,
+            gateway,
+            nodes: Vec::new(),
+            listen,
+            admin,
+            allowed: Vec::new(),
+        };
+        cluster.restart_gateway();
+        cluster
+    }
+
+    /// Another node, with this many blank disks, which has joined. Its number.
+    pub fn add_node(&mut self, disks: usize) -> usize {
+        let token = self.token();
+        let index = self.prepare_node(disks);
+        self.nodes[index].daemon.start(&["--join", &token]);
+        self.wait_until_online(index);
+        index
+    }
+
+    /// As [`Processes::add_node`], without joining or starting it.
+    pub fn prepare_node(&mut self, disks: usize) -> usize {
+        let index = self.nodes.len();
+        let name = format!("node-{index}");
+        let directory = self.directory.path().join(&name);
+        std::fs::create_dir(&directory).unwrap();
+        let address = free_address();
+        let names: Vec<String> = (0..disks).map(|disk| format!("disk-{disk}")).collect();
+        for name in &names {
+            File::create(directory.join(name))
+                .unwrap()
+                .set_len(DISK_BYTES)
+                .unwrap();
+        }
+        let config = format!(
+            "[node]\nname = \"{name}\"\ndata = \"member\"\nlisten = \"{address}\"\nrack = \"rack-{index}\"\ndisks = {names:?}\n"
+        );
+        let path = directory.join("node.toml");
+        std::fs::write(&path, config).unwrap();
+        let arguments = vec![
+            "node".to_owned(),
+            "--config".to_owned(),
+            path.display().to_string(),
+        ];
+        self.nodes.push(NodeProcess {
+            daemon: Daemon::new(&name, self.directory.path(), arguments),
+            directory,
+            address,
+        });
+        index
+    }
+
+    /// Runs a prepared node with further arguments until it stops by itself.
+    pub fn node_refused(&self, index: usize, arguments: &[&str]) -> Output {
+        let node = &self.nodes[index];
+        run(cairn().args(&node.daemon.arguments).args(arguments))
+    }
+
+    /// Starts a node that was prepared, with further arguments, and does not wait.
+    pub fn spawn_node(&mut self, index: usize, arguments: &[&str]) {
+        self.nodes[index].daemon.start(arguments);
+    }
+
+    /// A token for one node.
+    pub fn token(&self) -> String {
+        let made = self.cairn(&["node", "token"]);
+        assert!(made.status.success(), "{made:?}");
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Runs `cairn` against the gateway's admin address.
+    pub fn cairn(&self, arguments: &[&str]) -> Output {
+        run(cairn().args(arguments).env("CAIRN_ADMIN", self.admin_endpoint()))
+    }
+
+    /// Starts the gateway again, and waits until it answers.
+    pub fn restart_gateway(&mut self) {
+        self.gateway.start(&[]);
+        let deadline = Instant::now() + PATIENCE;
+        while !self
+            .admin("/health/live")
+            .is_ok_and(|response| response.status == 200)
+        {
+            assert!(
+                self.gateway.is_running(),
+                "the gateway stopped\n{}",
+                self.gateway.log()
+            );
+            assert!(
+                Instant::now() < deadline,
+                "the gateway is not live\n{}",
+                self.gateway.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends the gateway at once.
+    pub fn kill_gateway(&mut self) {
+        self.gateway.kill();
+    }
+
+    /// Asks the gateway to stop, and waits until it did.
+    pub fn terminate_gateway(&mut self) -> ExitStatus {
+        self.gateway.terminate()
+    }
+
+    /// Starts a node again, without token, and waits until the gateway sees it.
+    pub fn restart_node(&mut self, index: usize) {
+        self.nodes[index].daemon.start(&[]);
+        self.wait_until_online(index);
+    }
+
+    /// Ends a node at once.
+    pub fn kill_node(&mut self, index: usize) {
+        self.nodes[index].daemon.kill();
+    }
+
+    /// Asks a node to stop, and waits until it did.
+    pub fn terminate_node(&mut self, index: usize) -> ExitStatus {
+        self.nodes[index].daemon.terminate()
+    }
+
+    /// Puts a blank disk into a machine, and starts its node again with it.
+    pub fn add_blank_disk(&mut self, index: usize) {
+        let path = self.nodes[index].directory.join("node.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        let name = format!("disk-{}", config.matches("\"disk-").count());
+        let file = File::create(self.nodes[index].directory.join(&name)).unwrap();
+        file.set_len(DISK_BYTES).unwrap();
+        let (before, disks) = config.split_once("disks = [").unwrap();
+        std::fs::write(&path, format!("{before}disks = [\"{name}\", {disks}")).unwrap();
+        assert!(self.terminate_node(index).success());
+        self.nodes[index].daemon.start(&[]);
+        let path = self.nodes[index].directory.join(&name).display().to_string();
+        let is_there = || self.admin_json("/v1/disks").to_string().contains(&path);
+        status::wait_until("the blank disk is seen", PATIENCE, is_there, || {
+            self.node(index).to_string()
+        });
+    }
+
+    /// The process of a node, for signals.
+    pub fn node_pid(&self, index: usize) -> u32 {
+        self.nodes[index].daemon.process.as_ref().unwrap().id()
+    }
+
+    /// Where a node serves.
+    pub fn node_address(&self, index: usize) -> SocketAddr {
+        self.nodes[index].address
+    }
+
+    /// The directory of a node: `node.toml`, `member`, `disk-0`, …
+    pub fn node_directory(&self, index: usize) -> &Path {
+        &self.nodes[index].directory
+    }
+
+    /// The file of a disk of a node.
+    pub fn disk(&self, node: usize, disk: usize) -> PathBuf {
+        self.nodes[node].directory.join(format!("disk-{disk}"))
+    }
+
+    /// The directory that `cairn init` made.
+    pub fn gateway_directory(&self) -> PathBuf {
+        self.directory.path().join("gateway")
+    }
+
+    /// How many nodes were prepared.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A client with the keys that `cairn init` made.
+    pub fn client(&self) -> Client {
+        Client {
+            address: self.listen,
+            keys: keys(&self.gateway_directory()),
+        }
+    }
+
+    /// Where S3 is.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.listen)
+    }
+
+    /// Where the administration is.
+    pub fn admin_endpoint(&self) -> String {
+        format!("http://{}", self.admin)
+    }
+
+    /// A GET of the administration.
+    pub fn admin(&self, target: &str) -> io::Result<http::Response> {
+        let host = [("host".to_owned(), self.admin.to_string())];
+        http::exchange(self.admin, "GET", target, &host, &[])
+    }
+
+    /// `/v1/status`.
+    pub fn status(&self) -> Value {
+        self.admin_json("/v1/status")
+    }
+
+    /// What the administration says at a path, which it must.
+    pub fn admin_json(&self, target: &str) -> Value {
+        let response = self.admin(target).unwrap();
+        assert_eq!(response.status, 200, "{}", response.text());
+        serde_json::from_slice(&response.body).unwrap()
+    }
+
+    /// What `/v1/nodes` says of a node; null if it is not there.
+    pub fn node(&self, index: usize) -> Value {
+        let nodes = self.admin_json("/v1/nodes");
+        let name = format!("node-{index}");
+        let found = nodes["nodes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["name"] == name);
+        found.cloned().unwrap_or(Value::Null)
+    }
+
+    /// Waits until the gateway sees this node and all of its disks.
+    pub fn wait_until_online(&self, index: usize) {
+        let is_online = || {
+            let node = self.node(index);
+            node["state"] == "online" && node["disks"] == node["disks_online"]
+        };
+        let seen = || format!("{}\n{}", self.node(index), self.node_log(index));
+        status::wait_until("the node is online", PATIENCE, is_online, seen);
+    }
+
+    /// Waits until the gateway has lost this node.
+    pub fn wait_until_lost(&self, index: usize) {
+        let is_lost = || self.node(index)["state"] == "lost";
+        status::wait_until("the node is lost", PATIENCE, is_lost, || {
+            self.node(index).to_string()
+        });
+    }
+
+    /// Waits until writes are taken.
+    pub fn wait_until_ready(&self) {
+        let is_ready = || {
+            self.admin("/health/ready")
+                .is_ok_and(|response| response.status == 200)
+        };
+        status::wait_until("it is ready", PATIENCE, is_ready, || self.status().to_string());
+    }
+
+    /// Log lines that contain this text are expected, whoever logs them. A panic never is.
+    pub fn allow(&mut self, text: &str) {
+        self.allowed.push(text.to_owned());
+    }
+
+    /// Log lines about a node that is lost, or comes and goes with its disks, are expected.
+    pub fn allow_lost_nodes(&mut self) {
+        for text in ["node lost", "disk suspect", "disk down"] {
+            self.allow(text);
+        }
+    }
+
+    /// What the gateway has logged so far.
+    pub fn gateway_log(&self) -> String {
+        self.gateway.log()
+    }
+
+    /// What a node has logged so far.
+    pub fn node_log(&self, index: usize) -> String {
+        self.nodes[index].daemon.log()
+    }
+
+    fn daemons(&mut self) -> impl Iterator<Item = &mut Daemon> {
+        std::iter::once(&mut self.gateway).chain(self.nodes.iter_mut().map(|node| &mut node.daemon))
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        let allowed = self.allowed.clone();
+        let mut unexpected = Vec::new();
+        for daemon in self.daemons() {
+            if let Some(mut process) = daemon.process.take() {
+                // It may have ended by itself; its log says so below.
+                let _ended = process.kill();
+                let _status = process.wait();
+            }
+            let log = daemon.log();
+            if std::thread::panicking() {
+                let last: Vec<&str> = log.lines().rev().take(20).collect();
+                eprintln!(
+                    "the last lines of {}, latest first:\n{}",
+                    daemon.name,
+                    last.join("\n")
+                );
+            }
+            let lines = unexpected_lines(&log, &allowed);
+            unexpected.extend(lines.into_iter().map(|line| format!("{}: {line}", daemon.name)));
+        }
+        assert!(
+            std::thread::panicking() || unexpected.is_empty(),
+            "unexpected in the logs:\n{}",
+            unexpected.join("\n")
+        );
+    }
+}
+
+/// The program, without what the surroundings would tell it.
+pub fn cairn() -> Command {
+    let mut command = Command::new(binary());
+    let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CAIRN_"));
+    ours.for_each(|(name, _)| {
+        command.env_remove(name);
+    });
+    command
+}
+
+/// Runs a command to its end, which must come in time.
+pub fn run(command: &mut Command) -> Output {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    tools::wait_with_output(child.unwrap(), PATIENCE)
+}
+
+fn keys(directory: &Path) -> Keys {
+    let text = std::fs::read_to_string(directory.join("credentials")).unwrap();
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim_start_matches([' ', '=']).to_owned()
+    };
+    Keys {
+        access: value("aws_access_key_id"),
+        secret: value("aws_secret_access_key"),
+    }
+}
