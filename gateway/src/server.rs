@@ -208,7 +208,11 @@ impl Gateway {
         let join = match (&self.membership, listeners.join) {
             (Some(membership), Some(listener)) => {
                 let (joining, disks) = (membership.joining.clone(), self.objects.disks.clone());
-                Some(tokio::spawn(join_server::serve(listener, joining, disks)))
+                Some(tokio::spawn(async move {
+                    if let Err(error) = join_server::serve(listener, joining, disks).await {
+                        tracing::error!(%error, "no node can join");
+                    }
+                }))
             }
             _ => None,
         };

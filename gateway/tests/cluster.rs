@@ -330,7 +330,7 @@ async fn a_node_that_hangs_delays_nothing_that_is_known_of_others() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_url = format!("http://{}", silent.local_addr().unwrap());
     let mut world = World::new().await;
-    world.node("quick", 1, node_on(&[path.clone()])).await;
+    world.node("quick", 1, node_on(std::slice::from_ref(&path))).await;
     world
         .node("silent", 2, Arc::new(HttpClient::new(&silent_url).unwrap()))
         .await;

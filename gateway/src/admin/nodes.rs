@@ -4,11 +4,16 @@ use super::server::AdminError;
 use super::status::{DiskLine, NodeLine, disk_lines, node_lines};
 use crate::cluster::adopt::{self, ADD_MAX, Added, Blank};
 use crate::cluster::nodes::Node;
+use crate::error::Error;
 use crate::server::{Gateway, Membership};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 use storage_node::protocol::{DiskState, DiskStatus};
+
+/// Who asks is answered by then, before the connection counts as idle.
+const ANSWER_WITHIN: Duration = Duration::from_secs(90);
 
 /// The nodes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -207,9 +212,13 @@ pub async fn add_disks(gateway: &Gateway, request: AddRequest) -> Result<AddAnsw
     }
     // As a task: an operator who leaves does not stop it half way.
     let adding = tokio::spawn(async move { membership.adopting.add(&chosen, request.overwrite).await });
-    let added = adding
-        .await
-        .map_err(|e| AdminError::conflict(format!("adding disks: {e}")))??;
+    let Ok(added) = tokio::time::timeout(ANSWER_WITHIN, adding).await else {
+        return Err(AdminError {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            what: "formatting takes long, and goes on; the disks are listed when it is done".into(),
+        });
+    };
+    let added = added.map_err(|e| Error::Internal(format!("adding disks: {e}")))??;
     let line = |added: Added| AddedLine {
         node: added.node,
         path: added.path,

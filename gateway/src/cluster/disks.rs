@@ -300,15 +300,21 @@ impl Disks {
     pub fn begin_poll(self: &Arc<Self>) {
         for node in self.nodes.all().iter() {
             let (disks, node) = (self.clone(), node.clone());
-            tokio::spawn(async move { disks.poll_node(&node).await });
+            tokio::spawn(async move {
+                if let Ok(_asking) = node.asking.try_lock() {
+                    disks.ask(&node).await;
+                }
+            });
         }
     }
 
     /// Asks one node, and takes in what it says.
     pub async fn poll_node(&self, node: &Arc<Node>) {
-        let Some(_asking) = node.begin_asking() else {
-            return;
-        };
+        let _asking = node.asking.lock().await;
+        self.ask(node).await;
+    }
+
+    async fn ask(&self, node: &Arc<Node>) {
         let answer = node.client.status(POLL_DEADLINE).await;
         let current = self.nodes.get(node.key);
         if !current.is_some_and(|current| Arc::ptr_eq(&current, node)) {

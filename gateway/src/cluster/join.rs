@@ -153,15 +153,17 @@ impl Joining {
     pub async fn join(&self, request: &JoinRequest) -> Result<(NodeId, JoinAnswer), JoinError> {
         check_label(&request.name).map_err(JoinError::Bad)?;
         request.place.check().map_err(JoinError::Bad)?;
-        let certificate_request = CertificateRequest::parse(&request.request)?;
-        let public_key = certificate_request.key_hash();
         let _one_at_a_time = self.one_at_a_time.lock().await;
         let token_key = match unhex::<16>(&request.secret) {
             Some(secret) => key::token(&hash(&secret)),
             None => return Err(JoinError::Bad("the token's secret is 32 hex digits".into())),
         };
-        let token = self.ledger.get::<TokenRow>(token_key.clone()).await?;
-        let token = self.judge(token, &public_key)?;
+        let Some(token) = self.ledger.get::<TokenRow>(token_key.clone()).await? else {
+            return Err(no_token("the token is unknown here".into()));
+        };
+        let certificate_request = CertificateRequest::parse(&request.request)?;
+        let public_key = certificate_request.key_hash();
+        self.judge(&token.row, &public_key)?;
         let nodes = nodes::rows(&self.ledger).await?;
         let before = nodes
             .iter()
@@ -224,26 +226,15 @@ impl Joining {
         Ok((id, answer))
     }
 
-    /// The token, if this key may use it.
-    fn judge(
-        &self,
-        token: Option<Typed<TokenRow>>,
-        public_key: &[u8; 32],
-    ) -> Result<Typed<TokenRow>, JoinError> {
-        const ANOTHER: &str = "`cairn node token` makes another";
-        let no = |why: String| Err(JoinError::Forbidden(format!("{why}; {ANOTHER}")));
-        let Some(token) = token else {
-            return no("the token is unknown here".into());
-        };
-        let now_ms = self.clock.now_ms();
-        if !token.row.used_by.is_empty() && token.row.used_key.as_ref() != public_key {
-            return no(format!("the token was used, by node {}", token.row.used_by));
+    /// Whether this key may use the token.
+    fn judge(&self, token: &TokenRow, public_key: &[u8; 32]) -> Result<(), JoinError> {
+        if !token.used_by.is_empty() && token.used_key.as_ref() != public_key {
+            return Err(no_token(format!("the token was used, by node {}", token.used_by)));
         }
-        if token.row.expires_ms <= now_ms {
-            let seconds = (now_ms - token.row.expires_ms) / 1_000;
-            return no(format!("the token expired {seconds} s ago"));
+        match self.clock.now_ms().checked_sub(token.expires_ms) {
+            None => Ok(()),
+            Some(late_ms) => Err(no_token(format!("the token expired {} s ago", late_ms / 1_000))),
         }
-        Ok(token)
     }
 
     /// A node that has joined says where it is.
@@ -285,6 +276,10 @@ impl Joining {
         );
         Ok(id)
     }
+}
+
+fn no_token(why: String) -> JoinError {
+    JoinError::Forbidden(format!("{why}; `cairn node token` makes another"))
 }
 
 fn hash(secret: &[u8; 16]) -> [u8; 32] {

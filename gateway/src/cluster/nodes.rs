@@ -7,10 +7,10 @@
 use crate::ledger::model::NodeRow;
 use crate::ledger::{Ledger, Typed, key};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use storage_node::client::StorageClient;
 use storage_node::protocol::{BlankDisk, DiskStatus, NodeError, NodeId, NodeStatus};
+use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 /// Whose disk it is, for labels and placement.
@@ -49,7 +49,8 @@ pub struct Node {
     /// Reaches it.
     pub client: Arc<dyn StorageClient>,
     seen: RwLock<Seen>,
-    asking: AtomicBool,
+    /// Held while it is being asked: it is not asked twice at once.
+    pub asking: Mutex<()>,
 }
 
 #[derive(Clone, Default)]
@@ -57,15 +58,6 @@ struct Seen {
     contact: Contact,
     disks: Vec<DiskStatus>,
     blank: Vec<BlankDisk>,
-}
-
-/// Held while a node is being asked: it is not asked twice at once.
-pub struct Asking<'a>(&'a Node);
-
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        self.0.asking.store(false, Ordering::Release);
-    }
 }
 
 impl Node {
@@ -78,7 +70,7 @@ impl Node {
             address: address.into(),
             client,
             seen: RwLock::default(),
-            asking: AtomicBool::new(false),
+            asking: Mutex::default(),
         }
     }
 
@@ -112,14 +104,6 @@ impl Node {
             .unwrap_or_else(PoisonError::into_inner)
             .blank
             .clone()
-    }
-
-    /// Unless somebody is asking it already.
-    pub fn begin_asking(&self) -> Option<Asking<'_>> {
-        let begun = self
-            .asking
-            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        begun.is_ok().then_some(Asking(self))
     }
 
     /// Takes in an answer; says why its disks cannot be reached, if they cannot.

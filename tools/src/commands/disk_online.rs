@@ -8,8 +8,8 @@ use gateway::admin::nodes::{AddAnswer, AddRequest, AddedLine, BlankLine, BlankNa
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-/// Formatting large disks takes minutes. The gateway goes on when nobody waits.
-const ADD_PATIENCE: Duration = Duration::from_secs(660);
+/// The gateway answers before that, even if formatting goes on.
+const ADD_PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Args)]
 pub struct ListArgs {

@@ -17,16 +17,27 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How disks are verified; for every command that serves some.
 #[derive(clap::Args)]
 pub struct VerifyArgs {
-    /// Days in which every disk is read once, to find what has rotted; 0 to leave it
-    #[arg(long, value_name = "DAYS", default_value_t = 7.0)]
-    verify_days: f64,
+    /// Days in which every disk is read once, to find what has rotted; 0 to leave it. 7 unless somebody says otherwise
+    #[arg(long, value_name = "DAYS")]
+    verify_days: Option<f64>,
 }
+
+const VERIFY_DAYS: f64 = 7.0;
 
 impl VerifyArgs {
     /// The cycle, if there is to be one.
     fn cycle(&self) -> Result<Option<Duration>, String> {
-        let cycle = Duration::try_from_secs_f64(self.verify_days * 86_400.0);
-        let cycle = cycle.map_err(|e| format!("--verify-days {}: {e}", self.verify_days))?;
+        self.cycle_or(None)
+    }
+
+    /// The cycle, if there is to be one; `configured` where no flag says.
+    fn cycle_or(&self, configured: Option<Option<Duration>>) -> Result<Option<Duration>, String> {
+        let days = match (self.verify_days, configured) {
+            (None, Some(configured)) => return Ok(configured),
+            (days, _) => days.unwrap_or(VERIFY_DAYS),
+        };
+        let cycle = Duration::try_from_secs_f64(days * 86_400.0);
+        let cycle = cycle.map_err(|e| format!("--verify-days {days}: {e}"))?;
         Ok((!cycle.is_zero()).then_some(cycle))
     }
 }

@@ -241,10 +241,7 @@ async fn serve_member(path: &Path, args: RunArgs) -> CommandResult {
     let member = &membership.member;
     let options = NodeOptions {
         cluster: Some(member.cluster),
-        verify_cycle: match config.verify_every {
-            Some(every) => every,
-            None => args.verify.cycle()?,
-        },
+        verify_cycle: args.verify.cycle_or(config.verify_every)?,
         takes_blank: true,
         ..NodeOptions::default()
     };
