@@ -199,9 +199,9 @@ fn a_block_device_that_shrinks_harms_no_other_disk() {
         device.truncate_backing(MIB);
         device.take_size_of_backing();
     };
-    // Looking finds it, or a write fails before that.
+    // Looking finds it, or a write fails before that; a write in between makes the backing file longer again.
     run(lose_a_disk_for(device.path(), shrink, |reason| {
-        reason.contains("truncated from 268435456 to 1048576 bytes") || reason.contains("a write failed")
+        reason.contains("truncated from 268435456 to ") || reason.contains("a write failed")
     }));
 }
 

@@ -21,6 +21,8 @@ use tokio::sync::Mutex;
 const OPEN_VOLUMES: usize = 4;
 /// A volume is sealed when its units have used this share of the smallest of its disks.
 const UNIT_SHARE: u64 = 32;
+/// But not before: every volume takes an extent of each of its disks, and those of small disks are few.
+const UNIT_BYTES_MIN: u64 = 4 << 20;
 
 /// A volume, as of one epoch.
 #[derive(Debug)]
@@ -338,7 +340,7 @@ impl Volumes {
     fn is_full(&self, volume: &Volume) -> bool {
         let capacity = |id: &DiskId| Some(self.disks.get(*id)?.status.as_ref()?.capacity_bytes);
         let smallest = volume.disks.iter().filter_map(capacity).min().unwrap_or(u64::MAX);
-        volume.used_bytes.load(Ordering::Relaxed) >= smallest / UNIT_SHARE
+        volume.used_bytes.load(Ordering::Relaxed) >= (smallest / UNIT_SHARE).max(UNIT_BYTES_MIN)
     }
 
     /// The open volumes of a scheme that have room, on disks that can be written.

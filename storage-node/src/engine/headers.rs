@@ -62,6 +62,8 @@ pub struct Extents {
     pub loose: Vec<u32>,
     /// Headers whose two copies disagree.
     pub disagreeing: Vec<ExtentHeader>,
+    /// Those of which neither header is valid: they are left alone.
+    pub bad: Vec<u32>,
     /// The headers of one could not be read: it may be there next time, with all it holds.
     pub unknown: bool,
 }
@@ -95,7 +97,7 @@ pub fn read_extents(
         found.unknown |= failed && choice == HeaderChoice::Bad;
         let extent = match choice {
             HeaderChoice::Bad => {
-                tracing::error!(disk = %identity.disk, extent = number, "both extent headers are bad: left alone");
+                found.bad.push(number);
                 Extent::new(ExtentUse::Quarantined, 0, layout.data_end())
             }
             HeaderChoice::Header { header, agreed } => {
@@ -116,6 +118,10 @@ pub fn read_extents(
             }
         };
         found.extents.push(extent);
+    }
+    if let Some(first) = found.bad.first() {
+        let (disk, count) = (identity.disk, found.bad.len());
+        tracing::error!(%disk, count, first, "extents of which both headers are bad: left alone");
     }
     (found, next_header, generation)
 }

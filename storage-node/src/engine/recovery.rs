@@ -18,7 +18,7 @@ use super::scan::{Log, walk_extent};
 use super::summaries::{Backlog, Listing, Summaries};
 use super::superblocks;
 use super::tail::{FooterBytes, look_at_tail, read_entries};
-use crate::device::{AlignedBuf, Device, DeviceError, align_down, align_up};
+use crate::device::{AlignedBuf, Device, DeviceError, DeviceErrorKind, align_down, align_up};
 use crate::format::extent::{DiskIdentity, ExtentHeader, SYSTEM_UNIT};
 use crate::format::layout::Layout;
 use crate::format::record::{
@@ -69,6 +69,14 @@ pub fn recover(
     identity: &DiskIdentity,
 ) -> Result<Recovered, DeviceError> {
     let (extents, header, generation) = read_extents(device, superblock, layout, identity);
+    if extents.bad.len() == layout.extents() as usize {
+        // Superblocks alone make no disk: formatting wrote every header.
+        let what = format!(
+            "the disk was overwritten: none of its {} extents has a valid header",
+            extents.bad.len()
+        );
+        return Err(DeviceError::new(DeviceErrorKind::Gone, what));
+    }
     let mut survey = Survey {
         device,
         layout,

@@ -341,3 +341,25 @@ fn a_version_that_may_be_the_older_one_is_not_served() {
         );
     }
 }
+
+/// The superblocks are there, and nothing else: it is not a disk with no room, but one that is gone.
+#[test]
+fn a_disk_of_superblocks_alone_is_refused() {
+    let disk = SimulatedDisk::new(2 << 20, 1);
+    format_simulated(&disk, 32 * 1024);
+    let engine = Engine::open(disk.device()).unwrap();
+    put(&engine, &unit(1), key(1, 0), Bytes::from_static(b"x")).unwrap();
+    let layout = engine.shared.layout;
+    drop(engine);
+    let overwrite = |number| {
+        disk.overwrite(
+            layout.extent_offset(number),
+            &vec![0xa5; layout.extent_size() as usize],
+        )
+    };
+    (1..layout.extents()).for_each(overwrite);
+    assert!(Engine::open(disk.device()).is_ok(), "one extent is left");
+    overwrite(0);
+    let refused = Engine::open(disk.device()).err().unwrap();
+    assert!(refused.contains("none of its"), "{refused}");
+}
