@@ -22,7 +22,7 @@ pub const HASTY: Gait = Gait {
 };
 /// Whoever else reads is hardly slowed: never more than one small read is before them.
 pub const GENTLE: Gait = Gait {
-    read_bytes: if cfg!(test) { 8 << 10 } else { 256 << 10 },
+    read_bytes: if cfg!(test) { 8 << 10 } else { 128 << 10 },
     in_flight: 1,
 };
 
