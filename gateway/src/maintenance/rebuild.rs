@@ -172,14 +172,9 @@ impl Rebuild {
             if needs.is_empty() {
                 continue;
             }
-            let there: Vec<usize> = (0..volume.disks.len())
-                .filter(|index| self.is_readable(&volume, *index as u8))
-                .collect();
-            let lost = volume.disks.len() - there.len();
-            let codec = self.objects.codecs.get(volume.scheme);
-            let decodable = codec.is_ok_and(|codec| codec.code().is_decodable(there) == Ok(true));
+            let (spare, decodable) = self.objects.spare(&volume, None);
             tasks.extend(needs.into_iter().map(|(index, need)| Task {
-                spare: volume.scheme.losses_survived() as i64 - lost as i64,
+                spare,
                 volume: volume.clone(),
                 index,
                 need,
@@ -188,11 +183,6 @@ impl Rebuild {
         }
         tasks.sort_by_key(|task| (task.need == Need::Drain, task.spare, task.volume.id, task.need));
         tasks
-    }
-
-    fn is_readable(&self, volume: &Volume, index: u8) -> bool {
-        let disk = self.objects.disks.get(volume.disks[usize::from(index)]);
-        volume.is_whole(index) && disk.is_some_and(|disk| disk.health == Health::Online)
     }
 
     /// Does a piece of a task. False when nothing could be done.
@@ -246,7 +236,7 @@ impl Rebuild {
         let moved = self
             .objects
             .volumes
-            .move_unit(volume, index, to, |commit| lease.fence(commit))
+            .move_unit(volume, index, to, false, |commit| lease.fence(commit))
             .await?;
         let disk = self.objects.disks.get(to);
         let to = disk.map_or_else(|| to.to_string(), |disk| disk.label.clone());
@@ -286,7 +276,7 @@ impl Rebuild {
         let switched = self
             .objects
             .volumes
-            .switch_unit(volume, index, to, |commit| lease.fence(commit))
+            .move_unit(volume, index, to, true, |commit| lease.fence(commit))
             .await?;
         tracing::info!(
             volume = volume.id,

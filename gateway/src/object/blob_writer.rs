@@ -135,7 +135,7 @@ impl<'a> BlobWriter<'a> {
         if self.open.as_ref().is_some_and(|open| !usable(open)) {
             self.close();
         }
-        if self.open.is_none() {
+        while self.open.is_none() {
             let id = self.objects.lease.next_blob().await?;
             let volume = self
                 .objects
@@ -146,8 +146,8 @@ impl<'a> BlobWriter<'a> {
             // Whoever moves a unit seals its volume first, then asks who is writing to it: one of the two sees the other.
             let now = self.objects.volumes.get(volume.id).await?;
             if now.state != VolumeState::Open || now.epoch != volume.epoch {
-                self.pending.abandon((volume.id, id));
-                return Err(Error::WriteFailed(format!("volume {} was sealed", volume.id)));
+                self.pending.abandon((volume.id, id)); // It is not picked again.
+                continue;
             }
             self.open = Some(OpenBlob {
                 volume,

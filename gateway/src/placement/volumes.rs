@@ -254,13 +254,14 @@ impl Volumes {
         self.refresh(id).await.map(|_| ())
     }
 
-    /// Gives a unit another disk, in the ledger and then here. From then on requests carry the new epoch, and the unit is
-    /// incomplete until [`Volumes::complete`]. `fence` adds the preconditions of whoever decided it.
+    /// Gives a unit another disk, in the ledger and then here. From then on requests carry the new epoch, and the unit, unless it
+    /// is whole there already, is incomplete until [`Volumes::complete`]. `fence` adds the preconditions of whoever decided it.
     pub async fn move_unit(
         &self,
         volume: &Volume,
         index: u8,
         to: DiskId,
+        whole: bool,
         fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
     ) -> Result<Arc<Volume>> {
         self.change(volume, fence, |row| {
@@ -269,26 +270,9 @@ impl Volumes {
             }
             row.epoch += 1;
             row.set_state(VolumeState::Sealed);
-            if !row.incomplete.contains(&index.into()) {
+            if !whole && !row.incomplete.contains(&index.into()) {
                 row.incomplete.push(index.into());
             }
-        })
-        .await
-    }
-
-    /// Gives a unit the disk where it is whole already.
-    pub async fn switch_unit(
-        &self,
-        volume: &Volume,
-        index: u8,
-        to: DiskId,
-        fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
-    ) -> Result<Arc<Volume>> {
-        self.change(volume, fence, |row| {
-            if let Some(disk) = row.disks.get_mut(usize::from(index)) {
-                *disk = Bytes::copy_from_slice(&to.0.to_be_bytes());
-            }
-            row.epoch += 1;
         })
         .await
     }
