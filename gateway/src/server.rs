@@ -20,6 +20,7 @@ use crate::maintenance::absence::Absence;
 use crate::maintenance::garbage::Garbage;
 use crate::maintenance::leftovers::Leftovers;
 use crate::maintenance::orphans::Orphans;
+use crate::maintenance::rebalance::Rebalance;
 use crate::maintenance::rebuild::{Moving, Progress, Rebuild};
 use crate::maintenance::repair::Repair;
 use crate::maintenance::scrub::Scrub;
@@ -142,6 +143,7 @@ impl Gateway {
             scheme: config.scheme,
             hedges: Default::default(),
             suspects: Default::default(),
+            relocations: Default::default(),
             gate: Default::default(),
             codecs: Codecs::new(config.kernel),
         });
@@ -153,6 +155,7 @@ impl Gateway {
         let workers = vec![
             Running::start(Absence::new(objects.clone(), config.grace), stopped.clone()),
             Running::start(rebuilding, stopped.clone()),
+            Running::start(Rebalance::new(objects.clone()), stopped.clone()),
             Running::start(Leftovers::new(objects.clone(), moving), stopped.clone()),
             Running::start(Garbage::new(objects.clone()), stopped.clone()),
             Running::start(

@@ -34,7 +34,7 @@ enum Command {
     Init(commands::init::InitArgs),
     /// Run a gateway: S3 on the disks of nodes that join
     Gateway(commands::gateway::GatewayArgs),
-    /// Run a storage node; make a token for one; list them
+    /// Run a storage node; make a token for one; list, drain and remove them
     Node(commands::node::NodeArgs),
     /// Explain the mistakes in a configuration
     Config(commands::config::ConfigArgs),
@@ -48,6 +48,8 @@ enum Command {
     Object(commands::places::ObjectArgs),
     /// Show what is being rebuilt
     Rebuild(commands::places::RebuildArgs),
+    /// Move units until all disks are about equally full
+    Rebalance(commands::rebalance::RebalanceArgs),
     /// Measure an S3 endpoint
     Bench(bench::BenchArgs),
 }
@@ -99,6 +101,7 @@ async fn run(command: Command) -> CommandResult {
         Command::Volume(args) => commands::places::volume(args).await,
         Command::Object(args) => commands::places::object(args).await,
         Command::Rebuild(args) => commands::places::rebuild(args).await,
+        Command::Rebalance(args) => commands::rebalance::run(args).await,
         Command::Bench(args) => bench::run(args).await.map_err(Into::into),
     }
 }

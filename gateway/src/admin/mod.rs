@@ -2,5 +2,6 @@
 
 pub mod nodes;
 pub mod operations;
+pub mod rebalance;
 pub mod server;
 pub mod status;

@@ -38,13 +38,21 @@ pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> 
             let detail = |volume: &Arc<Volume>| gateway.objects.volume_detail(volume);
             json(Ok(volumes.iter().map(detail).collect::<Vec<_>>()))
         }
-        (&Method::POST, "/v1/disks/plan") => {
+        (&Method::POST, "/v1/plan") => {
             let plan = async |wanted| Ok(gateway.objects.plan(&wanted)?);
             json(with_body(request, plan).await)
         }
-        (&Method::POST, "/v1/disks/apply") => {
+        (&Method::POST, "/v1/apply") => {
             let apply = async |wanted| Ok(gateway.objects.apply(&wanted).await?);
             json(with_body(request, apply).await)
+        }
+        (&Method::POST, "/v1/rebalance") => {
+            let rebalance = async |wanted| Ok(gateway.objects.rebalance(&wanted).await?);
+            json(with_body(request, rebalance).await)
+        }
+        (&Method::POST, "/v1/rebalance/stop") => {
+            let stop = async |_: Nothing| Ok(gateway.objects.ask_rebalance(None).await?);
+            json(with_body(request, stop).await)
         }
         (&Method::POST, "/v1/locate") => {
             let locate =
@@ -173,6 +181,11 @@ impl From<Refusal> for AdminError {
         }
     }
 }
+
+/// `{}`.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
 
 #[derive(serde::Deserialize)]
 struct Locate {

@@ -1,5 +1,6 @@
 //! The state of the cluster at one moment, as JSON and for `cairn status`.
 
+use super::rebalance::RebalanceStatus;
 use crate::cluster::disks::{Disk, Health};
 use crate::cluster::nodes::{Contact, Node};
 use crate::error::Result;
@@ -41,6 +42,9 @@ pub struct Status {
     /// What is being rebuilt.
     #[serde(default)]
     pub rebuild: RebuildStatus,
+    /// The rebalancing that is going on.
+    #[serde(default)]
+    pub rebalance: Option<RebalanceStatus>,
     /// Background workers.
     pub workers: Vec<WorkerLine>,
     /// Whether anything needs attention or time.
@@ -207,6 +211,7 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: Rebu
         nodes: node_lines(objects),
         disks: disk_lines(objects, &disks),
         rebuild,
+        rebalance: objects.rebalance_status().await?,
         volumes,
         capacity,
         degraded,

@@ -25,6 +25,14 @@ pub struct SettingsRow {
     pub name: String,
 }
 
+/// That disks are to be made equally full.
+#[derive(Clone, PartialEq, Message)]
+pub struct RebalanceRow {
+    /// How far from the mean a disk may be, in thousandths of a disk.
+    #[prost(uint32, tag = "1")]
+    pub within_permille: u32,
+}
+
 /// A counter's next id.
 #[derive(Clone, PartialEq, Message)]
 pub struct CounterRow {

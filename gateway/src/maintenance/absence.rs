@@ -7,7 +7,7 @@
 
 use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::model::{DiskRow, Membership};
 use crate::ledger::{CommitBuilder, key};
 use crate::object::Objects;
@@ -59,18 +59,26 @@ impl Absence {
 impl Objects {
     /// Records what is decided of a disk.
     pub async fn decide(&self, disk: DiskId, membership: Membership) -> Result<()> {
-        let row_key = key::disk(disk.0);
-        let Some(mut found) = self.ledger.get::<DiskRow>(row_key.clone()).await? else {
-            return Err(crate::error::Error::Internal(format!(
-                "the ledger has no disk {disk}"
-            )));
-        };
-        found.row.set_membership(membership);
-        let commit = CommitBuilder::new()
-            .expect(&row_key, Some(found.version))
-            .put(row_key, &found.row);
+        self.decide_all(&[disk], membership).await
+    }
+
+    /// Records what is decided of several disks, of all or of none.
+    pub async fn decide_all(&self, disks: &[DiskId], membership: Membership) -> Result<()> {
+        let mut commit = CommitBuilder::new();
+        for disk in disks {
+            let row_key = key::disk(disk.0);
+            let Some(mut found) = self.ledger.get::<DiskRow>(row_key.clone()).await? else {
+                return Err(Error::Internal(format!("the ledger has no disk {disk}")));
+            };
+            found.row.set_membership(membership);
+            commit = commit
+                .expect(&row_key, Some(found.version))
+                .put(row_key, &found.row);
+        }
         self.ledger.commit(self.lease.fence(commit).build()).await?;
-        self.disks.set_membership(disk, membership);
+        disks
+            .iter()
+            .for_each(|disk| self.disks.set_membership(*disk, membership));
         Ok(())
     }
 }

@@ -90,7 +90,7 @@ enum Need {
     Move,
     /// It is on its new disk, and not whole.
     Fill,
-    /// Its disk is to go: a copy elsewhere first.
+    /// Its disk is to go, or it is to be on an emptier one: a copy elsewhere first.
     Drain,
 }
 
@@ -121,6 +121,7 @@ impl Objects {
                 (Membership::Out | Membership::Absent, _) => Some(Need::Move),
                 (_, Health::Online) if !volume.is_whole(index) => Some(Need::Fill),
                 (Membership::Draining, Health::Online) => Some(Need::Drain),
+                (_, Health::Online) => self.relocation(volume, index).map(|_| Need::Drain),
                 _ => None,
             }
         };
@@ -172,7 +173,7 @@ impl Rebuild {
             if needs.is_empty() {
                 continue;
             }
-            let (spare, decodable) = self.objects.spare(&volume, None);
+            let (spare, decodable) = self.objects.spare(&volume, &[]);
             tasks.extend(needs.into_iter().map(|(index, need)| Task {
                 spare,
                 volume: volume.clone(),
@@ -262,7 +263,11 @@ impl Rebuild {
         if let Some(known) = known.filter(|known| !usable(known)) {
             self.moving.lock().remove(&(unit, known)); // What it got is a leftover now.
         }
-        let Some(to) = known.filter(usable).or_else(|| self.choose(volume, index)) else {
+        let Some(to) = known
+            .filter(usable)
+            .or_else(|| self.objects.relocation(volume, index))
+            .or_else(|| self.choose(volume, index))
+        else {
             return Ok(false);
         };
         self.moving.lock().insert((unit, to));

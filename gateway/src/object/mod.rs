@@ -34,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::placement::relocations::Relocations;
 use crate::placement::volumes::Volumes;
 use abandoned::Abandoned;
 use ec_core::{Codec, Kernel, Scheme};
@@ -77,6 +78,8 @@ pub struct Objects {
     pub hedges: shard_reader::HedgeBudget,
     /// Shards queued for repair.
     pub suspects: shard_reader::Suspects,
+    /// Units that are to be on another disk.
+    pub relocations: Relocations,
     /// Counts requests and commits in progress; closed at shutdown.
     pub gate: Gate,
     /// A codec per scheme in use.

@@ -13,6 +13,7 @@ mod multipart;
 mod orphans;
 mod races;
 mod reads;
+mod rebalance;
 mod rebuild;
 mod repair;
 mod round_trips;

@@ -1,4 +1,5 @@
-//! `cairn disk drain`, `retire`, `activate`, `remove`, `replace`: what operators decide about the disks of a cluster that runs.
+//! `cairn disk` and `cairn node` `drain`, `retire`, `activate`, `remove`, and `cairn disk replace`: what operators decide about a
+//! cluster that runs.
 //! Each shows a plan first, and runs only what was planned.
 
 use super::disk_online::agreed;
@@ -7,7 +8,7 @@ use crate::admin_client::AdminArgs;
 use crate::size::format_size;
 use clap::Args;
 use gateway::admin::nodes::{AddAnswer, AddRequest, BlankLine, BlankName, DiskList};
-use gateway::admin::operations::{Action, ApplyRequest, Plan, PlanRequest};
+use gateway::admin::operations::{Action, ApplyRequest, Plan, PlanRequest, Subject};
 use std::time::Duration;
 
 /// A decision is one commit.
@@ -19,10 +20,10 @@ const ADD_PATIENCE: Duration = Duration::from_secs(660);
 pub struct DecideArgs {
     #[command(flatten)]
     admin: AdminArgs,
-    /// The disk, by its name or its id
-    disk: String,
-    /// Lose what only this disk has: its name once more
-    #[arg(long, value_name = "DISK")]
+    /// Its name (or a disk's id)
+    name: String,
+    /// Lose what nothing else has: its name once more
+    #[arg(long, value_name = "NAME")]
     force: Option<String>,
     /// Show the plan, and do nothing
     #[arg(long)]
@@ -48,8 +49,19 @@ pub struct ReplaceArgs {
 }
 
 /// Shows what an action would do, and does it when that is wanted.
-pub async fn run(args: DecideArgs, action: Action) -> CommandResult {
-    let plan = plan(&args, action).await?;
+pub async fn disk(args: DecideArgs, action: Action) -> CommandResult {
+    let subject = Subject::Disk(args.name.clone());
+    run(args, subject, action).await
+}
+
+/// As [`disk`], for all disks of a node.
+pub async fn node(args: DecideArgs, action: Action) -> CommandResult {
+    let subject = Subject::Node(args.name.clone());
+    run(args, subject, action).await
+}
+
+async fn run(args: DecideArgs, subject: Subject, action: Action) -> CommandResult {
+    let plan = plan(&args, &subject, action).await?;
     if args.dry_run {
         return show(&args, &plan);
     }
@@ -57,7 +69,7 @@ pub async fn run(args: DecideArgs, action: Action) -> CommandResult {
         print!("{}", render(&plan));
     }
     may_run(&args, &plan)?;
-    let done = apply(&args, action, &plan).await?;
+    let done = apply(&args, subject, action, &plan).await?;
     match args.json {
         true => println!("{}", serde_json::to_string(&done)?),
         false => println!("{}", what_now(&done)),
@@ -68,7 +80,8 @@ pub async fn run(args: DecideArgs, action: Action) -> CommandResult {
 /// A blank disk joins, and the old one is given up: what it held is rebuilt on all disks, the new one among them.
 pub async fn replace(args: ReplaceArgs) -> CommandResult {
     let decide = &args.decide;
-    let plan = plan(decide, Action::Retire).await?;
+    let subject = Subject::Disk(decide.name.clone());
+    let plan = plan(decide, &subject, Action::Retire).await?;
     let list: DiskList = decide.admin.get_json("/v1/disks").await?;
     let new = new_disk(&list.blank, &args)?;
     if decide.dry_run {
@@ -96,15 +109,15 @@ pub async fn replace(args: ReplaceArgs) -> CommandResult {
         return Err(format!("{} of {} was not added: {failed}", new.path, new.node).into());
     }
     // The new disk is part of what the old plan did not know; nothing else may have changed.
-    let again = self::plan(decide, Action::Retire).await?;
+    let again = self::plan(decide, &subject, Action::Retire).await?;
     if (again.units, &again.lost_volumes) != (plan.units, &plan.lost_volumes) {
         return Err(format!(
             "the new disk was added, but {} has changed since this was planned: `cairn disk retire {}` shows how it is now",
-            plan.disk, plan.disk
+            subject.name(), subject.name()
         )
         .into());
     }
-    let done = apply(decide, Action::Retire, &again).await?;
+    let done = apply(decide, subject, Action::Retire, &again).await?;
     match decide.json {
         true => println!("{}", serde_json::json!({ "added": added.disks, "retired": done })),
         false => {
@@ -140,26 +153,31 @@ fn new_disk<'a>(blank: &'a [BlankLine], args: &ReplaceArgs) -> Result<&'a BlankL
     }
 }
 
-async fn plan(args: &DecideArgs, action: Action) -> Result<Plan, Box<dyn std::error::Error + Send + Sync>> {
+async fn plan(
+    args: &DecideArgs,
+    subject: &Subject,
+    action: Action,
+) -> Result<Plan, Box<dyn std::error::Error + Send + Sync>> {
     let request = PlanRequest {
-        disk: args.disk.clone(),
+        subject: subject.clone(),
         action,
     };
-    args.admin.post("/v1/disks/plan", &request, PATIENCE).await
+    args.admin.post("/v1/plan", &request, PATIENCE).await
 }
 
 async fn apply(
     args: &DecideArgs,
+    subject: Subject,
     action: Action,
     plan: &Plan,
 ) -> Result<Plan, Box<dyn std::error::Error + Send + Sync>> {
     let request = ApplyRequest {
-        disk: args.disk.clone(),
+        subject,
         action,
         plan: plan.plan.clone(),
         force: args.force.clone(),
     };
-    args.admin.post("/v1/disks/apply", &request, PATIENCE).await
+    args.admin.post("/v1/apply", &request, PATIENCE).await
 }
 
 fn show(args: &DecideArgs, plan: &Plan) -> CommandResult {
@@ -171,7 +189,7 @@ fn show(args: &DecideArgs, plan: &Plan) -> CommandResult {
 }
 
 fn may_run(args: &DecideArgs, plan: &Plan) -> CommandResult {
-    let forced = args.force.as_deref() == Some(plan.disk.as_str());
+    let forced = args.force.as_deref() == Some(plan.subject.name());
     if let Some(why) = plan.refused.as_ref().filter(|_| !forced) {
         return Err(why.as_str().into());
     }
@@ -183,13 +201,18 @@ fn may_run(args: &DecideArgs, plan: &Plan) -> CommandResult {
 
 /// A plan for people.
 fn render(plan: &Plan) -> String {
-    let action = match plan.action {
-        Action::Drain => "drain: copies elsewhere first, then the disk holds nothing",
-        Action::Retire => "retire: the disk is given up now, and rebuilt from the others",
-        Action::Activate => "activate: the disk gets new units again",
-        Action::Remove => "remove: the cluster forgets the disk",
+    let what = match &plan.subject {
+        Subject::Disk(_) => "the disk".to_owned(),
+        Subject::Node(_) if plan.disks.is_empty() => "a node without disks".to_owned(),
+        Subject::Node(_) => format!("the node's disks {}", plan.disks.join(", ")),
     };
-    let mut out = format!("plan       {}, {action}\n", plan.disk);
+    let action = match plan.action {
+        Action::Drain => format!("drain: copies elsewhere first, until nothing is on {what}"),
+        Action::Retire => format!("retire: gives up {what} now, and rebuilds from the others"),
+        Action::Activate => format!("activate: new units for {what} again"),
+        Action::Remove => format!("remove: the cluster forgets {what}"),
+    };
+    let mut out = format!("plan       {}, {action}\n", plan.subject.name());
     let mut line = |name: &str, text: String| out.push_str(&format!("{name:<10} {text}\n"));
     if matches!(plan.action, Action::Drain | Action::Retire) {
         line(
@@ -234,14 +257,17 @@ fn render(plan: &Plan) -> String {
 }
 
 fn what_now(plan: &Plan) -> String {
+    let (what, name) = (plan.subject.word(), plan.subject.name());
     match plan.action {
         Action::Drain | Action::Retire if plan.units > 0 => format!(
-            "{} is on its way out: `cairn rebuild status` says how far; `cairn disk remove {}` when it holds nothing",
-            plan.disk, plan.disk
+            "{name} is on its way out: `cairn rebuild status` says how far; `cairn {what} remove {name}` when it holds nothing"
         ),
-        Action::Drain | Action::Retire => format!("{} holds nothing; `cairn disk remove` it", plan.disk),
-        Action::Activate => format!("{} is active", plan.disk),
-        Action::Remove => format!("{} is forgotten", plan.disk),
+        Action::Drain | Action::Retire => format!("{name} holds nothing; `cairn {what} remove {name}`"),
+        Action::Activate => format!("{name} is active"),
+        Action::Remove if matches!(plan.subject, Subject::Node(_)) => format!(
+            "{name} is forgotten, with its certificate: to come back, the machine joins anew, with an empty data directory"
+        ),
+        Action::Remove => format!("{name} is forgotten"),
     }
 }
 
@@ -252,7 +278,8 @@ mod tests {
     #[test]
     fn a_plan_says_what_it_moves_and_what_it_risks() {
         let plan = Plan {
-            disk: "disk-3".into(),
+            subject: Subject::Disk("disk-3".into()),
+            disks: vec!["disk-3".into()],
             action: Action::Retire,
             plan: "00".into(),
             units: 4,

@@ -41,7 +41,7 @@ enum DiskCommand {
     Replace(decide::ReplaceArgs),
     /// Undo a drain, or a retirement before everything was rebuilt
     Activate(decide::DecideArgs),
-    /// Forget a disk that was retired, or drained and retired, and holds nothing
+    /// Forget a disk that was drained or retired, and holds nothing
     Remove(decide::DecideArgs),
     /// What a file or block device and the kernel offer, and what Cairn would use
     Probe(ProbeArgs),
@@ -93,10 +93,10 @@ pub async fn run(args: DiskArgs) -> CommandResult {
     match args.command {
         DiskCommand::List(args) => disk_online::list(args).await,
         DiskCommand::Add(args) => disk_online::add(args).await,
-        DiskCommand::Drain(args) => decide::run(args, Action::Drain).await,
-        DiskCommand::Retire(args) => decide::run(args, Action::Retire).await,
-        DiskCommand::Activate(args) => decide::run(args, Action::Activate).await,
-        DiskCommand::Remove(args) => decide::run(args, Action::Remove).await,
+        DiskCommand::Drain(args) => decide::disk(args, Action::Drain).await,
+        DiskCommand::Retire(args) => decide::disk(args, Action::Retire).await,
+        DiskCommand::Activate(args) => decide::disk(args, Action::Activate).await,
+        DiskCommand::Remove(args) => decide::disk(args, Action::Remove).await,
         DiskCommand::Replace(args) => decide::replace(args).await,
         DiskCommand::Probe(args) => tokio::task::spawn_blocking(move || probe(&args)).await?,
         DiskCommand::Inspect(args) => tokio::task::spawn_blocking(move || inspect(&args)).await?,

@@ -1,12 +1,13 @@
 //! `cairn node`: a storage node as a process of its own, and what operators ask of nodes.
 
-use super::VerifyArgs;
+use super::{VerifyArgs, decide};
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
 use crate::config::{self, NODE_LISTEN, NodeSection, Wanted, reachable};
 use crate::duration::parse_duration;
 use clap::{Args, Subcommand};
 use gateway::admin::nodes::{NodeList, TokenAnswer, TokenRequest};
+use gateway::admin::operations::Action;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +39,14 @@ enum NodeCommand {
     Token(TokenArgs),
     /// List the nodes
     List(ListArgs),
+    /// Copy what a node's disks hold elsewhere while they serve; nothing new goes there
+    Drain(decide::DecideArgs),
+    /// Give up all disks of a node now: what they hold is rebuilt from the others
+    Retire(decide::DecideArgs),
+    /// Undo a drain
+    Activate(decide::DecideArgs),
+    /// Forget a node that was drained, retired or given up, and whose disks hold nothing
+    Remove(decide::DecideArgs),
 }
 
 #[derive(Args)]
@@ -121,6 +130,10 @@ pub async fn run(args: NodeArgs) -> CommandResult {
     match args.command {
         Some(NodeCommand::Token(args)) => token(args).await,
         Some(NodeCommand::List(args)) => list(args).await,
+        Some(NodeCommand::Drain(args)) => decide::node(args, Action::Drain).await,
+        Some(NodeCommand::Retire(args)) => decide::node(args, Action::Retire).await,
+        Some(NodeCommand::Activate(args)) => decide::node(args, Action::Activate).await,
+        Some(NodeCommand::Remove(args)) => decide::node(args, Action::Remove).await,
         None => match args.run.config.clone() {
             Some(config) => serve_member(&config, args.run).await,
             None => serve_plainly(args.run).await,

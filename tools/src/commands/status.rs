@@ -74,6 +74,13 @@ fn render(status: &Status) -> String {
     if status.rebuild.units > 0 {
         line(rebuild_row(&status.rebuild));
     }
+    if let Some(rebalance) = &status.rebalance {
+        line(format!(
+            "rebalance {} units on their way, until all disks are within {} % of the mean",
+            rebalance.units,
+            f64::from(rebalance.within_permille) / 10.0
+        ));
+    }
     for worker in &status.workers {
         line(format!("worker    {:<9} {}", worker.name, worker.state));
     }

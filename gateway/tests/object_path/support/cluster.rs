@@ -102,6 +102,7 @@ impl Cluster {
             scheme: self.scheme,
             hedges: Default::default(),
             suspects: Default::default(),
+            relocations: Default::default(),
             gate: Default::default(),
             codecs: Codecs::new(Kernel::from_environment().unwrap()),
         });
