@@ -24,6 +24,12 @@ pub struct Metrics {
     pub decoded_pieces: IntCounter,
     /// Reads that were raced by a decode because the disk was slow.
     pub hedged_reads: IntCounter,
+    /// Stripes sent again and pieces decoded because a disk failed.
+    pub retries: IntCounter,
+    /// Retries that were refused: too many failed.
+    pub refused_retries: IntCounter,
+    /// Wrong answers by disk and kind.
+    pub wrong_answers: IntCounterVec,
     /// Shards that repair rewrote and verified.
     pub repaired_shards: IntCounter,
     /// Bytes of shards that were written to the new disks of units.
@@ -86,6 +92,22 @@ impl Metrics {
                 "Pieces decoded from other shards",
             )?,
             hedged_reads: counter(&registry, "cairn_hedged_reads_total", "Reads raced by a decode")?,
+            retries: counter(
+                &registry,
+                "cairn_retries_total",
+                "Stripes sent again and pieces decoded because a disk failed",
+            )?,
+            refused_retries: counter(
+                &registry,
+                "cairn_refused_retries_total",
+                "Retries refused with 503 because too many requests fail",
+            )?,
+            wrong_answers: counters(
+                &registry,
+                "cairn_wrong_answers_total",
+                "Wrong answers of each disk, by kind",
+                &["disk", "kind"],
+            )?,
             repaired_shards: counter(
                 &registry,
                 "cairn_repaired_shards_total",

@@ -27,6 +27,7 @@ use crate::maintenance::scrub::Scrub;
 use crate::maintenance::sealing::Sealing;
 use crate::maintenance::worker::Running;
 use crate::metrics::Metrics;
+use crate::object::tokens::Tokens;
 use crate::object::{Codecs, Objects};
 use crate::placement::volumes::Volumes;
 use crate::s3::{S3Gateway, StaticKeys, answer};
@@ -141,7 +142,8 @@ impl Gateway {
             metrics: Arc::new(metrics),
             clock,
             scheme: config.scheme,
-            hedges: Default::default(),
+            hedges: Tokens::hedges(),
+            retries: Tokens::retries(),
             suspects: Default::default(),
             relocations: Default::default(),
             gate: Default::default(),

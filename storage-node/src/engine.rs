@@ -437,6 +437,7 @@ impl Engine {
     ) -> Result<(), NodeError> {
         self.shared.check_serving()?;
         self.shared.check_epoch(address)?;
+        check_time(deadline)?;
         let (reply, answer) = oneshot::channel();
         self.shared.queue.push(Request {
             address: *address,
@@ -470,6 +471,7 @@ impl Engine {
     ) -> Result<ShardBlocks, NodeError> {
         self.shared.check_serving()?;
         self.shared.check_epoch(from)?;
+        check_time(deadline)?;
         let Ok(permit) = self.reads.clone().try_acquire_owned() else {
             return Err(NodeError::Overloaded);
         };
@@ -630,6 +632,15 @@ impl Drop for Engine {
 }
 
 /// Whether a shard is one that a record can hold.
+/// Nobody waits any more: nothing is begun. What is queued when its time is over is dropped by the committer, unless it is part of
+/// a batch already.
+fn check_time(deadline: Duration) -> Result<(), NodeError> {
+    match deadline.is_zero() {
+        true => Err(NodeError::Timeout),
+        false => Ok(()),
+    }
+}
+
 fn check_shape(shard: &SealedShard) -> Result<(), NodeError> {
     let len = shard.payload.len();
     let bad = |what: String| Err(NodeError::BadRequest { what });

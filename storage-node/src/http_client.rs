@@ -1,7 +1,7 @@
 //! A storage node at the other end of a socket: [`StorageClient`] over pooled HTTP/1.1 connections.
 //!
 //! Invariants: a call ends within its deadline, which the node is told too; an answer is bounded; a [`NodeError`] comes
-//! out as the node made it, and everything that is not one is `Unreachable`.
+//! out as the node made it. Where none came it is `Unreachable`, and where something came that is no answer, `Garbled`.
 
 use crate::client::{DELETE_BLOBS_MAX, StorageClient};
 use crate::protocol::{
@@ -13,7 +13,7 @@ use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, Pieces}
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Uri};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -96,12 +96,12 @@ impl HttpClient {
             .body(body)
             .map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
         let exchange = async {
-            let response = self.client.request(request).await.map_err(|e| unreachable(&e))?;
+            let response = self.client.request(request).await.map_err(|e| unanswered(&e))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), answer_bytes_max)
                 .collect()
                 .await;
-            let body = body.map_err(|e| unreachable(&*e))?.to_bytes();
+            let body = body.map_err(|e| unanswered(&*e))?.to_bytes();
             if status.is_success() {
                 Ok(body)
             } else {
@@ -117,13 +117,21 @@ impl HttpClient {
         let body = self
             .call(Method::GET, path, Pieces::new([]), JSON_BYTES_MAX, deadline)
             .await?;
-        serde_json::from_slice(&body).map_err(|e| unreachable(&e))
+        serde_json::from_slice(&body).map_err(|e| NodeError::Garbled { what: e.to_string() })
     }
 }
 
-fn unreachable(error: &(dyn std::error::Error + 'static)) -> NodeError {
+/// Why no answer came, or none that can be read.
+fn unanswered(error: &(dyn std::error::Error + 'static)) -> NodeError {
     let what = tls::refusal(error).unwrap_or_else(|| with_causes(error));
-    NodeError::Unreachable { what }
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let is_garbled = causes.any(|cause| {
+        cause.is::<LengthLimitError>() || cause.downcast_ref().is_some_and(hyper::Error::is_parse)
+    });
+    match is_garbled {
+        true => NodeError::Garbled { what },
+        false => NodeError::Unreachable { what },
+    }
 }
 
 /// What went wrong on the way, with its cause: the outermost words alone seldom say it.
@@ -174,7 +182,7 @@ impl StorageClient for HttpClient {
             .call(Method::GET, path, Pieces::new([]), BODY_BYTES_MAX, deadline)
             .await?;
         // The node's fault, not the caller's.
-        wire::decode_blocks(body).map_err(|error| NodeError::Corrupt {
+        wire::decode_blocks(body).map_err(|error| NodeError::Garbled {
             what: error.to_string(),
         })
     }
@@ -208,7 +216,19 @@ impl StorageClient for HttpClient {
         if let Some(ShardKey { blob, stripe }) = after {
             path = format!("{path}&after_blob={blob}&after_stripe={stripe}");
         }
-        self.call_json(path, deadline).await
+        let page: Vec<InventoryEntry> = self.call_json(path, deadline).await?;
+        // Who asks for the next page goes on from the last entry.
+        let follows = |key: ShardKey, entry: &InventoryEntry| entry.key > key;
+        let ascends = page.windows(2).all(|pair| follows(pair[0].key, &pair[1]));
+        let begins = page
+            .first()
+            .is_none_or(|first| after.is_none_or(|after| follows(after, first)));
+        match ascends && begins && page.len() <= limit {
+            true => Ok(page),
+            false => Err(NodeError::Garbled {
+                what: "an inventory out of order".into(),
+            }),
+        }
     }
 
     async fn units(

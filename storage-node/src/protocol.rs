@@ -281,6 +281,12 @@ pub enum NodeError {
         /// What happened.
         what: String,
     },
+    /// What came is no answer of this protocol. Made by the caller, not by a node.
+    #[error("no answer that makes sense: {what}")]
+    Garbled {
+        /// What came.
+        what: String,
+    },
 }
 
 /// What is wrong with a record.

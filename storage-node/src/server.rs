@@ -230,6 +230,9 @@ async fn serve_connection(
 
 async fn answer(client: &dyn StorageClient, request: Request<Incoming>) -> Response<Pieces> {
     let deadline = deadline_of(&request);
+    if deadline.is_zero() {
+        return json(wire::status_of(&NodeError::Timeout), &NodeError::Timeout);
+    }
     let result = match tokio::time::timeout(deadline, handle(client, request, deadline)).await {
         Ok(result) => result,
         Err(_) => Err(NodeError::Timeout),

@@ -219,13 +219,13 @@ pub fn status_of(error: &NodeError) -> StatusCode {
         NodeError::StaleEpoch { .. } => StatusCode::CONFLICT,
         NodeError::BadRequest { .. } => StatusCode::BAD_REQUEST,
         NodeError::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        NodeError::Unreachable { .. } => StatusCode::BAD_GATEWAY,
+        NodeError::Unreachable { .. } | NodeError::Garbled { .. } => StatusCode::BAD_GATEWAY,
     }
 }
 
 /// The error in an answer that is not a success.
 pub fn decode_error(status: StatusCode, body: &[u8]) -> NodeError {
-    serde_json::from_slice(body).unwrap_or_else(|_| NodeError::Unreachable {
+    serde_json::from_slice(body).unwrap_or_else(|_| NodeError::Garbled {
         what: format!("answered {status}"),
     })
 }
@@ -315,6 +315,7 @@ mod tests {
             NodeError::Overloaded,
             NodeError::Timeout,
             NodeError::Unreachable { what: what() },
+            NodeError::Garbled { what: what() },
         ];
         for error in errors {
             let body = serde_json::to_vec(&error).unwrap();

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod content;
 pub mod faults;
 pub mod http;
+pub mod liar;
 pub mod load;
 pub mod loop_device;
 pub mod model;

@@ -229,12 +229,18 @@ async fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     }
     let mut states = [("online", 0), ("suspect", 0), ("down", 0)];
     for disk in gateway.objects.disks.all().iter() {
-        let at = match disk.health {
+        let at = match disk.standing() {
             Health::Online => 0,
             Health::Suspect(_) => 1,
             Health::Down(_) => 2,
         };
         states[at].1 += 1;
+        for (wrong, count) in disk.conduct.wrong_seen().counts {
+            let counter = metrics
+                .wrong_answers
+                .with_label_values(&[disk.label.as_str(), wrong.word()]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
         let Some(status) = &disk.status else { continue };
         for (kind, bytes) in [
             ("capacity", status.capacity_bytes),

@@ -64,7 +64,7 @@ pub struct NodeLine {
     pub rack: String,
     /// Its zone; empty if nobody said.
     pub zone: String,
-    /// online, lost, or unknown before it was asked.
+    /// online, suspect if it answers and all its disks are suspect, lost, or unknown before it was asked.
     pub state: String,
     /// Why it is not online.
     pub reason: Option<String>,
@@ -74,6 +74,9 @@ pub struct NodeLine {
     pub disks_online: usize,
     /// Disks it has that are blank.
     pub disks_blank: usize,
+    /// Wrong answers for its disks since this gateway started.
+    #[serde(default)]
+    pub wrong_answers: u64,
 }
 
 /// One disk.
@@ -110,6 +113,15 @@ pub struct DiskLine {
     pub shards: u64,
     /// Corrupt shards met since start.
     pub corrupt_shards: u64,
+    /// Wrong answers to this gateway since it started, by kind.
+    #[serde(default)]
+    pub wrong_answers: BTreeMap<String, u64>,
+    /// The last of them, in words.
+    #[serde(default)]
+    pub last_wrong: Option<String>,
+    /// How many seconds ago it was.
+    #[serde(default)]
+    pub last_wrong_s: Option<u64>,
 }
 
 /// Volumes of one scheme and state.
@@ -154,6 +166,12 @@ pub struct Queued {
     pub abandoned_blobs: usize,
     /// Shards to be repaired.
     pub suspect_shards: usize,
+    /// Of these, those that repair has tried in vain, and will try again.
+    #[serde(default)]
+    pub repairs_in_vain: usize,
+    /// Why, for the one tried most often.
+    #[serde(default)]
+    pub repair_failure: Option<String>,
     /// Ranges of blob ids, of gateways that died, still to be swept.
     pub orphan_ranges: usize,
     /// Requests in progress.
@@ -179,7 +197,7 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: Rebu
     let (volumes, degraded) = volumes(objects, &disks);
     let serving = disks
         .iter()
-        .filter(|d| d.health == Health::Online)
+        .filter(|d| d.standing() == Health::Online)
         .filter_map(|d| d.status.as_ref());
     let capacity = serving.fold(Capacity::default(), |sum, disk| Capacity {
         total_bytes: sum.total_bytes + disk.capacity_bytes,
@@ -233,7 +251,10 @@ async fn queued(objects: &Objects) -> Result<Queued> {
                 usize::from(key::id_range_parts(&row_key).is_some_and(|(lease, _)| lease != own));
         })
         .await?;
+    let (repairs_in_vain, repair_failure) = objects.suspects.in_vain();
     let queued = Queued {
+        repairs_in_vain,
+        repair_failure,
         garbage_blobs: ledger.count(key::table(b'g'), COUNT_MAX).await?,
         abandoned_blobs,
         suspect_shards: ledger.count(key::table(b's'), COUNT_MAX).await?,
@@ -253,7 +274,7 @@ async fn queued(objects: &Objects) -> Result<Queued> {
 fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded) {
     let online: std::collections::HashSet<_> = disks
         .iter()
-        .filter(|d| d.health == Health::Online)
+        .filter(|d| d.standing() == Health::Online)
         .map(|d| d.id)
         .collect();
     let mut degraded = Degraded {
@@ -320,12 +341,24 @@ pub fn node_lines(objects: &Objects) -> Vec<NodeLine> {
     let line = |node: &Arc<Node>| {
         let info = node.info.as_ref()?;
         let of_node = |disk: &&Arc<Disk>| disk.node.as_ref().is_some_and(|of| of.id == info.id);
+        let standings: Vec<Health> = disks.iter().filter(of_node).map(|disk| disk.standing()).collect();
+        let suspicion = standings.iter().find_map(|standing| match standing {
+            Health::Suspect(why) => Some(why.clone()),
+            _ => None,
+        });
+        let all_suspect = standings
+            .iter()
+            .all(|standing| matches!(standing, Health::Suspect(_)));
         let (state, reason) = match node.contact() {
             Contact::Never => ("unknown", None),
+            Contact::Online if all_suspect && suspicion.is_some() => ("suspect", suspicion),
             Contact::Online => ("online", None),
             Contact::Lost(why) => ("lost", Some(why)),
         };
-        let is_online = |disk: &&Arc<Disk>| disk.health == Health::Online;
+        let wrong = |disk: &Arc<Disk>| -> u64 {
+            let counts = disk.conduct.wrong_seen().counts;
+            counts.iter().map(|(_, count)| count).sum()
+        };
         Some(NodeLine {
             name: info.name.clone(),
             id: info.id.to_string(),
@@ -334,20 +367,26 @@ pub fn node_lines(objects: &Objects) -> Vec<NodeLine> {
             zone: info.zone.clone(),
             state: state.into(),
             reason,
-            disks: disks.iter().filter(of_node).count(),
-            disks_online: disks.iter().filter(of_node).filter(is_online).count(),
+            disks: standings.len(),
+            disks_online: standings
+                .iter()
+                .filter(|standing| **standing == Health::Online)
+                .count(),
             disks_blank: node.blank().len(),
+            wrong_answers: disks.iter().filter(of_node).map(wrong).sum(),
         })
     };
     nodes.iter().filter_map(line).collect()
 }
 
 fn disk_line(disk: &Disk, units: usize) -> DiskLine {
-    let (state, reason) = match &disk.health {
+    let (state, reason) = match disk.standing() {
         Health::Online => ("online", None),
-        Health::Suspect(why) => ("suspect", Some(why.clone())),
-        Health::Down(why) => ("down", Some(why.clone())),
+        Health::Suspect(why) => ("suspect", Some(why)),
+        Health::Down(why) => ("down", Some(why)),
     };
+    let wrong = disk.conduct.wrong_seen();
+    let (last_wrong, last_wrong_s) = wrong.last.map(|(what, ago)| (what, ago.as_secs())).unzip();
     let status = disk.status.as_ref();
     DiskLine {
         label: disk.label.clone(),
@@ -364,6 +403,13 @@ fn disk_line(disk: &Disk, units: usize) -> DiskLine {
         live_bytes: status.map_or(0, |s| s.live_bytes),
         shards: status.map_or(0, |s| s.shards),
         corrupt_shards: status.map_or(0, |s| s.corrupt_shards),
+        wrong_answers: wrong
+            .counts
+            .iter()
+            .map(|(kind, n)| (kind.word().to_string(), *n))
+            .collect(),
+        last_wrong,
+        last_wrong_s,
     }
 }
 

@@ -1,12 +1,14 @@
 //! The disks of the cluster, how to reach each, and whether it can be used right now.
 //!
-//! Health comes from two sides: a poll of every node, and what requests run into. A request that meets a fenced,
-//! missing or hanging disk marks it suspect at once, so that the next one does not; only a later poll clears it.
+//! Health is what nodes say of their disks: they are polled, and a request that meets a fenced or missing disk marks it suspect
+//! until the next poll. How a disk behaves to requests is its [`Conduct`], which steers reads and writes by itself: a node that
+//! says that all is well is not believed.
 //! Invariant: nodes are polled apart from each other. One that is slow delays nothing that is known of others.
 //! Invariant: a disk is used where the ledger has it. Another node that shows one with its id has a copy, or got it from
 //! a machine that was taken apart; nothing is read from it or written to it there.
 //! Invariant: health steers choices and never decides what data exists. The ledger does that.
 
+use super::conduct::{Conduct, Kind, Outcome};
 use super::nodes::{Contact, Node, NodeInfo, Nodes};
 use crate::ledger::model::{DiskRow, Membership};
 use crate::ledger::{Ledger, Typed, key};
@@ -14,21 +16,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use storage_node::client::StorageClient;
-use storage_node::protocol::{DiskId, DiskState, DiskStatus, NodeError, NodeId, NodeStatus};
-use tokio::time::Instant;
+use storage_node::protocol::{
+    DiskId, DiskState, DiskStatus, NodeError, NodeId, NodeStatus, SealedShard, UnitAddress,
+};
 use tracing::{info, warn};
 
 /// How often nodes are asked.
 pub const POLL_PERIOD: Duration = Duration::from_millis(500);
 const POLL_DEADLINE: Duration = Duration::from_secs(2);
-/// A disk that timed out is left alone this long the first time, even if its node says it is fine.
-const REST_MIN: Duration = Duration::from_secs(5);
-/// And this long at most.
-const REST_MAX: Duration = Duration::from_secs(300);
-/// After this long without another time-out the next rest is a first one again.
-const REST_FORGOTTEN: Duration = Duration::from_secs(60);
-/// A disk that lost a race against a decode is not waited for this long.
-const SLOW_FOR: Duration = Duration::from_secs(30);
 /// Polls that a node may miss before its disks count as down.
 const MISSES_MAX: u32 = 2;
 /// Room kept free on every disk: a put is not sent to a disk with less.
@@ -39,7 +34,7 @@ const FREE_BYTES_MIN: u64 = 8 << 20;
 pub enum Health {
     /// It serves.
     Online,
-    /// A request failed on it a moment ago; no new writes until a poll clears it.
+    /// No new writes: its node missed a poll, or a request met it out of service, or it has failed or lied of late.
     Suspect(String),
     /// It is fenced, missing, or its node does not answer.
     Down(String),
@@ -60,37 +55,20 @@ pub struct Disk {
     pub node: Option<Arc<NodeInfo>>,
     /// Reaches it, once its node has shown it.
     pub client: Option<Arc<dyn StorageClient>>,
-    /// Whether it can be used.
+    /// Whether it can be used, by what its node says.
     pub health: Health,
     /// What its node last said.
     pub status: Option<DiskStatus>,
+    /// How it has behaved.
+    pub conduct: Arc<Conduct>,
     /// The node it belongs to, according to its row.
     owner: Option<NodeId>,
     /// The node that last showed it.
     at: Option<NodeId>,
     /// A node that shows it and should not: which, and its name.
     astray: Option<(NodeId, String)>,
-    rest: Rest,
-}
-
-/// How long a disk that timed out is left alone: twice as long each time, until it has behaved for a while.
-#[derive(Clone, Copy, Debug, Default)]
-struct Rest {
-    until: Option<Instant>,
-    length: Duration,
+    /// Polls in a row that did not show it.
     misses: u32,
-}
-
-impl Rest {
-    fn begin(&mut self, now: Instant) {
-        let again = self.until.is_some_and(|until| now < until + REST_FORGOTTEN);
-        self.length = if again {
-            (self.length * 2).min(REST_MAX)
-        } else {
-            REST_MIN
-        };
-        self.until = Some(now + self.length);
-    }
 }
 
 impl Disk {
@@ -108,12 +86,13 @@ impl Disk {
             owner: owner.map(|id| NodeId(u128::from_be_bytes(id))),
             at: None,
             astray: None,
-            rest: Rest::default(),
+            conduct: Arc::new(Conduct::new(&row.label)),
+            misses: 0,
         }
     }
 
     /// Takes in what a node shows of it.
-    fn take_in(&mut self, node: &Node, status: DiskStatus, now: Instant) {
+    fn take_in(&mut self, node: &Node, status: DiskStatus) {
         if self.owner.is_some_and(|owner| owner != node.key) {
             if self.astray.as_ref().is_none_or(|(at, _)| *at != node.key) {
                 warn!(disk = %self.label, node = node.name(), "a node shows a disk that is not its own; it is not used there");
@@ -121,8 +100,8 @@ impl Disk {
             }
             return;
         }
-        self.rest.misses = 0;
-        let health = health_of(self, &status, now);
+        self.misses = 0;
+        let health = health_of(self, &status);
         self.at = Some(node.key);
         self.client = Some(node.client.clone());
         self.status = Some(status);
@@ -137,7 +116,7 @@ impl Disk {
         if !self.is_expected_at(node) {
             return;
         }
-        self.rest.misses += 1;
+        self.misses += 1;
         let why = match (lost, &self.astray) {
             (Some(why), _) => why.to_owned(),
             (None, Some((_, other))) => format!("node {other} shows it, where it does not belong"),
@@ -145,7 +124,7 @@ impl Disk {
             (None, None) => "no node has it".into(),
         };
         // One answer that is late is no reason to refuse what can be read.
-        let health = match self.rest.misses < MISSES_MAX && self.health == Health::Online {
+        let health = match self.misses < MISSES_MAX && self.health == Health::Online {
             true => Health::Suspect(why),
             false => Health::Down(why),
         };
@@ -166,7 +145,18 @@ impl Disk {
 
     /// Whether new shards may go there.
     pub fn writable(&self) -> bool {
-        self.health == Health::Online && self.membership == Membership::Active && !self.full()
+        self.health == Health::Online
+            && self.membership == Membership::Active
+            && !self.full()
+            && self.conduct.may_write()
+    }
+
+    /// Its health as operators should see it: a disk that fails or lies is suspect, whatever its node says.
+    pub fn standing(&self) -> Health {
+        match (&self.health, self.conduct.suspicion()) {
+            (Health::Online, Some(why)) => Health::Suspect(why),
+            (health, _) => health.clone(),
+        }
     }
 
     /// Its failure domain at this level: no two units of a volume share one. Without a label, or a node, the one below.
@@ -231,7 +221,6 @@ impl Snapshot {
 pub struct Disks {
     nodes: Arc<Nodes>,
     now: RwLock<Snapshot>,
-    slow: RwLock<HashMap<DiskId, Instant>>,
 }
 
 impl Disks {
@@ -249,7 +238,6 @@ impl Disks {
         let disks = Disks {
             nodes,
             now: RwLock::new(Snapshot::new(disks.into_iter().map(Arc::new).collect())),
-            slow: RwLock::default(),
         };
         disks.name_nodes();
         Ok(disks)
@@ -327,14 +315,13 @@ impl Disks {
     fn take_in(&self, node: &Node, status: NodeStatus, lost: Option<&str>) {
         let shown = status.disks.into_iter().map(|disk| (disk.disk, disk));
         let mut shown: HashMap<DiskId, DiskStatus> = shown.collect();
-        let now = Instant::now();
         let names: HashSet<DiskId> = shown.keys().copied().collect();
         let is_concerned = |disk: &Disk| {
             let is_astray_here = disk.astray.as_ref().is_some_and(|(at, _)| *at == node.key);
             names.contains(&disk.id) || disk.is_expected_at(node) || is_astray_here
         };
         self.update(is_concerned, |disk| match shown.remove(&disk.id) {
-            Some(status) => disk.take_in(node, status, now),
+            Some(status) => disk.take_in(node, status),
             None => disk.take_in_absence(node, lost),
         });
     }
@@ -367,47 +354,53 @@ impl Disks {
         self.update(|disk| disk.id == id, |disk| disk.membership = membership);
     }
 
-    /// Takes in that a request failed on a disk.
+    /// Stores a shard on a disk. It is given up after `time`, or when others would have been done for long.
+    pub async fn put_shard(
+        &self,
+        disk: &Disk,
+        to: &UnitAddress,
+        shard: SealedShard,
+        time: Duration,
+    ) -> Result<(), NodeError> {
+        let client = disk.client.as_ref().ok_or_else(no_node)?;
+        let cut_off = disk.conduct.cut_off(Kind::Write);
+        let call = disk.conduct.begin(Kind::Write);
+        let stored = client.put(to, shard, cut_off.min(time)).await;
+        match &stored {
+            Ok(()) => call.end(Outcome::Good),
+            Err(NodeError::Timeout) if time < cut_off => drop(call), // It had less time than it may take.
+            Err(error) => {
+                call.end(Outcome::of_error(error));
+                self.met(disk.id, error);
+            }
+        }
+        stored
+    }
+
+    /// Takes in that a change of what a disk holds failed, other than [`Disks::put_shard`].
     pub fn report(&self, id: DiskId, error: &NodeError) {
-        let rests = match error {
-            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace => false,
-            NodeError::Timeout | NodeError::Unreachable { .. } => true,
-            _ => return,
-        };
-        if self.get(id).is_none_or(|disk| disk.health != Health::Online) {
-            return; // Known already.
+        if let Some(disk) = self.get(id) {
+            disk.conduct.take_in(Kind::Write, Outcome::of_error(error));
+        }
+        self.met(id, error);
+    }
+
+    /// Takes in what an error says of a disk's state: the next request need not find out, and the next poll knows better.
+    pub fn met(&self, id: DiskId, error: &NodeError) {
+        if !matches!(
+            error,
+            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace
+        ) || self.get(id).is_none_or(|disk| disk.health != Health::Online)
+        {
+            return;
         }
         let is_it = |disk: &Disk| disk.id == id && disk.health == Health::Online;
         self.update(is_it, |disk| {
             if let (NodeError::NoSpace, Some(status)) = (error, &mut disk.status) {
                 status.free_bytes = 0; // Until the next poll: it knows better than what it last said.
             }
-            if rests {
-                disk.rest.begin(Instant::now());
-            }
             set_health(disk, Health::Suspect(error.to_string()));
         });
-    }
-
-    /// Takes in that a decode was faster than the disk.
-    pub fn report_slow(&self, id: DiskId) {
-        let until = Instant::now() + SLOW_FOR;
-        self.slow
-            .write()
-            .unwrap_or_else(|e| e.into_inner())
-            .insert(id, until);
-    }
-
-    /// Whether a read should ask the disk first: it is online and has not just been slow.
-    pub fn prompt(&self, id: DiskId) -> bool {
-        let slow = self
-            .slow
-            .read()
-            .unwrap_or_else(|e| e.into_inner())
-            .get(&id)
-            .copied();
-        slow.is_none_or(|until| until < Instant::now())
-            && self.get(id).is_some_and(|disk| disk.health == Health::Online)
     }
 
     /// One disk.
@@ -455,16 +448,20 @@ fn set_health(disk: &mut Disk, health: Health) {
     }
 }
 
-fn health_of(disk: &Disk, status: &DiskStatus, now: Instant) -> Health {
+fn health_of(disk: &Disk, status: &DiskStatus) -> Health {
     if status.incarnation != disk.incarnation {
         return Health::Down(format!("incarnation {} is not the valid one", status.incarnation));
     }
     match &status.state {
         DiskState::Fenced { reason } => Health::Down(reason.clone()),
-        DiskState::Online => match (&disk.health, disk.rest.until) {
-            (Health::Suspect(why), Some(until)) if now < until => Health::Suspect(why.clone()),
-            _ => Health::Online,
-        },
+        DiskState::Online => Health::Online,
+    }
+}
+
+/// What a call to a disk ends with that no node has shown.
+pub fn no_node() -> NodeError {
+    NodeError::Unreachable {
+        what: "no node has the disk".into(),
     }
 }
 

@@ -3,9 +3,12 @@
 
 pub mod adopt;
 pub mod authority;
+pub mod breaker;
+pub mod conduct;
 pub mod disks;
 pub mod join;
 pub mod join_server;
+pub mod latency;
 pub mod lease;
 pub mod nodes;
 pub mod setup;

@@ -14,6 +14,7 @@
 //! 'n' node:16 bytes                                 node
 //! 't' token hash:32 bytes                           token that lets a node join
 //! 'B' volume:u64 blob:u64                           blob
+//! 'e' volume:u64 blob:u64                           seals: the checksums of a blob's blocks
 //! 'g' volume:u64 blob:u64                           garbage: a blob whose shards are to be deleted
 //! 's' volume:u64 blob:u64 stripe:u32 index:u8       suspect shard
 //! 'l' lease:u64                                     lease of a gateway
@@ -215,7 +216,12 @@ pub fn garbage(volume: u64, blob: u64) -> Bytes {
     numbers(b'g', &[volume, blob])
 }
 
-/// Volume and blob of a blob's or garbage row's key.
+/// The row of a blob's seals.
+pub fn seals(volume: u64, blob: u64) -> Bytes {
+    numbers(b'e', &[volume, blob])
+}
+
+/// Volume and blob of the key of a blob's row, or of its seals or garbage.
 pub fn volume_and_blob(row: &[u8]) -> Option<(u64, u64)> {
     (row.len() == 17).then(|| (number_at(row, 1), number_at(row, 9)))
 }

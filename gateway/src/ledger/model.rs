@@ -203,6 +203,15 @@ pub struct BlobRow {
     pub owner: String,
 }
 
+/// The checksums of a blob's blocks: see `object/seals`. Apart from the blob's row, because that is written again whenever the
+/// references change.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SealsRow {
+    /// CRC-32 of every block of every shard, 4 bytes each.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub block_crcs: Bytes,
+}
+
 /// Whether a volume takes new blobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]

@@ -147,7 +147,7 @@ impl Garbage {
         let Some(disk) = self.objects.disks.get(disk_id) else {
             return Ok(true);
         };
-        let (Some(client), deadline) = (disk.client.clone(), deadline(&disk.health)) else {
+        let (Some(client), deadline) = (disk.client.clone(), deadline(&disk.standing())) else {
             return Ok(false);
         };
         let Some(deadline) = deadline else {
@@ -207,7 +207,9 @@ impl Worker for Garbage {
                 .map(|i| u32::from(*i))
                 .collect();
             if left.is_empty() {
+                let (volume, blob) = row.blob;
                 commit = commit.expect(&row.key, Some(row.version)).delete(row.key);
+                commit = commit.delete(key::seals(volume, blob));
                 (collected, changed) = (collected + 1, true);
             } else if left.len() < row.pending.len() {
                 commit = commit

@@ -14,10 +14,11 @@
 //! are written, and are written durably.
 
 use super::worker::{Step, Worker};
+use crate::cluster::conduct::{Kind, Outcome, Wrong};
 use crate::cluster::disks::{Disk, Health};
 use crate::error::{Error, Result};
 use crate::ledger::key;
-use crate::ledger::model::{BlobRef, BlobRow, Membership, VolumeState};
+use crate::ledger::model::{BlobRef, BlobRow, Membership, SealsRow, VolumeState};
 use crate::object::shard_reader::StripeSource;
 use crate::object::{Objects, encode, off_reactor};
 use crate::placement::choose;
@@ -42,6 +43,8 @@ const SHARDS_AT_ONCE: (usize, usize) = (32, 4);
 /// Blobs looked at in one piece of work.
 const BLOBS_AT_ONCE: usize = 256;
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Of the shards that a disk acknowledged and does not show, so many are told at once.
+const UNKEPT_MAX: usize = 3;
 
 /// Units that are filled on a disk that the ledger does not name for them yet.
 #[derive(Clone, Default)]
@@ -336,7 +339,7 @@ impl Rebuild {
             .objects
             .disks
             .get(to)
-            .filter(|disk| disk.health == Health::Online)?;
+            .filter(|disk| disk.standing() == Health::Online)?;
         let address = UnitAddress {
             epoch,
             ..volume.address(index, &disk)
@@ -393,6 +396,17 @@ impl Rebuild {
         let mut from = Some(0);
         while let Some(blob) = from {
             let page = self.look(volume, target, blob).await?;
+            // All of it was there, or its writing was acknowledged. The disk rests if it goes on like this.
+            for source in page.missing.iter().take(UNKEPT_MAX) {
+                let what = format!(
+                    "blob {} stripe {} is not in the inventory",
+                    source.key.blob, source.key.stripe
+                );
+                target
+                    .disk
+                    .conduct
+                    .take_in(Kind::Write, Outcome::Wrong(Wrong::Unkept, what));
+            }
             if !page.missing.is_empty() || *self.stop.borrow() {
                 return Ok(false);
             }
@@ -426,9 +440,15 @@ impl Rebuild {
             None => HashSet::new(),
         };
         let (mut missing, mut there_bytes) = (Vec::new(), 0);
-        for blob in &blobs {
+        let keys = blobs
+            .iter()
+            .map(|blob| key::seals(blob.volume, blob.blob))
+            .collect();
+        let seals = self.objects.ledger.get_many::<SealsRow>(keys).await?;
+        for (blob, seals) in blobs.iter().zip(&seals) {
+            let seals = seals.as_ref().map(|seals| &seals.row.block_crcs);
             for stripe in 0..encode::geometry(&codec, blob.length)?.stripes() {
-                let source = StripeSource::new(&codec, volume.clone(), blob, stripe)?;
+                let source = StripeSource::new(&codec, volume.clone(), blob, stripe, seals)?;
                 match there.remove(&source.key) {
                     true => there_bytes += u64::from(source.shard_len),
                     false => missing.push(source),
@@ -533,11 +553,11 @@ impl Rebuild {
                 made.map_err(Error::Internal)?
             }
         };
-        let written = target.client.put(&target.address, shard, DEADLINE).await;
-        written.map_err(|error| {
-            self.objects.disks.report(target.disk.id, &error);
-            Error::WriteFailed(error.to_string())
-        })?;
+        let disks = &self.objects.disks;
+        let written = disks
+            .put_shard(&target.disk, &target.address, shard, DEADLINE)
+            .await;
+        written.map_err(|error| Error::WriteFailed(error.to_string()))?;
         self.objects.metrics.rebuilt_bytes.inc_by(bytes);
         Ok(bytes)
     }

@@ -5,7 +5,9 @@
 //! carries. Where that fails, because a record lies, all shards are read, and what counts is the digests that most of those
 //! agree on whose own bytes, and what they make up, have them.
 
+use crate::cluster::conduct::{Kind, Outcome, Wrong};
 use crate::error::{Error, Result};
+use crate::object::deadline::{Deadline, PIECE_TIME};
 use crate::object::shard_reader::StripeSource;
 use crate::object::{Objects, off_reactor, sources};
 use bytes::Bytes;
@@ -26,7 +28,8 @@ impl Objects {
         source: &StripeSource,
         index: u8,
     ) -> Result<std::result::Result<SealedShard, String>> {
-        let sources = match self.read_sources(source, index, BlockRange::ALL).await {
+        let deadline = Deadline::after(PIECE_TIME);
+        let sources = match self.read_sources(source, index, BlockRange::ALL, deadline).await {
             Ok(sources) => sources,
             Err(error @ Error::Unreadable { .. }) => return Ok(Err(error.to_string())),
             Err(error) => return Err(error),
@@ -77,7 +80,11 @@ impl Objects {
                 continue;
             };
             for &liar in readable.iter().filter(|&&i| !honest.contains(&i.into())) {
-                let what = "its digests are not those of its stripe".into();
+                let what = "its digests are not those of its stripe".to_string();
+                if let Some(disk) = self.disks.get(source.volume.disks[usize::from(liar)]) {
+                    let outcome = Outcome::Wrong(Wrong::Digests, what.clone());
+                    disk.conduct.take_in(Kind::Read, outcome);
+                }
                 self.suspect(source, liar, &NodeError::Corrupt { what }).await;
             }
             return Ok(Ok(shard));

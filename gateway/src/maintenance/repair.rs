@@ -1,8 +1,11 @@
 //! Rewrites shards that a read found missing or wrong.
 //!
-//! The shard counts as repaired only after it was read back from its disk and verified. A shard on a disk that is down waits: what a lost disk held is rebuilt elsewhere, not repaired in place.
+//! The shard counts as repaired only after it was read back from its disk and verified. A shard on a disk that is down waits: what
+//! a lost disk held is rebuilt elsewhere, not repaired in place. What was tried in vain is tried again, ever more seldom: a disk
+//! that acknowledges and does not keep is written to a few times an hour, and shows in the status.
 
 use super::worker::{Step, Worker};
+use crate::cluster::conduct::{self, CUT_OFF_MAX, Kind, Wrong};
 use crate::cluster::disks::Health;
 use crate::error::{Error, Result};
 use crate::ledger::model::{BlobRef, BlobRow, SuspectRow};
@@ -16,7 +19,6 @@ use std::time::Duration;
 use storage_node::protocol::BlockRange;
 
 const BATCH: usize = 64;
-const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub struct Repair {
@@ -31,8 +33,10 @@ enum Outcome {
     Repaired,
     /// Nothing needs it any more.
     Gone,
-    /// Not now: its disk is down, or too few sources can be read.
-    Later(String),
+    /// Not now: its disk is down.
+    Later,
+    /// It was tried: too few sources can be read, or the disk does not take it, or does not keep it.
+    Failed(String),
 }
 
 impl Repair {
@@ -69,30 +73,31 @@ impl Repair {
         }
         let disk = self.objects.disks.get(volume.disks[index as usize]);
         let Some(disk) = disk.filter(|d| d.health == Health::Online) else {
-            return Ok(Outcome::Later("its disk is not online".into()));
+            return Ok(Outcome::Later);
         };
-        let source = StripeSource::new(&codec, volume.clone(), &blob, stripe)?;
+        let seals = self.objects.seals(&blob).await?;
+        let source = StripeSource::new(&codec, volume.clone(), &blob, stripe, seals.as_ref())?;
         let bytes = source.shard_len as u64 * (volume.scheme.total_shards() as u64 + 1);
         let _reserved = self.objects.budget.decode.reserve_patiently(bytes).await?;
         let shard = match self.objects.reconstruct(&codec, &source, index).await? {
             Ok(shard) => shard,
-            Err(why) => return Ok(Outcome::Later(why)),
+            Err(why) => return Ok(Outcome::Failed(why)),
         };
-        let Some(client) = disk.client.clone() else {
-            return Ok(Outcome::Later("no node has its disk".into()));
-        };
-        if let Err(error) = client
-            .put(&volume.address(index, &disk), shard, WRITE_DEADLINE)
-            .await
-        {
-            self.objects.disks.report(disk.id, &error);
-            return Ok(Outcome::Later(format!("not written: {error}")));
+        let (disks, address) = (&self.objects.disks, volume.address(index, &disk));
+        if let Err(error) = disks.put_shard(&disk, &address, shard, CUT_OFF_MAX).await {
+            return Ok(Outcome::Failed(format!(
+                "disk {}: not written: {error}",
+                disk.label
+            )));
         }
         match self.objects.read_shard(&source, index, BlockRange::ALL).await {
             Ok(_) => Ok(Outcome::Repaired),
-            Err(error) => Ok(Outcome::Later(format!(
-                "written, but not read back right: {error}"
-            ))),
+            Err(error) => {
+                let what = format!("written, but not read back right: {error}");
+                let outcome = conduct::Outcome::Wrong(Wrong::Unkept, what.clone());
+                disk.conduct.take_in(Kind::Write, outcome);
+                Ok(Outcome::Failed(format!("disk {}: {what}", disk.label)))
+            }
         }
     }
 }
@@ -123,14 +128,19 @@ impl Worker for Repair {
             let Some((volume, blob, stripe, index)) = key::suspect_parts(&row_key) else {
                 continue;
             };
+            if !self.objects.suspects.is_due(&row_key) {
+                continue;
+            }
             let outcome = match self.repair(volume, blob, stripe, index).await {
                 Err(error @ Error::Ledger(_)) => return Err(error),
-                Err(error) => Outcome::Later(error.to_string()), // One bad row does not hold up the others.
+                Err(error) => Outcome::Failed(error.to_string()), // One bad row does not hold up the others.
                 Ok(outcome) => outcome,
             };
             match outcome {
-                Outcome::Later(why) => {
+                Outcome::Later => continue,
+                Outcome::Failed(why) => {
                     tracing::debug!(volume, blob, stripe, index, why, "repair put off");
+                    self.objects.suspects.put_off_repair(&row_key, &why);
                     self.objects.metrics.failed_repairs.inc();
                     continue;
                 }

@@ -4,6 +4,9 @@
 //! hands them to the garbage worker. If the process dies first, the lease's id ranges find them (see `cluster/lease`).
 
 use super::readers::BlobKey;
+use crate::ledger::model::SealsRow;
+use crate::ledger::{CommitBuilder, key};
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
@@ -97,6 +100,7 @@ impl Abandoned {
         PendingBlobs {
             abandoned: self.clone(),
             blobs: Vec::new(),
+            seals: Vec::new(),
         }
     }
 
@@ -109,6 +113,7 @@ impl Abandoned {
 pub struct PendingBlobs {
     abandoned: Abandoned,
     blobs: Vec<BlobKey>,
+    seals: Vec<(BlobKey, Bytes)>,
 }
 
 impl PendingBlobs {
@@ -123,6 +128,19 @@ impl PendingBlobs {
         self.blobs.retain(|b| *b != blob);
         self.abandoned.add([blob]);
         self.forget(&[blob]);
+    }
+
+    /// One of them is complete, and these are its seals.
+    pub fn seal(&mut self, blob: BlobKey, seals: Bytes) {
+        self.seals.push((blob, seals));
+    }
+
+    /// Adds the rows of their seals to the commit that names them.
+    pub fn name_seals(&self, commit: CommitBuilder) -> CommitBuilder {
+        self.seals.iter().fold(commit, |commit, ((volume, blob), seals)| {
+            let block_crcs = seals.clone();
+            commit.put(key::seals(*volume, *blob), &SealsRow { block_crcs })
+        })
     }
 
     /// The ledger names them now, or may: they are not to be collected.

@@ -2,8 +2,11 @@
 //! shards at once, and when a disk fails in the middle sends the stripe again, whole, to a healthy volume.
 
 use super::abandoned::PendingBlobs;
+use super::deadline::{Deadline, STRIPE_TIME};
 use super::encode;
+use super::seals;
 use super::{Objects, off_reactor};
+use crate::cluster::disks::no_node;
 use crate::error::{Error, Result};
 use crate::ledger::model::{BlobRef, VolumeState};
 use crate::placement::volumes::Volume;
@@ -16,8 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use storage_node::protocol::{DiskId, NodeError, SealedShard, ShardKey};
 
-/// A shard that is not durable by then counts as failed.
-const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How many volumes a stripe is offered to before the upload fails.
 const ATTEMPTS_MAX: usize = 5;
 
@@ -26,6 +27,7 @@ struct OpenBlob {
     id: u64,
     stripes: u32,
     length: u64,
+    seals: Vec<u8>,
 }
 
 /// Writes the blobs of one upload, in order.
@@ -66,6 +68,7 @@ impl<'a> BlobWriter<'a> {
     pub async fn write(&mut self, mut chunk: Bytes, last: bool) -> Result<()> {
         let mut failed: Option<Error> = None;
         let mut failures = 0;
+        let mut deadline = Deadline::after(STRIPE_TIME);
         while !chunk.is_empty() {
             // When no place is left after a failure, the failure says more than the lack of places.
             let capacity = match (self.prepare().await, failed.take()) {
@@ -74,9 +77,13 @@ impl<'a> BlobWriter<'a> {
                 (Err(error), _) => return Err(error),
             };
             let stripe = chunk.slice(..chunk.len().min(capacity));
-            match self.write_stripe(&stripe).await {
-                Ok(()) => chunk.advance(stripe.len()),
-                Err(error) if failures + 1 < ATTEMPTS_MAX => {
+            match self.write_stripe(&stripe, deadline).await {
+                Ok(()) => {
+                    chunk.advance(stripe.len());
+                    deadline = Deadline::after(STRIPE_TIME);
+                }
+                Err(error) if failures + 1 < ATTEMPTS_MAX && !deadline.left().is_zero() => {
+                    self.objects.pay_for_retry()?;
                     tracing::warn!(%error, "stripe not stored, trying another volume");
                     failures += 1;
                     self.objects.metrics.rewritten_stripes.inc();
@@ -100,7 +107,8 @@ impl<'a> BlobWriter<'a> {
     }
 
     /// Codes, seals and sends one stripe to the open blob.
-    async fn write_stripe(&mut self, stripe: &Bytes) -> Result<()> {
+    async fn write_stripe(&mut self, stripe: &Bytes, deadline: Deadline) -> Result<()> {
+        self.objects.retries.earn();
         let Some(open) = &self.open else {
             return Err(Error::Internal("no open blob".into()));
         };
@@ -115,9 +123,12 @@ impl<'a> BlobWriter<'a> {
         let (bytes, volume_id) = (stripe.clone(), volume.id);
         let shards = off_reactor(move || encode::encode(&codec, &bytes, volume_id, key)).await??;
         let shard_len = shards.first().map_or(0, |s| s.payload.len() as u64);
-        self.send(&volume, shards).await?;
+        let mut seals = Vec::new();
+        seals::append(&mut seals, &shards);
+        self.send(&volume, shards, deadline).await?;
         volume.add_used(shard_len);
         if let Some(open) = &mut self.open {
+            open.seals.extend(seals);
             open.stripes += 1;
             open.length += stripe.len() as u64;
         }
@@ -154,6 +165,7 @@ impl<'a> BlobWriter<'a> {
                 id,
                 stripes: 0,
                 length: 0,
+                seals: Vec::new(),
             });
         }
         Ok(self.chunk_bytes())
@@ -164,35 +176,30 @@ impl<'a> BlobWriter<'a> {
         if let Some(open) = self.open.take() {
             match open.length {
                 0 => self.pending.abandon((open.volume.id, open.id)),
-                length => self.done.push(BlobRef {
-                    volume: open.volume.id,
-                    blob: open.id,
-                    length,
-                }),
+                length => {
+                    self.pending.seal((open.volume.id, open.id), open.seals.into());
+                    self.done.push(BlobRef {
+                        volume: open.volume.id,
+                        blob: open.id,
+                        length,
+                    });
+                }
             }
         }
     }
 
     /// Sends the shards of a stripe all at once; good only if every one is durable.
-    async fn send(&mut self, volume: &Volume, shards: Vec<SealedShard>) -> Result<()> {
-        let sent = shards.into_iter().enumerate().map(|(index, shard)| {
-            let disk = self.objects.disks.get(volume.disks[index]);
-            async move {
-                let unreachable = || NodeError::Unreachable {
-                    what: "no node has the disk".into(),
-                };
-                let disk = disk.ok_or_else(unreachable)?;
-                let client = disk.client.clone().ok_or_else(unreachable)?;
-                client
-                    .put(&volume.address(index as u8, &disk), shard, WRITE_DEADLINE)
-                    .await
-            }
+    async fn send(&mut self, volume: &Volume, shards: Vec<SealedShard>, deadline: Deadline) -> Result<()> {
+        let disks = &self.objects.disks;
+        let sent = shards.into_iter().enumerate().map(|(index, shard)| async move {
+            let disk = disks.get(volume.disks[index]).ok_or_else(no_node)?;
+            let address = volume.address(index as u8, &disk);
+            disks.put_shard(&disk, &address, shard, deadline.left()).await
         });
         let mut failure: Option<NodeError> = None;
         for (index, outcome) in join_all(sent).await.into_iter().enumerate() {
             let Err(error) = outcome else { continue };
             let disk = volume.disks[index];
-            self.objects.disks.report(disk, &error);
             // Busy is not broken: the same disk will do a moment later. Any other failure weighs more.
             if error != NodeError::Overloaded {
                 self.failed_disks.insert(disk);

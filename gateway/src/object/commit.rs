@@ -109,6 +109,9 @@ impl Objects {
                     Err(Error::Conflict) => continue,
                     decided => decided?,
                 };
+                let commit = pending
+                    .iter()
+                    .fold(commit, |commit, pending| pending.name_seals(commit));
                 let commit = objects.lease.fence(commit).build();
                 let fence = commit.preconditions.len() - 1;
                 match objects.ledger.commit(commit).await {

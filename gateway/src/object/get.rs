@@ -152,7 +152,9 @@ impl Objects {
             for piece in encode::geometry(&codec, blob.length)?.pieces(range.clone()) {
                 let shard = usize::from(piece.shard);
                 if !up.contains(&shard) && codec.plan(&[shard], up.iter().map(|&i| (i, 1))).is_err() {
-                    return Err(StripeSource::new(&codec, volume, blob, piece.stripe)?.unreadable(up.len()));
+                    return Err(
+                        StripeSource::new(&codec, volume, blob, piece.stripe, None)?.unreadable(up.len())
+                    );
                 }
             }
         }
@@ -253,8 +255,9 @@ impl Plan {
             };
             let volume = self.objects.volumes.get(blob.volume).await?;
             let codec = self.objects.codecs.get(volume.scheme)?;
+            let seals = self.objects.seals(&blob).await?;
             for piece in encode::geometry(&codec, blob.length)?.pieces(range) {
-                let source = StripeSource::new(&codec, volume.clone(), &blob, piece.stripe)?;
+                let source = StripeSource::new(&codec, volume.clone(), &blob, piece.stripe, seals.as_ref())?;
                 self.pieces.push_back(Fetch { source, piece });
             }
         }

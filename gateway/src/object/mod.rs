@@ -14,6 +14,7 @@ pub mod bucket;
 pub mod commit;
 pub mod condition;
 pub mod copy;
+pub mod deadline;
 pub mod delete;
 pub mod digest;
 pub mod encode;
@@ -23,8 +24,11 @@ pub mod list;
 pub mod multipart;
 pub mod put;
 pub mod readers;
+pub mod seals;
 pub mod shard_reader;
 pub mod sources;
+pub mod suspects;
+pub mod tokens;
 
 use crate::budget::Budget;
 use crate::clock::Clock;
@@ -42,6 +46,8 @@ use readers::Readers;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
+use suspects::Suspects;
+use tokens::Tokens;
 
 /// The bytes of a request's body, with typed errors.
 pub type Body = Pin<Box<dyn futures::Stream<Item = Result<bytes::Bytes>> + Send>>;
@@ -74,10 +80,12 @@ pub struct Objects {
     pub clock: Arc<dyn Clock>,
     /// The default scheme.
     pub scheme: Scheme,
-    /// Hedges that may still be made; refilled by reads.
-    pub hedges: shard_reader::HedgeBudget,
+    /// Hedges that may still be made.
+    pub hedges: Tokens,
+    /// Retries that may still be made, of stripes and pieces.
+    pub retries: Tokens,
     /// Shards queued for repair.
-    pub suspects: shard_reader::Suspects,
+    pub suspects: Suspects,
     /// Units that are to be on another disk.
     pub relocations: Relocations,
     /// Counts requests and commits in progress; closed at shutdown.
@@ -90,6 +98,18 @@ pub struct Objects {
 pub struct Codecs {
     kernel: Kernel,
     made: RwLock<HashMap<Scheme, Arc<Codec>>>,
+}
+
+impl Objects {
+    /// Pays for doing something again that failed; past the budget the client is told to slow down.
+    fn pay_for_retry(&self) -> Result<()> {
+        if self.retries.spend() {
+            self.metrics.retries.inc();
+            return Ok(());
+        }
+        self.metrics.refused_retries.inc();
+        Err(Error::SlowDown)
+    }
 }
 
 impl Codecs {

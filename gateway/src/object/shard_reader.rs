@@ -1,68 +1,31 @@
 //! Reads one piece of a blob right, or says that it cannot: verify, hedge, decode around, and report what was wrong.
 //!
 //! A client never sees a wrong byte. Every block is checked against its CRC, which is seeded with the shard's
-//! identity; what fails is decoded from other shards, each checked the same way, and queued for repair.
+//! identity and must be the one that the ledger has; what fails is decoded from other shards, each checked the same way, and queued for repair.
 
-use super::sources::{Gathering, LATE_AFTER, Sources};
+use super::deadline::{Deadline, PIECE_TIME};
+use super::seals::StripeSeals;
+use super::sources::{Gathering, Sources};
 use super::{Objects, encode, off_reactor};
 use crate::budget::Reserved;
+use crate::cluster::breaker::Admission;
+use crate::cluster::conduct::{CUT_OFF_MAX, Kind, LATE_MAX, Outcome, Wrong};
+use crate::cluster::disks::{Disk, Health, no_node};
 use crate::error::{Error, Result};
-use crate::ledger::CommitBuilder;
-use crate::ledger::key;
-use crate::ledger::model::{BlobRef, SuspectRow};
+use crate::ledger::model::BlobRef;
 use crate::placement::volumes::Volume;
 use bytes::Bytes;
 use ec_core::stripe::Piece;
 use ec_core::{Codec, seal};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use storage_node::protocol::{BLOCK_BYTES, BlockRange, NodeError, ShardBlocks, ShardKey, seal_seed};
 use tokio::time::Instant;
 
-const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// CRCs of up to this many bytes are checked where they arrive: that takes less than handing them to another thread.
 const INLINE_CHECK_BYTES: usize = 64 * 1024;
-
-/// Hedges are limited to a share of the reads, so that a slow cluster is not made slower.
-#[derive(Debug)]
-pub struct HedgeBudget {
-    tokens: AtomicI64,
-}
-
-impl HedgeBudget {
-    const PER_HEDGE: i64 = 20;
-    const MOST: i64 = 64 * Self::PER_HEDGE;
-
-    /// Full.
-    pub fn new() -> HedgeBudget {
-        HedgeBudget {
-            tokens: AtomicI64::new(Self::MOST),
-        }
-    }
-
-    fn earn(&self) {
-        if self.tokens.load(Ordering::Relaxed) < Self::MOST {
-            self.tokens.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn spend(&self) -> bool {
-        let enough = |t: i64| (t >= Self::PER_HEDGE).then_some(t - Self::PER_HEDGE);
-        self.tokens
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough)
-            .is_ok()
-    }
-}
-
-impl Default for HedgeBudget {
-    fn default() -> HedgeBudget {
-        HedgeBudget::new()
-    }
-}
 
 /// Where a piece is: everything a read of one stripe needs.
 #[derive(Clone)]
@@ -73,11 +36,20 @@ pub struct StripeSource {
     pub key: ShardKey,
     /// Bytes of each shard of the stripe.
     pub shard_len: u32,
+    /// What the ledger knows of them.
+    pub seals: Option<StripeSeals>,
 }
 
 impl StripeSource {
-    /// Of a stripe of a blob.
-    pub fn new(codec: &Codec, volume: Arc<Volume>, blob: &BlobRef, stripe: u32) -> Result<StripeSource> {
+    /// Of a stripe of a blob, with what the ledger knows of the blob's bytes.
+    pub fn new(
+        codec: &Codec,
+        volume: Arc<Volume>,
+        blob: &BlobRef,
+        stripe: u32,
+        seals: Option<&Bytes>,
+    ) -> Result<StripeSource> {
+        let seals = seals.map(|seals| StripeSeals::new(codec, blob, stripe, seals));
         let shard_len = encode::geometry(codec, blob.length)?.shard_len(stripe);
         Ok(StripeSource {
             volume,
@@ -86,6 +58,7 @@ impl StripeSource {
                 stripe,
             },
             shard_len,
+            seals: seals.transpose()?,
         })
     }
 
@@ -105,38 +78,43 @@ impl Objects {
     /// The bytes of a piece, verified.
     pub async fn read_piece(&self, source: &StripeSource, piece: &Piece) -> Result<Bytes> {
         self.hedges.earn();
+        self.retries.earn();
+        let deadline = Deadline::after(PIECE_TIME);
         let first = piece.offset / BLOCK_BYTES;
         let blocks = BlockRange {
             first,
             count: (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first,
         };
-        if !self.is_prompt(source, piece.shard) {
+        let admission = self.admission(source, piece.shard);
+        if admission == Admission::No && self.is_better_around(source, piece.shard)? {
             // Not worth waiting for; asked all the same if the others do not suffice.
-            return match self.decode(source, piece.shard, blocks).await {
+            return match self.decode(source, piece.shard, blocks, deadline).await {
                 Ok(bytes) => Ok(trim(bytes, piece, blocks)),
-                Err(error) => match self.read_shard(source, piece.shard, blocks).await {
+                Err(error) => match self.read_shard_by(source, piece.shard, blocks, deadline).await {
                     Ok(read) => Ok(trim(read.payload, piece, blocks)),
                     Err(_) => Err(error),
                 },
             };
         }
-        let direct = self.read_shard(source, piece.shard, blocks);
+        let late_after = self.late_after(source, piece.shard);
+        let direct = self.read_shard_by(source, piece.shard, blocks, deadline);
         tokio::pin!(direct);
-        let found = match tokio::time::timeout(LATE_AFTER, &mut direct).await {
+        let found = match tokio::time::timeout(late_after, &mut direct).await {
             Ok(found) => found,
-            Err(_) if self.hedges.spend() => {
+            // What a disk on trial costs is bounded already, by how many try it at once.
+            Err(_) if admission == Admission::Trial || self.hedges.spend() => {
                 self.metrics.hedged_reads.inc();
-                return self.race(source, piece, blocks, direct).await;
+                return self.race(source, piece, blocks, deadline, direct).await;
             }
             Err(_) => direct.await,
         };
         match found {
             Ok(read) => Ok(trim(read.payload, piece, blocks)),
-            Err(_) => Ok(trim(
-                self.decode(source, piece.shard, blocks).await?,
-                piece,
-                blocks,
-            )),
+            Err(_) => {
+                self.pay_for_retry()?;
+                let decoded = self.decode(source, piece.shard, blocks, deadline).await?;
+                Ok(trim(decoded, piece, blocks))
+            }
         }
     }
 
@@ -146,9 +124,10 @@ impl Objects {
         source: &StripeSource,
         piece: &Piece,
         blocks: BlockRange,
+        deadline: Deadline,
         direct: impl Future<Output = std::result::Result<ShardBlocks, NodeError>>,
     ) -> Result<Bytes> {
-        let decode = self.decode(source, piece.shard, blocks);
+        let decode = self.decode(source, piece.shard, blocks, deadline);
         tokio::pin!(direct, decode);
         tokio::select! {
             read = &mut direct => match read {
@@ -156,10 +135,7 @@ impl Objects {
                 Err(_) => Ok(trim(decode.await?, piece, blocks)),
             },
             decoded = &mut decode => match decoded {
-                Ok(bytes) => {
-                    self.disks.report_slow(source.volume.disks[piece.shard as usize]);
-                    Ok(trim(bytes, piece, blocks))
-                }
+                Ok(bytes) => Ok(trim(bytes, piece, blocks)),
                 Err(error) => match direct.await {
                     Ok(read) => Ok(trim(read.payload, piece, blocks)),
                     Err(_) => Err(error),
@@ -169,13 +145,20 @@ impl Objects {
     }
 
     /// Blocks of a shard computed from others.
-    async fn decode(&self, source: &StripeSource, wanted: u8, blocks: BlockRange) -> Result<Bytes> {
+    async fn decode(
+        &self,
+        source: &StripeSource,
+        wanted: u8,
+        blocks: BlockRange,
+        deadline: Deadline,
+    ) -> Result<Bytes> {
         self.metrics.decoded_pieces.inc();
         // Slow sources may be replaced while they are still being read: at worst every shard is held, and the result.
         let shards = source.volume.scheme.total_shards() as u64 + 1;
         let bytes = blocks.count as u64 * BLOCK_BYTES as u64 * shards;
-        let _reserved: Reserved = self.budget.decode.reserve_patiently(bytes).await?;
-        let sources = self.read_sources(source, wanted, blocks).await?;
+        let reserved = self.budget.decode.reserve_patiently(bytes);
+        let _reserved: Reserved = deadline.bound(reserved).await?;
+        let sources = self.read_sources(source, wanted, blocks, deadline).await?;
         off_reactor(move || sources.compute()).await?
     }
 
@@ -185,12 +168,18 @@ impl Objects {
         source: &StripeSource,
         wanted: u8,
         blocks: BlockRange,
+        deadline: Deadline,
     ) -> Result<Sources> {
-        let disks = &source.volume.disks;
         let codec = self.codecs.get(source.volume.scheme)?;
-        let prompt = |index: usize| self.is_prompt(source, index as u8);
-        let mut gathering = Gathering::new(codec, wanted, prompt);
-        let read = |index: u8| async move { (index, self.read_shard(source, index, blocks).await) };
+        let late_after = |index: usize| {
+            let is_prompt = self.admission(source, index as u8) != Admission::No;
+            is_prompt.then(|| self.late_after(source, index as u8))
+        };
+        let mut gathering = Gathering::new(codec, wanted, late_after);
+        let read = |index: u8| async move {
+            let read = self.read_shard_by(source, index, blocks, deadline).await;
+            (index, read)
+        };
         let mut running = FuturesUnordered::new();
         loop {
             let begun = gathering.begin(Instant::now());
@@ -213,19 +202,43 @@ impl Objects {
             tokio::select! {
                 biased; // What has answered is not late.
                 Some((index, read)) = running.next() => gathering.answered(index, read.ok()),
-                () = late => {
-                    // They had their time: the next read does not begin with them.
-                    let expired = gathering.expire(Instant::now());
-                    expired.into_iter().for_each(|index| self.disks.report_slow(disks[index]));
-                }
+                () = late => gathering.expire(Instant::now()),
             }
         }
     }
 
+    fn disk_of(&self, source: &StripeSource, index: u8) -> Option<Arc<Disk>> {
+        self.disks.get(source.volume.disks[usize::from(index)])
+    }
+
     /// Whether a read should ask this shard's disk first.
-    fn is_prompt(&self, source: &StripeSource, index: u8) -> bool {
-        let volume = &source.volume;
-        volume.is_whole(index) && self.disks.prompt(volume.disks[usize::from(index)])
+    fn admission(&self, source: &StripeSource, index: u8) -> Admission {
+        let disk = self.disk_of(source, index);
+        match disk.filter(|disk| source.volume.is_whole(index) && disk.health == Health::Online) {
+            Some(disk) => disk.conduct.may_read(),
+            None => Admission::No,
+        }
+    }
+
+    /// After how long a read of this shard is late.
+    fn late_after(&self, source: &StripeSource, index: u8) -> Duration {
+        self.disk_of(source, index)
+            .map_or(LATE_MAX, |disk| disk.conduct.late_after())
+    }
+
+    /// Whether a shard whose disk should not be asked is better decoded. Where the disks of the others are no better off, all
+    /// of them have too much to do, and reading several shards for one would not help.
+    fn is_better_around(&self, source: &StripeSource, wanted: u8) -> Result<bool> {
+        let is_there = |disk: Arc<Disk>| disk.health == Health::Online && source.volume.is_whole(wanted);
+        if !self.disk_of(source, wanted).is_some_and(is_there) {
+            return Ok(true);
+        }
+        let codec = self.codecs.get(source.volume.scheme)?;
+        let others = (0..source.volume.disks.len()).filter(|&index| {
+            index != usize::from(wanted) && self.admission(source, index as u8) != Admission::No
+        });
+        let plan = codec.plan(&[usize::from(wanted)], others.map(|index| (index, 1)));
+        Ok(plan.is_ok())
     }
 
     /// Whole blocks of one shard, verified against their CRCs. What is wrong with the record, rather than with its
@@ -236,7 +249,19 @@ impl Objects {
         index: u8,
         blocks: BlockRange,
     ) -> std::result::Result<ShardBlocks, NodeError> {
-        let mut read = self.fetch(source, index, blocks).await;
+        self.read_shard_by(source, index, blocks, Deadline::after(CUT_OFF_MAX))
+            .await
+    }
+
+    /// The same, with what is left of the time for a piece.
+    async fn read_shard_by(
+        &self,
+        source: &StripeSource,
+        index: u8,
+        blocks: BlockRange,
+        deadline: Deadline,
+    ) -> std::result::Result<ShardBlocks, NodeError> {
+        let mut read = self.fetch(source, index, blocks, deadline).await;
         let moved;
         let mut source = source;
         if let Err(error @ (NodeError::StaleEpoch { .. } | NodeError::NotFound)) = &read
@@ -248,21 +273,33 @@ impl Objects {
                 ..source.clone()
             };
             source = &moved;
-            read = self.fetch(source, index, blocks).await;
+            read = self.fetch(source, index, blocks, deadline).await;
         }
-        let checked = match read {
-            Ok(shard) => check(source, index, blocks, shard).await,
-            Err(error) => Err(error),
+        if let Err(error) = &read {
+            self.take_in(source, index, error).await;
+        }
+        read
+    }
+
+    /// Takes in how a read failed: what it says of the disk, and of the record.
+    async fn take_in(&self, source: &StripeSource, index: u8, error: &NodeError) {
+        let is_whole = source.volume.is_whole(index);
+        // Only now is it known that the unit has not moved.
+        let wrong = match error {
+            NodeError::NotFound if is_whole => Some(Wrong::Missing),
+            NodeError::StaleEpoch { .. } => Some(Wrong::Refused),
+            _ => None,
         };
-        if let Err(error) = &checked {
-            self.disks.report(source.volume.disks[index as usize], error);
-            let expected = *error == NodeError::NotFound && !source.volume.is_whole(index);
-            if let Some(kind) = suspect_kind(error).filter(|_| !expected) {
-                self.metrics.bad_shards.with_label_values(&[kind]).inc();
-                self.suspect(source, index, error).await;
-            }
+        if let (Some(wrong), Some(disk)) = (wrong, self.disk_of(source, index)) {
+            let outcome = Outcome::Wrong(wrong, error.to_string());
+            disk.conduct.take_in(Kind::Read, outcome);
         }
-        checked
+        self.disks.met(source.volume.disks[usize::from(index)], error);
+        let expected = *error == NodeError::NotFound && !is_whole;
+        if let Some(kind) = suspect_kind(error).filter(|_| !expected) {
+            self.metrics.bad_shards.with_label_values(&[kind]).inc();
+            self.suspect(source, index, error).await;
+        }
     }
 
     /// The volume of a later epoch, if there is one: as it is known here, or, when a node knows better, in the ledger.
@@ -283,87 +320,41 @@ impl Objects {
         }
     }
 
+    /// Asks the disk, checks its answer, and judges it by that.
     async fn fetch(
         &self,
         source: &StripeSource,
         index: u8,
         blocks: BlockRange,
+        deadline: Deadline,
     ) -> std::result::Result<ShardBlocks, NodeError> {
-        let unreachable = || NodeError::Unreachable {
-            what: "no node has the disk".into(),
+        let disk = self.disk_of(source, index).ok_or_else(no_node)?;
+        let client = disk.client.as_ref().ok_or_else(no_node)?;
+        let (cut_off, left) = (disk.conduct.cut_off(Kind::Read), deadline.left());
+        if left.is_zero() {
+            return Err(NodeError::Timeout);
+        }
+        let address = source.volume.address(index, &disk);
+        let call = disk.conduct.begin(Kind::Read);
+        let read = client.get(&address, source.key, blocks, cut_off.min(left)).await;
+        let checked = match read {
+            Ok(shard) => check(source, index, blocks, shard).await,
+            Err(NodeError::Timeout) if left < cut_off => return Err(NodeError::Timeout), // Late, if it was: `call` knows.
+            Err(error) => {
+                call.end(Outcome::of_error(&error));
+                return Err(error);
+            }
         };
-        let disk = self
-            .disks
-            .get(source.volume.disks[index as usize])
-            .ok_or_else(unreachable)?;
-        let client = disk.client.clone().ok_or_else(unreachable)?;
-        client
-            .get(
-                &source.volume.address(index, &disk),
-                source.key,
-                blocks,
-                READ_DEADLINE,
-            )
-            .await
-    }
-
-    /// Queues a shard for repair, once.
-    pub async fn suspect(&self, source: &StripeSource, index: u8, error: &NodeError) {
-        let reason = error.to_string();
-        let queued = self.queue_for_repair(source.volume.id, source.key, index, reason);
-        if let Err(error) = queued.await {
-            tracing::warn!(%error, "the shard could not be queued; the next read of it will try again");
+        match checked {
+            Ok(shard) => {
+                call.end(Outcome::Good);
+                Ok(shard)
+            }
+            Err((wrong, what)) => {
+                call.end(Outcome::Wrong(wrong, what.clone()));
+                Err(NodeError::Corrupt { what })
+            }
         }
-    }
-
-    /// The same for whoever has a reason of its own.
-    pub async fn queue_for_repair(
-        &self,
-        volume: u64,
-        shard: ShardKey,
-        index: u8,
-        reason: String,
-    ) -> Result<()> {
-        let key = key::suspect(volume, shard.blob, shard.stripe, index);
-        if !self.suspects.remember(&key) {
-            return Ok(());
-        }
-        tracing::warn!(volume, blob = shard.blob, stripe = shard.stripe, index, error = %reason, "shard queued for repair");
-        let row = SuspectRow { reason };
-        let commit = self
-            .lease
-            .fence(CommitBuilder::new().put(key.clone(), &row))
-            .build();
-        if let Err(error) = self.ledger.commit(commit).await {
-            self.suspects.forget(&key);
-            return Err(error.into());
-        }
-        Ok(())
-    }
-}
-
-/// Shards that are queued for repair already, so that every further read of them costs no commit.
-#[derive(Default)]
-pub struct Suspects {
-    queued: Mutex<HashSet<Bytes>>,
-}
-
-impl Suspects {
-    /// Past this many it forgets them all: a commit too many does no harm.
-    const MOST: usize = 65_536;
-
-    /// Whether this one was not queued yet.
-    fn remember(&self, key: &Bytes) -> bool {
-        let mut queued = self.queued.lock().unwrap_or_else(|e| e.into_inner());
-        if queued.len() >= Suspects::MOST {
-            queued.clear();
-        }
-        queued.insert(key.clone())
-    }
-
-    /// Repair is done with it.
-    pub fn forget(&self, key: &Bytes) {
-        self.queued.lock().unwrap_or_else(|e| e.into_inner()).remove(key);
     }
 }
 
@@ -377,14 +368,13 @@ fn suspect_kind(error: &NodeError) -> Option<&'static str> {
     }
 }
 
-/// Checks what a node sent: the shape first, then every block.
+/// Checks what a node sent: the shape, the checksums, then every block. Else what is wrong with it.
 async fn check(
     source: &StripeSource,
     index: u8,
     blocks: BlockRange,
     shard: ShardBlocks,
-) -> std::result::Result<ShardBlocks, NodeError> {
-    let corrupt = |what: String| NodeError::Corrupt { what };
+) -> std::result::Result<ShardBlocks, (Wrong, String)> {
     let end = source
         .shard_len
         .min((blocks.first + blocks.count).saturating_mul(BLOCK_BYTES));
@@ -393,33 +383,35 @@ async fn check(
         || shard.first_block != blocks.first
         || shard.payload.len() != expected
     {
-        return Err(corrupt(format!(
+        let what = format!(
             "{} bytes from block {} of a shard of {}, not {expected} from {} of {}",
             shard.payload.len(),
             shard.first_block,
             shard.shard_len,
             blocks.first,
             source.shard_len
-        )));
+        );
+        return Err((Wrong::Shape, what));
+    }
+    if source
+        .seals
+        .as_ref()
+        .is_some_and(|seals| !seals.agree(index, &shard))
+    {
+        let what = "its checksums are not those it was written with".into();
+        return Err((Wrong::Forged, what));
     }
     let seed = seal_seed(source.volume.unit(index), source.key, source.shard_len);
-    let verify = move |shard: ShardBlocks| match seal::check_blocks(
-        seed,
-        shard.first_block,
-        &shard.block_crcs,
-        &shard.payload,
-    ) {
-        Ok(()) => Ok(shard),
-        Err(error) => Err(NodeError::Corrupt {
-            what: error.to_string(),
-        }),
+    let verify = move |shard: ShardBlocks| {
+        seal::check_blocks(seed, shard.first_block, &shard.block_crcs, &shard.payload)
+            .map_err(|error| (Wrong::Bytes, error.to_string()))
+            .map(|()| shard)
     };
     if shard.payload.len() <= INLINE_CHECK_BYTES {
         return verify(shard);
     }
-    off_reactor(move || verify(shard))
-        .await
-        .map_err(|e| corrupt(e.to_string()))?
+    let verified = off_reactor(move || verify(shard)).await;
+    verified.unwrap_or_else(|error| Err((Wrong::Bytes, error.to_string())))
 }
 
 /// Cuts the piece out of the blocks that hold it.

@@ -4,6 +4,8 @@
 //! out, one that is late becomes dear, and the plan is made again; what was read costs nothing more. So a local repair
 //! stays local while it can, and a slow disk is waited for only where there is no way around it.
 //!
+//! When a read is late depends on its disk: see `Conduct::late_after`.
+//!
 //! Invariant: pure. It is told what was read and what time it is, and says what to read; nothing is asked for twice.
 
 use crate::error::{Error, Result};
@@ -13,9 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use storage_node::protocol::ShardBlocks;
 use tokio::time::Instant;
-
-/// A read that has not answered by then is late.
-pub const LATE_AFTER: Duration = Duration::from_millis(400);
 
 // What a shard costs, next to others.
 const COST_READ: u32 = 0;
@@ -35,11 +34,11 @@ pub struct Gathering {
 
 enum Shard {
     NotAsked {
-        cost: u32,
+        late_after: Option<Duration>,
     },
+    /// Nothing: it is late.
     Asked {
-        since: Instant,
-        late: bool,
+        late_at: Option<Instant>,
     },
     Read(ShardBlocks),
     /// Or not to be asked at all.
@@ -49,9 +48,9 @@ enum Shard {
 impl Shard {
     fn cost(&self) -> Option<u32> {
         match self {
-            Shard::NotAsked { cost } => Some(*cost),
-            Shard::Asked { late: false, .. } => Some(COST_RUNNING),
-            Shard::Asked { late: true, .. } => Some(COST_LATE),
+            Shard::NotAsked { late_after: Some(_) } => Some(COST_PROMPT),
+            Shard::Asked { late_at: Some(_) } => Some(COST_RUNNING),
+            Shard::NotAsked { late_after: None } | Shard::Asked { late_at: None } => Some(COST_LATE),
             Shard::Read(_) => Some(COST_READ),
             Shard::Failed => None,
         }
@@ -67,13 +66,15 @@ pub struct Sources {
 }
 
 impl Gathering {
-    /// For the `wanted` shard, with nothing read yet; `prompt` says whose disk is likely to answer soon.
-    pub fn new(codec: Arc<Codec>, wanted: u8, prompt: impl Fn(usize) -> bool) -> Gathering {
+    /// For the `wanted` shard, with nothing read yet; `late_after` says how long an answer of a shard's disk may take, if that
+    /// disk is likely to answer soon.
+    pub fn new(codec: Arc<Codec>, wanted: u8, late_after: impl Fn(usize) -> Option<Duration>) -> Gathering {
         let wanted = usize::from(wanted);
-        let shards = (0..codec.scheme().total_shards()).map(|index| match prompt(index) {
-            _ if index == wanted => Shard::Failed,
-            true => Shard::NotAsked { cost: COST_PROMPT },
-            false => Shard::NotAsked { cost: COST_LATE },
+        let shards = (0..codec.scheme().total_shards()).map(|index| match index == wanted {
+            true => Shard::Failed,
+            false => Shard::NotAsked {
+                late_after: late_after(index),
+            },
         });
         Gathering {
             shards: shards.collect(),
@@ -96,9 +97,9 @@ impl Gathering {
         };
         let mut begun = Vec::new();
         for &index in plan.sources() {
-            if let Shard::NotAsked { cost } = self.shards[index] {
-                let late = cost == COST_LATE;
-                self.shards[index] = Shard::Asked { since: now, late };
+            if let Shard::NotAsked { late_after } = self.shards[index] {
+                let late_at = late_after.map(|after| now + after);
+                self.shards[index] = Shard::Asked { late_at };
                 begun.push(index as u8);
             }
         }
@@ -120,28 +121,22 @@ impl Gathering {
     /// When the next read will be late, if any can be.
     pub fn late_at(&self) -> Option<Instant> {
         let waiting = self.shards.iter().filter_map(|shard| match shard {
-            Shard::Asked { since, late: false } => Some(*since + LATE_AFTER),
+            Shard::Asked { late_at } => *late_at,
             _ => None,
         });
         waiting.min()
     }
 
-    /// Takes note of the time; answers which reads have become late by it.
-    pub fn expire(&mut self, now: Instant) -> Vec<usize> {
-        let mut expired = Vec::new();
-        for (index, shard) in self.shards.iter_mut().enumerate() {
-            if let Shard::Asked { since, late } = shard
-                && !*late
-                && now >= *since + LATE_AFTER
+    /// Takes note of the time: which reads have become late by it.
+    pub fn expire(&mut self, now: Instant) {
+        for shard in &mut self.shards {
+            if let Shard::Asked { late_at } = shard
+                && late_at.is_some_and(|at| now >= at)
             {
-                *late = true;
-                expired.push(index);
+                *late_at = None;
+                self.plan = None;
             }
         }
-        if !expired.is_empty() {
-            self.plan = None;
-        }
-        expired
     }
 
     /// The sources, once all that the plan asks for are read. They are handed out once.

@@ -9,6 +9,7 @@ mod budget;
 mod garbage;
 mod ledger_failure;
 mod listing;
+mod misbehaving;
 mod multipart;
 mod orphans;
 mod races;

@@ -179,7 +179,7 @@ fn many_orphans_are_deleted_and_nothing_of_the_living() {
         }
         // As if no row had been written.
         let mut commit = gateway::ledger::CommitBuilder::new();
-        for table in [b'o', b'B'] {
+        for table in [b'o', b'B', b'e'] {
             let rows = world.cluster.ledger();
             let keys = gateway::ledger::store::Store::scan(
                 &*world.cluster.store,

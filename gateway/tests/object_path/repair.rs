@@ -8,6 +8,7 @@ use gateway::ledger::model::SuspectRow;
 use gateway::ledger::{CommitBuilder, key};
 use gateway::maintenance::worker::Step;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use storage_node::protocol::{DiskId, SealedShard, ShardKey, UnitId, seal_seed};
 
 type Shards = BTreeMap<(DiskId, UnitId, ShardKey), SealedShard>;
@@ -127,7 +128,7 @@ async fn a_corrupt_source_is_found_and_repaired_too() {
     assert!(world.get("object").await.unwrap() == bytes);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn too_few_sources_wait_until_there_are_enough() {
     let (world, _, original) = with_object("rs(4,2)", 6, 1 << 20).await;
     queue(&world, &[5]).await;
@@ -151,6 +152,7 @@ async fn too_few_sources_wait_until_there_are_enough() {
     assert_eq!(world.census().await.suspects, 1);
     assert_eq!(world.objects.metrics.failed_repairs.get(), 1);
     world.heal().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     world.repair().await;
     assert!(shards(&world) == original);
     world.census().await.assert_clean();

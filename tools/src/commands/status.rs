@@ -52,6 +52,7 @@ fn render(status: &Status) -> String {
         line(node_table(&status.nodes));
     }
     line(disk_table(&status.disks));
+    status.disks.iter().filter_map(wrong_row).for_each(&mut line);
     for volumes in &status.volumes {
         line(format!(
             "volumes   {:>5} {} {}",
@@ -71,6 +72,11 @@ fn render(status: &Status) -> String {
         queued.requests,
         format_size(queued.in_flight_bytes.iter().sum())
     ));
+    if let (count @ 1.., Some(why)) = (queued.repairs_in_vain, &queued.repair_failure) {
+        line(format!(
+            "repair    {count} shards tried in vain, to be tried again: {why}"
+        ));
+    }
     if status.rebuild.units > 0 {
         line(rebuild_row(&status.rebuild));
     }
@@ -103,6 +109,25 @@ pub fn rebuild_row(rebuild: &RebuildStatus) -> String {
         format_size(rebuild.left_bytes),
         format_size(rebuild.done_bytes)
     )
+}
+
+/// What a disk has answered wrongly, if anything.
+fn wrong_row(disk: &DiskLine) -> Option<String> {
+    let what = disk.last_wrong.as_ref()?;
+    let kinds: Vec<String> = disk
+        .wrong_answers
+        .iter()
+        .map(|(kind, n)| format!("{n} {kind}"))
+        .collect();
+    let node = disk.node.as_ref().map(|node| format!(" of node {node}"));
+    Some(format!(
+        "wrong     disk {}{}: {} wrong answers since start ({}), the last {} s ago: {what}",
+        disk.label,
+        node.unwrap_or_default(),
+        disk.wrong_answers.values().sum::<u64>(),
+        kinds.join(", "),
+        disk.last_wrong_s.unwrap_or_default()
+    ))
 }
 
 /// Disks for people.
@@ -181,7 +206,8 @@ mod tests {
     fn a_status_is_readable() {
         let json = r#"{"scheme":"rs(4,2)","write_scheme":"rs(3,2)","kernel":"avx2","healthy":false,
             "disks":[{"label":"disk-0","id":"00","state":"down","reason":"file was removed","path":null,"backend":null,
-                "capacity_bytes":1073741824,"free_bytes":0,"live_bytes":0,"shards":7,"corrupt_shards":1}],
+                "capacity_bytes":1073741824,"free_bytes":0,"live_bytes":0,"shards":7,"corrupt_shards":1,"node":"n1",
+                "wrong_answers":{"bytes":3,"missing":1},"last_wrong":"bytes: block 2","last_wrong_s":4}],
             "volumes":[{"scheme":"rs(4,2)","state":"open","count":2}],
             "capacity":{"total_bytes":1073741824,"free_bytes":5,"live_bytes":0},
             "degraded":{"disks":1,"volumes":2,"unreadable_volumes":0},
@@ -192,5 +218,7 @@ mod tests {
         assert!(text.contains("new objects rs(3,2) for now"), "{text}");
         assert!(text.contains("file was removed"), "{text}");
         assert!(text.contains("4 blobs to delete, 2 shards to repair"), "{text}");
+        let wrong = "disk disk-0 of node n1: 4 wrong answers since start (3 bytes, 1 missing), the last 4 s ago: bytes: block 2";
+        assert!(text.contains(wrong), "{text}");
     }
 }

@@ -4,6 +4,8 @@ use super::*;
 use ec_core::Kernel;
 use std::collections::BTreeSet;
 
+const LATE_AFTER: Duration = Duration::from_millis(400);
+
 /// How the disk of a shard behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Disk {
@@ -34,9 +36,23 @@ fn blocks() -> ShardBlocks {
     }
 }
 
+/// Which reads have become late by then.
+fn expired(gathering: &mut Gathering, now: Instant) -> Vec<usize> {
+    let late = |gathering: &Gathering| -> BTreeSet<usize> {
+        let shards = gathering.shards.iter().enumerate();
+        shards
+            .filter(|(_, shard)| matches!(shard, Shard::Asked { late_at: None }))
+            .map(|(index, _)| index)
+            .collect()
+    };
+    let before = late(gathering);
+    gathering.expire(now);
+    late(gathering).difference(&before).copied().collect()
+}
+
 /// Runs a gathering to its end. Disks that answer do so at once; the clock moves only when all others are waited for.
 fn run(codec: &Arc<Codec>, wanted: u8, disks: &[Disk], prompt: impl Fn(usize) -> bool) -> Run {
-    let mut gathering = Gathering::new(codec.clone(), wanted, prompt);
+    let mut gathering = Gathering::new(codec.clone(), wanted, |index| prompt(index).then_some(LATE_AFTER));
     let mut now = Instant::now();
     let (mut asked, mut late) = (Vec::new(), BTreeSet::new());
     let mut running: Vec<u8> = Vec::new();
@@ -67,9 +83,9 @@ fn run(codec: &Arc<Codec>, wanted: u8, disks: &[Disk], prompt: impl Fn(usize) ->
                 gathering.answered(index, read);
             }
             (None, Some(at)) => {
-                assert!(gathering.expire(at - Duration::from_millis(1)).is_empty());
+                assert!(expired(&mut gathering, at - Duration::from_millis(1)).is_empty());
                 now = at;
-                let expired = gathering.expire(now);
+                let expired = expired(&mut gathering, now);
                 assert!(!expired.is_empty());
                 assert!(expired.iter().all(|index| late.insert(*index)), "late twice");
             }
@@ -165,14 +181,14 @@ fn no_width_makes_waiting_worth_it() {
 #[test]
 fn each_read_has_its_own_time() {
     let codec = codec("rs(2,3)");
-    let mut gathering = Gathering::new(codec, 0, |_| true);
+    let mut gathering = Gathering::new(codec, 0, |_| Some(LATE_AFTER));
     let start = Instant::now();
     assert_eq!(gathering.begin(start), Ok(vec![1, 2]));
     let later = start + LATE_AFTER - Duration::from_millis(1);
     gathering.answered(2, None);
     assert_eq!(gathering.begin(later), Ok(vec![3]));
     // The replacement was asked for a moment ago.
-    assert_eq!(gathering.expire(start + LATE_AFTER), [1]);
+    assert_eq!(expired(&mut gathering, start + LATE_AFTER), [1]);
     assert_eq!(gathering.begin(later), Ok(vec![4]));
     assert_eq!(gathering.late_at(), Some(later + LATE_AFTER));
     // A late one that answers after all is as good as any.

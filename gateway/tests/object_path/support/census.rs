@@ -5,7 +5,8 @@ use super::memory_node::verify;
 use bytes::Bytes;
 use ec_core::{Codec, Kernel, Scheme};
 use gateway::ledger::model::{
-    BlobRow, BucketRow, GarbageRow, IdRangeRow, ObjectRow, PartRow, SuspectRow, UploadRow, VolumeRow,
+    BlobRow, BucketRow, GarbageRow, IdRangeRow, ObjectRow, PartRow, SealsRow, SuspectRow, UploadRow,
+    VolumeRow,
 };
 use gateway::ledger::{Typed, key};
 use gateway::object::encode;
@@ -93,6 +94,7 @@ impl Cluster {
             .map(|(k, row)| (key::volume_and_blob(&k).unwrap(), row))
             .collect();
         census.blobs = blobs.len();
+        self.check_seals(&blobs, &mut census).await;
         self.check_references(&blobs, &mut census).await;
         let mut volumes = BTreeMap::new();
         for (row_key, row) in self.table::<VolumeRow>(b'v').await {
@@ -127,6 +129,29 @@ impl Cluster {
             }
         }
         census
+    }
+
+    /// Every blob has its seals, and no other has any, unless its shards are still to be deleted.
+    async fn check_seals(&self, blobs: &BTreeMap<(u64, u64), BlobRow>, census: &mut Census) {
+        let keys = |rows: Vec<Bytes>| -> BTreeSet<(u64, u64)> {
+            rows.iter()
+                .filter_map(|row_key| key::volume_and_blob(row_key))
+                .collect()
+        };
+        let sealed = self.table::<SealsRow>(b'e').await;
+        let sealed = keys(sealed.into_iter().map(|(row_key, _)| row_key).collect());
+        let garbage = self.table::<GarbageRow>(b'g').await;
+        let garbage = keys(garbage.into_iter().map(|(row_key, _)| row_key).collect());
+        let unsealed = blobs.keys().filter(|blob| !sealed.contains(blob));
+        let left = sealed
+            .iter()
+            .filter(|blob| !blobs.contains_key(blob) && !garbage.contains(blob));
+        census
+            .rows
+            .extend(unsealed.map(|blob| format!("blob {blob:?} has no seals")));
+        census
+            .rows
+            .extend(left.map(|blob| format!("seals of {blob:?}, which is gone")));
     }
 
     /// Counts who refers to each blob, and checks that parts have uploads and objects and uploads have buckets.

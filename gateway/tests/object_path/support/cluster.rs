@@ -22,6 +22,7 @@ use gateway::object::condition::{ReadConditions, WriteConditions};
 use gateway::object::copy::Source;
 use gateway::object::get::Wanted;
 use gateway::object::put::{Expected, Stored};
+use gateway::object::tokens::Tokens;
 use gateway::object::{Body, Codecs, Objects};
 use gateway::placement::volumes::Volumes;
 use std::sync::Arc;
@@ -100,7 +101,8 @@ impl Cluster {
             metrics: Arc::new(Metrics::new().unwrap()),
             clock: Arc::new(SystemClock),
             scheme: self.scheme,
-            hedges: Default::default(),
+            hedges: Tokens::hedges(),
+            retries: Tokens::retries(),
             suspects: Default::default(),
             relocations: Default::default(),
             gate: Default::default(),

@@ -38,6 +38,29 @@ pub struct Faults {
     pub put_delay: Duration,
     /// How long a get takes.
     pub get_delay: Duration,
+    /// How it answers wrongly, if it does.
+    pub lie: Option<Lie>,
+}
+
+/// A way to answer that looks well and is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Reads answer other bytes under the shard's own CRCs.
+    OtherBytes,
+    /// Reads answer other bytes, with CRCs and digests made to match them.
+    Forgery,
+    /// Reads answer the bytes and CRCs of another shard of the disk; of the same one if it has no other.
+    OtherShard,
+    /// Reads answer less than was asked for.
+    Truncated,
+    /// Reads come with digests of nothing.
+    Digests,
+    /// Reads end in no answer of the protocol.
+    Garbage,
+    /// Reads are answered with an epoch that nobody gave.
+    Epoch,
+    /// Puts are acknowledged and not stored.
+    Forgets,
 }
 
 /// One unit of a disk.
@@ -130,10 +153,13 @@ impl MemoryDisk {
             return Err(NodeError::Deleted);
         }
         unit.epoch = to.epoch;
+        self.puts += 1;
+        if self.faults.lie == Some(Lie::Forgets) {
+            return Ok(());
+        }
         // As a disk does, it keeps bytes of its own: what was sent is let go.
         let payload = bytes::Bytes::copy_from_slice(&shard.payload);
         unit.shards.insert(shard.key, SealedShard { payload, ..shard });
-        self.puts += 1;
         Ok(())
     }
 
@@ -152,7 +178,34 @@ impl MemoryDisk {
         if unit.deleted.contains(&key.blob) {
             return Err(NodeError::Deleted);
         }
-        let shard = unit.shards.get(&key).ok_or(NodeError::NotFound)?;
+        let honest = unit.shards.get(&key).ok_or(NodeError::NotFound)?;
+        let lie = self.faults.lie;
+        let mut shard = match lie {
+            // Of the same length if there is one: the harder to tell.
+            Some(Lie::OtherShard) => {
+                let others = || self.shards().map(|(_, s)| s).filter(|s| s.key != key);
+                let alike = others().find(|s| s.payload.len() == honest.payload.len());
+                alike.or_else(|| others().next()).unwrap_or(honest).clone()
+            }
+            _ => honest.clone(),
+        };
+        match lie {
+            Some(Lie::Forgery) => {
+                shard.payload = Bytes::from(vec![0x55; shard.payload.len()]);
+                let seed = seal_seed(from.unit, key, shard.payload.len() as u32);
+                shard.seal.block_crcs = ec_core::seal::block_crcs(seed, &shard.payload);
+                shard.seal.digests[usize::from(from.unit.index)] = *blake3::hash(&shard.payload).as_bytes();
+            }
+            Some(Lie::OtherBytes) => shard.payload = Bytes::from(vec![0x55; shard.payload.len()]),
+            Some(Lie::Digests) => shard.seal.digests.iter_mut().for_each(|d| *d = [7; 32]),
+            Some(Lie::Garbage) => {
+                return Err(NodeError::Garbled {
+                    what: "a test".into(),
+                });
+            }
+            Some(Lie::Epoch) => return Err(NodeError::StaleEpoch { current: u32::MAX }),
+            _ => {}
+        }
         let (len, block) = (shard.payload.len(), BLOCK_BYTES as usize);
         let start = (blocks.first as usize * block).min(len);
         let end = ((blocks.first as usize + blocks.count as usize) * block).min(len);
@@ -162,6 +215,10 @@ impl MemoryDisk {
             .iter()
             .skip(blocks.first as usize)
             .take((end - start).div_ceil(block));
+        let end = match lie {
+            Some(Lie::Truncated) => end - (end - start) / 2,
+            _ => end,
+        };
         Ok(ShardBlocks {
             shard_len: len as u32,
             first_block: blocks.first,

@@ -194,3 +194,38 @@ fn requests_see_what_is_decided_in_a_batch_that_is_not_flushed_yet() {
         );
     });
 }
+
+/// A put that waits behind a flush when its time is over is not begun, and one that a batch has is done all the same. Whoever comes
+/// with no time left is refused at once.
+#[test]
+fn what_waits_when_its_time_is_over_is_not_begun() {
+    let disk = SimulatedDisk::new(16 << 20, 1);
+    format_simulated(&disk, 1 << 20);
+    let engine = open(&disk, Duration::from_millis(300)).unwrap();
+    let (to, len) = (unit(1), 3000);
+    let put_within = |blob: u64, patience: Duration| {
+        let shard = sealed(&to, key(blob, 0), payload(&to, key(blob, 0), 0, len));
+        engine.put(&to, shard, patience)
+    };
+    let (first, second) = block_on(async {
+        let first = put_within(1, Duration::from_millis(100));
+        let second = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            put_within(2, Duration::from_millis(100)).await
+        };
+        futures::join!(first, second)
+    });
+    assert_eq!(
+        (first, second),
+        (Err(NodeError::Timeout), Err(NodeError::Timeout))
+    );
+    // Its flush covers whatever came before it.
+    put(&engine, &to, key(3, 0), payload(&to, key(3, 0), 0, len)).unwrap();
+    assert!(get(&engine, &to, key(1, 0)).is_ok());
+    assert!(matches!(get(&engine, &to, key(2, 0)), Err(NodeError::NotFound)));
+    let puts = engine.metrics().puts;
+    assert_eq!(block_on(put_within(4, Duration::ZERO)), Err(NodeError::Timeout));
+    let read = engine.get(&to, key(3, 0), BlockRange::ALL, Duration::ZERO);
+    assert_eq!(block_on(read), Err(NodeError::Timeout));
+    assert_eq!(engine.metrics().puts, puts);
+}

@@ -1,0 +1,105 @@
+//! What calls do to a disk's standing, on a clock that stands still until told.
+
+use super::*;
+
+fn conduct() -> Arc<Conduct> {
+    Arc::new(Conduct::new("disk-0"))
+}
+
+/// A call that takes so long, and ends so.
+async fn call(conduct: &Arc<Conduct>, kind: Kind, took: Duration, outcome: Outcome) {
+    let call = conduct.begin(kind);
+    tokio::time::advance(took).await;
+    call.end(outcome);
+}
+
+fn lie() -> Outcome {
+    Outcome::Wrong(Wrong::Bytes, "block 3".into())
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_lies_gets_no_writes_and_says_why() {
+    let conduct = conduct();
+    for _ in 0..2 {
+        call(&conduct, Kind::Read, MS, lie()).await;
+        assert!(conduct.may_write() && conduct.suspicion().is_none());
+    }
+    call(&conduct, Kind::Read, MS, lie()).await;
+    assert_eq!(conduct.may_read(), Admission::No);
+    assert!(!conduct.may_write());
+    let why = conduct.suspicion().expect("suspect");
+    assert!(why.contains("bytes: block 3"), "{why}");
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(conduct.may_read(), Admission::Trial);
+    assert!(conduct.may_write() && conduct.suspicion().is_none());
+    for _ in 0..3 {
+        call(&conduct, Kind::Read, MS, Outcome::Good).await;
+    }
+    assert_eq!(conduct.may_read(), Admission::Yes);
+    let seen = conduct.wrong_seen();
+    assert_eq!(seen.counts, [(Wrong::Bytes, 3)]);
+    let (what, ago) = seen.last.expect("there was one");
+    assert!(what == "bytes: block 3" && ago >= Duration::from_secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_whose_writes_hang_can_be_read() {
+    let conduct = conduct();
+    let error = Outcome::of_error(&NodeError::Timeout);
+    call(&conduct, Kind::Write, CUT_OFF_MAX, error).await;
+    assert!(!conduct.may_write() && conduct.suspicion().is_some());
+    assert_eq!(conduct.may_read(), Admission::Yes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_disk_is_read_around_and_is_no_suspect() {
+    let conduct = conduct();
+    // Nobody waited for the end of it.
+    let hedged = conduct.begin(Kind::Read);
+    tokio::time::advance(LATE_MAX).await;
+    drop(hedged);
+    assert_eq!(conduct.may_read(), Admission::No);
+    assert!(conduct.may_write() && conduct.suspicion().is_none());
+    // One whose client left in time says nothing.
+    let conduct = self::conduct();
+    drop(conduct.begin(Kind::Read));
+    assert_eq!(conduct.may_read(), Admission::Yes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_follows_what_a_disk_takes() {
+    let conduct = conduct();
+    assert_eq!(conduct.late_after(), LATE_MAX);
+    assert_eq!(conduct.cut_off(Kind::Write), CUT_OFF_MAX);
+    for _ in 0..100 {
+        call(&conduct, Kind::Read, 30 * MS, Outcome::Good).await;
+        call(&conduct, Kind::Write, 30 * MS, Outcome::Good).await;
+    }
+    let late_after = conduct.late_after();
+    assert!((30 * MS..=45 * MS).contains(&late_after), "{late_after:?}");
+    assert_eq!(conduct.cut_off(Kind::Write), CUT_OFF_MIN);
+    // It becomes slow for good: it is waited for longer then.
+    for _ in 0..100 {
+        call(&conduct, Kind::Write, Duration::from_secs(1), Outcome::Good).await;
+    }
+    let cut_off = conduct.cut_off(Kind::Write);
+    assert!(cut_off >= Duration::from_secs(8), "{cut_off:?}");
+    // What was waited for in vain says how long it takes at least.
+    for _ in 0..100 {
+        call(&conduct, Kind::Read, 200 * MS, Outcome::Neutral).await;
+    }
+    assert!(conduct.late_after() >= 200 * MS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_try_a_disk_that_failed() {
+    let conduct = conduct();
+    call(&conduct, Kind::Read, MS, Outcome::Failed("a test".into())).await;
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let trials = [conduct.begin(Kind::Read), conduct.begin(Kind::Read)];
+    assert_eq!(conduct.may_read(), Admission::No);
+    drop(trials);
+    assert_eq!(conduct.may_read(), Admission::Trial);
+}
