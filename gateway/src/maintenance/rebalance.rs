@@ -31,7 +31,9 @@ impl Objects {
         let to = self.relocations.target(volume.unit(index))?;
         let is_elsewhere = to != volume.disks[usize::from(index)];
         let level = self.disks.level(volume.disks.len());
-        (is_elsewhere && may_take(|id| self.disks.get(id), level, volume, index, to)).then_some(to)
+        let others = (0..).zip(&volume.disks).filter(|(i, _)| *i != index);
+        let others = others.map(|(_, disk)| *disk);
+        (is_elsewhere && may_take(|id| self.disks.get(id), level, others, to)).then_some(to)
     }
 
     /// What would make the disks equally full, but for these units.
@@ -78,12 +80,15 @@ impl Objects {
         let levels: HashMap<usize, Level> = levels.collect();
         let disks: HashMap<DiskId, Arc<Disk>> = self.disks.all().iter().map(|d| (d.id, d.clone())).collect();
         let planned = off_reactor(move || {
-            let may_take = |unit: UnitId, to: DiskId| {
+            let may_take = |unit: UnitId, to: DiskId, moved: &HashMap<UnitId, DiskId>| {
                 let Some(volume) = volumes.get(&unit.volume) else {
                     return false;
                 };
+                let at = |index: u8| moved.get(&volume.unit(index)).copied();
+                let others = (0..).zip(&volume.disks).filter(|(index, _)| *index != unit.index);
+                let others = others.map(|(index, disk)| at(index).unwrap_or(*disk));
                 let disk = |id| disks.get(&id).cloned();
-                may_take(disk, levels[&volume.disks.len()], volume, unit.index, to)
+                may_take(disk, levels[&volume.disks.len()], others, to)
             };
             plan(loads, units, within, moves_max, may_take)
         });
@@ -115,19 +120,17 @@ impl Objects {
     }
 }
 
-/// Whether a unit of a volume may be on a disk: it can be written, and is in no failure domain of the volume's other units.
+/// Whether a unit may be on a disk: it can be written, and is in no failure domain of the volume's other units.
 fn may_take(
     disk: impl Fn(DiskId) -> Option<Arc<Disk>>,
     level: Level,
-    volume: &Volume,
-    index: u8,
+    others: impl IntoIterator<Item = DiskId>,
     to: DiskId,
 ) -> bool {
     let Some(target) = disk(to).filter(|disk| disk.writable()) else {
         return false;
     };
-    let others = (0..).zip(&volume.disks).filter(|(i, _)| *i != index);
-    let mut taken = others.filter_map(|(_, id)| Some(disk(*id)?.domain(level)));
+    let mut taken = others.into_iter().filter_map(|id| Some(disk(id)?.domain(level)));
     taken.all(|domain| domain != target.domain(level))
 }
 

@@ -4,9 +4,9 @@
 //! tolerance of the mean or nothing helps.
 //! Invariant: after a move the disk that gave is at least as full as the one that took. So the spread shrinks with every move, and
 //! the plan ends.
-//! Invariant: at most one unit of a volume moves in one plan, so whether it shares a failure domain with another is known beforehand.
+//! Invariant: a unit moves at most once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use storage_node::protocol::{DiskId, UnitId};
 
 /// Disks on each end that are tried for one move; of very many that cannot be helped not all are looked at.
@@ -57,13 +57,13 @@ pub struct Plan {
 }
 
 /// Plans up to `moves_max` moves that bring every disk's fullness to within `within` (a share of a disk, 0.05 being 5 %) of the mean.
-/// `may_take` says whether a unit may be on a disk.
+/// `may_take` says whether a unit may be on a disk when those that have moved by then are where they are to be.
 pub fn plan(
     mut loads: Vec<Load>,
     units: Vec<Movable>,
     within: f64,
     moves_max: usize,
-    may_take: impl Fn(UnitId, DiskId) -> bool,
+    may_take: impl Fn(UnitId, DiskId, &HashMap<UnitId, DiskId>) -> bool,
 ) -> Plan {
     loads.retain(|load| load.capacity_bytes > 0);
     loads.sort_by_key(|load| load.disk);
@@ -77,20 +77,20 @@ pub fn plan(
     for units in on_disk.values_mut() {
         units.sort_by_key(|unit| (std::cmp::Reverse(unit.bytes), unit.unit));
     }
-    let mut moved = HashSet::new();
+    let mut moved = HashMap::new();
     let mut plan = Plan {
         spread_now: spread(&loads, mean),
         ..Plan::default()
     };
     while plan.moves.len() < moves_max {
         loads.sort_by(|a, b| b.fullness().total_cmp(&a.fullness()));
-        let may_move = |unit: UnitId, to| !moved.contains(&unit.volume) && may_take(unit, to);
+        let may_move = |unit, to| may_take(unit, to, &moved);
         let Some((from, at, to)) = next(&loads, &on_disk, mean, within, may_move) else {
             break;
         };
         let units = on_disk.entry(loads[from].disk).or_default();
         let unit = units.remove(at);
-        moved.insert(unit.unit.volume);
+        moved.insert(unit.unit, loads[to].disk);
         loads[from].used_bytes = loads[from].used_bytes.saturating_sub(unit.bytes);
         loads[to].used_bytes += unit.bytes;
         plan.moves.push(Move {
@@ -173,7 +173,7 @@ mod tests {
             units,
             0.05,
             100,
-            |_, _| true,
+            |_, _, _| true,
         );
         assert!(plan.spread_now > 0.26 && plan.spread_then <= 0.07, "{plan:?}");
         assert!(plan.moves.iter().all(|m| m.to == DiskId(2)), "{plan:?}");
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn what_is_even_enough_stays() {
         let units = vec![unit(1, 0, 3)];
-        let plan = plan(loads(&[(43, 100), (40, 100)]), units, 0.05, 100, |_, _| true);
+        let plan = plan(loads(&[(43, 100), (40, 100)]), units, 0.05, 100, |_, _, _| true);
         assert_eq!(plan.moves, []);
     }
 
@@ -194,7 +194,7 @@ mod tests {
             vec![unit(1, 0, 50)],
             0.05,
             100,
-            |_, _| true,
+            |_, _, _| true,
         );
         assert_eq!(plan.moves, []);
     }
@@ -231,11 +231,11 @@ mod tests {
                 index += 1;
             }
         }
-        let may_take = |unit: UnitId, disk: DiskId| {
+        let may_take = |unit: UnitId, disk: DiskId, moved: &HashMap<UnitId, DiskId>| {
             let others = (0..4).filter(|index| *index != unit.index);
             others
                 .map(|index| UnitId { index, ..unit })
-                .all(|other| places[&other].0 / 4 != disk.0 / 4)
+                .all(|other| moved.get(&other).unwrap_or(&places[&other]).0 / 4 != disk.0 / 4)
         };
         let plan = plan(loads(&table), units, 0.02, 10_000, may_take);
         assert!(
@@ -253,7 +253,7 @@ mod tests {
                 .collect();
             assert_eq!(machines.len(), 4);
         }
-        let moved: HashSet<u64> = plan.moves.iter().map(|m| m.unit.volume).collect();
-        assert_eq!(moved.len(), plan.moves.len(), "a unit of a volume at a time");
+        let moved: HashSet<UnitId> = plan.moves.iter().map(|m| m.unit).collect();
+        assert_eq!(moved.len(), plan.moves.len(), "a unit moves once");
     }
 }
