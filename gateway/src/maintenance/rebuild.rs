@@ -10,7 +10,7 @@
 //!
 //! Invariants: a volume takes no new blobs from before its unit moves, and no upload is writing to it then, so that nothing
 //! is acknowledged with a shard on a disk that the ledger no longer names. A unit is not moved while its volume could not be
-//! decoded: its disk may come back, and then nothing is lost. Results are checked against the stripe's digests before they
+//! decoded without it: its disk may come back, or be back already, and then nothing is lost. Results are checked against the stripe's digests before they
 //! are written, and are written durably.
 
 use super::worker::{Step, Worker};
@@ -197,6 +197,11 @@ impl Rebuild {
         let volume = self.objects.volumes.refresh(task.volume.id).await?;
         if !self.objects.needs(&volume).contains(&(task.index, task.need)) {
             return Ok(true);
+        }
+        // A move gives up what its disk has. That disk may serve after all, and the others need it: until they are whole.
+        let leaves = (task.need == Need::Move).then(|| volume.disks[usize::from(task.index)]);
+        if leaves.is_some() && !self.objects.spare(&volume, leaves).1 {
+            return Ok(false);
         }
         // From here on no blob is begun in it; one that was has to end.
         if volume.state == VolumeState::Open {

@@ -299,6 +299,29 @@ async fn a_volume_that_cannot_be_decoded_is_left_as_it_is() {
     world.census().await.assert_clean();
 }
 
+/// Found by the simulation: three disks that were given up came back at once, and all three units left them.
+#[tokio::test]
+async fn a_unit_that_the_others_need_stays_until_they_are_whole() {
+    let (world, objects) = filled("rs(4,2)", 9).await;
+    let maintenance = maintenance(&world);
+    let lost = [0, 1, 2, 3];
+    world.lose(&lost).await;
+    for n in lost {
+        let decided = world.objects.decide(world.disk(n), Membership::Absent).await;
+        decided.unwrap();
+    }
+    maintenance.settle().await;
+    assert!(lost.iter().any(|n| units_of(&world, *n) > 0));
+    // They serve again before anybody has noticed that they are back in service.
+    world.heal().await;
+    maintenance.settle().await;
+    while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
+    maintenance.settle().await;
+    assert_readable(&world, &objects).await;
+    assert_eq!(maintenance.units_left(), 0);
+    world.census().await.assert_clean();
+}
+
 #[tokio::test]
 async fn a_unit_waits_for_the_upload_that_writes_to_its_volume() {
     let (world, _) = filled("rs(4,2)", 9).await;
