@@ -1,7 +1,8 @@
 //! The disks of the cluster, how to reach each, and whether it can be used right now.
 //!
 //! Health comes from two sides: a poll of every node, and what requests run into. A request that meets a fenced,
-//! missing or hanging disk marks it suspect at once, so that the next one does not; only a later poll clears it.
+//! missing or hanging disk marks it suspect at once, so that the next one does not; one that cannot reach a disk marks all
+//! disks of that node. Only a later poll clears it.
 //! Invariant: nodes are polled apart from each other. One that is slow delays nothing that is known of others.
 //! Invariant: a disk is used where the ledger has it. Another node that shows one with its id has a copy, or got it from
 //! a machine that was taken apart; nothing is read from it or written to it there.
@@ -20,7 +21,8 @@ use tracing::{info, warn};
 
 /// How often nodes are asked.
 pub const POLL_PERIOD: Duration = Duration::from_millis(500);
-const POLL_DEADLINE: Duration = Duration::from_secs(2);
+/// A node that has not answered by then is lost, with all requests that wait for it. It answers from memory.
+const POLL_DEADLINE: Duration = Duration::from_secs(1);
 /// A disk that timed out is left alone this long the first time, even if its node says it is fine.
 const REST_MIN: Duration = Duration::from_secs(5);
 /// And this long at most.
@@ -369,16 +371,21 @@ impl Disks {
 
     /// Takes in that a request failed on a disk.
     pub fn report(&self, id: DiskId, error: &NodeError) {
-        let rests = match error {
-            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace => false,
-            NodeError::Timeout | NodeError::Unreachable { .. } => true,
+        let (rests, is_of_node) = match error {
+            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace => (false, false),
+            NodeError::Timeout => (true, false),
+            // It is the way there, and the next answer of its node says more than this did.
+            NodeError::Unreachable { .. } => (false, true),
             _ => return,
         };
-        if self.get(id).is_none_or(|disk| disk.health != Health::Online) {
+        let Some(found) = self.get(id).filter(|disk| disk.health == Health::Online) else {
             return; // Known already.
-        }
-        let is_it = |disk: &Disk| disk.id == id && disk.health == Health::Online;
-        self.update(is_it, |disk| {
+        };
+        let is_concerned = |disk: &Disk| {
+            let is_beside = is_of_node && disk.at.is_some() && disk.at == found.at && found.node.is_some();
+            disk.health == Health::Online && (disk.id == id || is_beside)
+        };
+        self.update(is_concerned, |disk| {
             if let (NodeError::NoSpace, Some(status)) = (error, &mut disk.status) {
                 status.free_bytes = 0; // Until the next poll: it knows better than what it last said.
             }
