@@ -366,6 +366,56 @@ async fn a_node_that_hangs_delays_nothing_that_is_known_of_others() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_end_as_soon_as_their_node_stops_answering() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    let mut world = World::new().await;
+    world
+        .node("silent", 1, Arc::new(HttpClient::new(&silent_url).unwrap()))
+        .await;
+    let (disks, _) = world.start().await;
+    let node = disks.nodes().named("silent").unwrap();
+    let began = tokio::time::Instant::now();
+    let (answer, ()) = tokio::join!(node.client.units(DiskId(10), 1, DEADLINE), disks.poll_node(&node));
+    let ended = NodeError::Unreachable {
+        what: "the node stopped answering".into(),
+    };
+    assert_eq!(answer, Err(ended));
+    assert!(began.elapsed() < DEADLINE / 2, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_cannot_be_reached_makes_its_whole_node_suspect_until_it_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut paths = Vec::new();
+    for disk in 10..13 {
+        let path = folder.path().join(disk.to_string());
+        format(&path, disk);
+        paths.push(path);
+    }
+    let mut world = World::new().await;
+    world.node("one", 1, node_on(&paths[..2])).await;
+    world.node("other", 2, node_on(&paths[2..])).await;
+    for (disk, node) in [(10, 1), (11, 1), (12, 2)] {
+        world.disk(disk, node, &paths[disk as usize - 10], true).await;
+    }
+    let (disks, _) = world.start().await;
+    disks.poll().await;
+    let writable = || [10, 11, 12].map(|disk| disks.get(DiskId(disk)).unwrap().writable());
+    assert_eq!(writable(), [true; 3]);
+    let refused = NodeError::Unreachable {
+        what: "refused".into(),
+    };
+    disks.report(DiskId(10), &refused);
+    assert_eq!(writable(), [false, false, true]);
+    disks.poll().await;
+    assert_eq!(writable(), [true; 3]);
+    // That a disk is late says nothing of the one beside it.
+    disks.report(DiskId(10), &NodeError::Timeout);
+    assert_eq!(writable(), [false, true, true]);
+}
+
 /// A clone, or a disk that was carried to another machine: the failure domain of its units would not be what it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_is_used_on_its_own_node_alone() {

@@ -16,12 +16,15 @@
 pub mod client;
 pub mod cluster;
 pub mod content;
+mod daemon;
 pub mod faults;
 pub mod http;
 pub mod liar;
 pub mod load;
 pub mod loop_device;
+pub mod mixed_load;
 pub mod model;
+pub mod network;
 pub mod node;
 pub mod processes;
 pub mod setting;

@@ -31,6 +31,11 @@ impl Model {
             .push(content);
     }
 
+    /// What a key may hold.
+    pub fn possible(&self, key: &str) -> &[Option<Content>] {
+        self.keys.get(key).map_or(&[None], Vec::as_slice)
+    }
+
     /// Forgets all keys but those of this prefix.
     pub fn keep(&mut self, prefix: &str) {
         self.keys.retain(|key, _| key.starts_with(prefix));
@@ -80,8 +85,7 @@ impl Model {
         key: &str,
         listed: bool,
     ) -> Result<Option<Content>, String> {
-        let nothing = vec![None];
-        let possible = self.keys.get(key).unwrap_or(&nothing);
+        let possible = self.possible(key);
         let found = client.find(bucket, key).map_err(|failure| failure.to_string())?;
         if found.is_some() != listed {
             return Err(format!("found: {}, listed: {listed}", found.is_some()));

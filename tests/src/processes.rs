@@ -1,5 +1,5 @@
-//! A Cairn of several processes for a test: a gateway, and nodes that joined it, over mutual TLS on loopback ports, with
-//! files as disks.
+//! A Cairn of several processes for a test: a gateway, and nodes that joined it, over mutual TLS: on loopback ports with
+//! files as disks, or each on a machine of its own (see [`network`]) with loop devices.
 //!
 //! Invariants: dropping it ends its processes and removes its directory; a line of WARN or ERROR in any of their logs that
 //! the test did not allow fails the test, and so does whatever is not a log line (a panic).
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -16,6 +16,9 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::cluster::{binary, free_address, unexpected_lines};
+use crate::daemon::Daemon;
+use crate::loop_device::LoopDevice;
+use crate::network::{self, Machine, Network};
 use crate::sigv4::Keys;
 use crate::{http, status, tools};
 
@@ -23,85 +26,17 @@ use crate::{http, status, tools};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The size of a disk.
 const DISK_BYTES: u64 = 256 << 20;
-
-/// One process that is started again and again with the same command.
-#[derive(Debug)]
-struct Daemon {
-    name: String,
-    arguments: Vec<String>,
-    log: PathBuf,
-    process: Option<Child>,
-}
-
-impl Daemon {
-    fn new(name: &str, directory: &Path, arguments: Vec<String>) -> Self {
-        Self {
-            name: name.to_owned(),
-            arguments,
-            log: directory.join(format!("{name}.log")),
-            process: None,
-        }
-    }
-
-    fn start(&mut self, further: &[&str]) {
-        assert!(self.process.is_none(), "{} is still running", self.name);
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = cairn();
-        command
-            .args(&self.arguments)
-            .args(further)
-            .args(["--log-format", "json"]);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
-        self.process = Some(child.unwrap());
-    }
-
-    fn is_running(&mut self) -> bool {
-        self.process
-            .as_mut()
-            .is_some_and(|process| process.try_wait().unwrap().is_none())
-    }
-
-    fn kill(&mut self) {
-        let mut process = self.process.take().unwrap();
-        process.kill().unwrap();
-        process.wait().unwrap();
-    }
-
-    fn terminate(&mut self) -> ExitStatus {
-        let mut process = self.process.take().unwrap();
-        tools::signal(process.id(), "TERM");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = process.try_wait().unwrap() {
-                return status;
-            }
-            if Instant::now() > deadline {
-                process.kill().unwrap();
-                process.wait().unwrap();
-                panic!(
-                    "{} still runs {PATIENCE:?} after SIGTERM\n{}",
-                    self.name,
-                    self.log()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
+/// And of one on a network of machines, whose faults leave volumes of several schemes: each takes an extent of each of its disks.
+const DEVICE_BYTES: u64 = 2 << 30;
 
 #[derive(Debug)]
 struct NodeProcess {
     daemon: Daemon,
     directory: PathBuf,
     address: SocketAddr,
+    disks: Vec<PathBuf>,
+    /// What the disks are, where they are no files. Dropped after the process has ended.
+    _devices: Vec<LoopDevice>,
 }
 
 /// A running cluster.
@@ -113,7 +48,11 @@ pub struct Processes {
     listen: SocketAddr,
     admin: SocketAddr,
     allowed: Vec<String>,
+    network: Option<Network>,
 }
+
+/// The gateway's machine. Node n is on the n-th after it.
+const GATEWAY: Machine = 1;
 
 impl Processes {
     /// So many nodes with so many disks each, joined and added, ready for requests.
@@ -123,29 +62,48 @@ impl Processes {
 
     /// The same, with further arguments for the gateway.
     pub fn start_with(nodes: usize, disks_per_node: usize, scheme: &str, further: &[&str]) -> Self {
-        let mut cluster = Self::start_gateway_with(scheme, further);
+        Self::start_gateway_with(scheme, further, None).with_nodes(nodes, disks_per_node)
+    }
+
+    /// The same on a network of machines, one for the gateway and one for each node. The calling thread moves there.
+    pub fn start_on_network(nodes: usize, disks_per_node: usize, scheme: &str, further: &[&str]) -> Self {
+        let mut network = Network::new();
+        assert_eq!(network.add_machine(), GATEWAY);
+        Self::start_gateway_with(scheme, further, Some(network)).with_nodes(nodes, disks_per_node)
+    }
+
+    fn with_nodes(mut self, nodes: usize, disks_per_node: usize) -> Self {
         for _ in 0..nodes {
-            cluster.add_node(disks_per_node);
+            self.add_node(disks_per_node);
         }
         if nodes * disks_per_node > 0 {
-            let added = cluster.cairn(&["disk", "add", "--all", "--yes"]);
+            let added = self.cairn(&["disk", "add", "--all", "--yes"]);
             assert!(added.status.success(), "{added:?}");
-            cluster.wait_until_ready();
+            self.wait_until_ready();
         }
-        cluster
+        self
     }
 
     /// A new cluster with a gateway and nothing else.
     pub fn start_gateway(scheme: &str) -> Self {
-        Self::start_gateway_with(scheme, &[])
+        Self::start_gateway_with(scheme, &[], None)
     }
 
-    fn start_gateway_with(scheme: &str, further: &[&str]) -> Self {
+    fn start_gateway_with(scheme: &str, further: &[&str], network: Option<Network>) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("cairn-processes-")
             .tempdir()
             .unwrap();
-        let (listen, admin, join) = (free_address(), free_address(), free_address());
+        let [listen, admin, join] = [9000, 9001, 9002].map(|port| match &network {
+            Some(_) => SocketAddr::from((network::address(GATEWAY), port)),
+            None => free_address(),
+        });
+        let prefix = network.as_ref().map(|network| network.prefix(GATEWAY));
+        // It is not on loopback there.
+        let allowed = network
+            .iter()
+            .map(|_| "operators are asked for no key".to_owned())
+            .collect();
         let data = directory.path().join("gateway");
         let made = run(cairn()
             .arg("init")
@@ -164,14 +122,15 @@ impl Processes {
         }
         arguments.extend(["--memory".to_owned(), "256MiB".to_owned()]);
         arguments.extend(further.iter().map(|argument| (*argument).to_owned()));
-        let gateway = Daemon::new("gateway", directory.path(), arguments);
+        let gateway = Daemon::new("gateway", directory.path(), prefix.unwrap_or_default(), arguments);
         let mut cluster = Self {
             directory,
             gateway,
             nodes: Vec::new(),
             listen,
             admin,
-            allowed: Vec::new(),
+            allowed,
+            network,
         };
         cluster.restart_gateway();
         cluster
@@ -192,13 +151,27 @@ impl Processes {
         let name = format!("node-{index}");
         let directory = self.directory.path().join(&name);
         std::fs::create_dir(&directory).unwrap();
-        let address = free_address();
-        let names: Vec<String> = (0..disks).map(|disk| format!("disk-{disk}")).collect();
-        for name in &names {
-            File::create(directory.join(name))
-                .unwrap()
-                .set_len(DISK_BYTES)
-                .unwrap();
+        let (address, prefix) = match &mut self.network {
+            None => (free_address(), Vec::new()),
+            Some(network) => {
+                let machine = network.add_machine();
+                let address = SocketAddr::from((network::address(machine), 9100));
+                (address, network.prefix(machine))
+            }
+        };
+        let mut devices = Vec::new();
+        let mut names = Vec::new();
+        for disk in 0..disks {
+            if self.network.is_some() {
+                let device = LoopDevice::new(DEVICE_BYTES);
+                names.push(device.path().display().to_string());
+                devices.push(device);
+            } else {
+                let name = format!("disk-{disk}");
+                let file = File::create(directory.join(&name)).unwrap();
+                file.set_len(DISK_BYTES).unwrap();
+                names.push(name);
+            }
         }
         let config = format!(
             "[node]\nname = \"{name}\"\ndata = \"member\"\nlisten = \"{address}\"\nrack = \"rack-{index}\"\ndisks = {names:?}\n"
@@ -211,9 +184,11 @@ impl Processes {
             path.display().to_string(),
         ];
         self.nodes.push(NodeProcess {
-            daemon: Daemon::new(&name, self.directory.path(), arguments),
+            daemon: Daemon::new(&name, self.directory.path(), prefix, arguments),
+            disks: names.iter().map(|name| directory.join(name)).collect(),
             directory,
             address,
+            _devices: devices,
         });
         index
     }
@@ -300,11 +275,47 @@ impl Processes {
         std::fs::write(&path, format!("{before}disks = [\"{name}\", {disks}")).unwrap();
         assert!(self.terminate_node(index).success());
         self.nodes[index].daemon.start(&[]);
-        let path = self.nodes[index].directory.join(&name).display().to_string();
+        let path = self.nodes[index].directory.join(&name);
+        self.nodes[index].disks.push(path.clone());
+        let path = path.display().to_string();
         let is_there = || self.admin_json("/v1/disks").to_string().contains(&path);
         status::wait_until("the blank disk is seen", PATIENCE, is_there, || {
             self.node(index).to_string()
         });
+    }
+
+    /// Pulls the cable of a node's machine.
+    pub fn unplug_node(&self, index: usize) {
+        self.network().unplug(machine_of(index));
+    }
+
+    /// Plugs it in again.
+    pub fn plug_node(&self, index: usize) {
+        self.network().plug(machine_of(index));
+    }
+
+    /// From now on nothing that the gateway's machine sends reaches this node's.
+    pub fn cut_to_node(&self, index: usize) {
+        self.network().cut(GATEWAY, machine_of(index));
+    }
+
+    /// From now on nothing that this node's machine sends reaches the gateway's.
+    pub fn cut_from_node(&self, index: usize) {
+        self.network().cut(machine_of(index), GATEWAY);
+    }
+
+    /// Ends such a cut.
+    pub fn heal_to_node(&self, index: usize) {
+        self.network().heal(GATEWAY, machine_of(index));
+    }
+
+    /// Ends such a cut.
+    pub fn heal_from_node(&self, index: usize) {
+        self.network().heal(machine_of(index), GATEWAY);
+    }
+
+    fn network(&self) -> &Network {
+        self.network.as_ref().expect("a cluster that has a network")
     }
 
     /// The process of a node, for signals.
@@ -324,7 +335,7 @@ impl Processes {
 
     /// The file of a disk of a node.
     pub fn disk(&self, node: usize, disk: usize) -> PathBuf {
-        self.nodes[node].directory.join(format!("disk-{disk}"))
+        self.nodes[node].disks[disk].clone()
     }
 
     /// The directory that `cairn init` made.
@@ -469,9 +480,25 @@ impl Drop for Processes {
     }
 }
 
+fn machine_of(node: usize) -> Machine {
+    GATEWAY + 1 + Machine::try_from(node).unwrap()
+}
+
 /// The program, without what the surroundings would tell it.
 pub fn cairn() -> Command {
-    let mut command = Command::new(binary());
+    cairn_after(&[])
+}
+
+/// The same, with a command line that begins with these words.
+pub(crate) fn cairn_after(prefix: &[String]) -> Command {
+    let mut command = match prefix {
+        [] => Command::new(binary()),
+        [first, others @ ..] => {
+            let mut command = Command::new(first);
+            command.args(others).arg(binary());
+            command
+        }
+    };
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CAIRN_"));
     ours.for_each(|(name, _)| {
         command.env_remove(name);

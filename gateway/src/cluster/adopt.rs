@@ -14,6 +14,7 @@ use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+use storage_node::client::StorageClient;
 use storage_node::protocol::{BlankDisk, ClusterId, DiskId, FormatRequest, NodeError, NodeId};
 use tokio::sync::Mutex;
 use tokio::time::Instant;

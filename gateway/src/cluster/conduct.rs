@@ -100,8 +100,10 @@ pub enum Outcome {
     Good,
     /// In a way that says nothing of how the disk behaves.
     Neutral,
-    /// The disk, its node or the way to it failed.
+    /// The disk or its node failed.
     Failed(String),
+    /// The way to its node did. Whether the node answers at all is known from polling it, so one such failure says little.
+    Unreachable(String),
     /// An answer came, and it was wrong.
     Wrong(Wrong, String),
 }
@@ -115,10 +117,10 @@ impl Outcome {
             | NodeError::StaleEpoch { .. }
             | NodeError::Deleted
             | NodeError::NotFound => return Outcome::Neutral,
-            NodeError::Timeout
-            | NodeError::Unreachable { .. }
-            | NodeError::Fenced { .. }
-            | NodeError::WrongDisk => return Outcome::Failed(error.to_string()),
+            NodeError::Timeout | NodeError::Fenced { .. } | NodeError::WrongDisk => {
+                return Outcome::Failed(error.to_string());
+            }
+            NodeError::Unreachable { .. } => return Outcome::Unreachable(error.to_string()),
             NodeError::Corrupt { .. } => Wrong::Damaged,
             NodeError::Io { .. } => Wrong::Unreadable,
             NodeError::Garbled { .. } => Wrong::Garbled,
@@ -285,6 +287,7 @@ impl Conduct {
         let (weight, cause) = match outcome {
             Outcome::Good | Outcome::Neutral => return,
             Outcome::Failed(why) => (Weight::Heavy, Cause::Failed(why)),
+            Outcome::Unreachable(why) => (Weight::Light, Cause::Failed(why)),
             Outcome::Wrong(wrong, what) => {
                 self.wrong.counts[wrong as usize].fetch_add(1, Ordering::Relaxed);
                 let last = Some((wrong, what.clone(), Instant::now()));

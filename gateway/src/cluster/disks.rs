@@ -1,8 +1,8 @@
 //! The disks of the cluster, how to reach each, and whether it can be used right now.
 //!
 //! Health is what nodes say of their disks: they are polled, and a request that meets a fenced or missing disk marks it suspect
-//! until the next poll. How a disk behaves to requests is its [`Conduct`], which steers reads and writes by itself: a node that
-//! says that all is well is not believed.
+//! until the next poll; one that cannot reach a disk marks all disks of that node. How a disk behaves to requests is its [`Conduct`],
+//! which steers reads and writes by itself: a node that says that all is well is not believed.
 //! Invariant: nodes are polled apart from each other. One that is slow delays nothing that is known of others.
 //! Invariant: a disk is used where the ledger has it. Another node that shows one with its id has a copy, or got it from
 //! a machine that was taken apart; nothing is read from it or written to it there.
@@ -23,7 +23,8 @@ use tracing::{info, warn};
 
 /// How often nodes are asked.
 pub const POLL_PERIOD: Duration = Duration::from_millis(500);
-const POLL_DEADLINE: Duration = Duration::from_secs(2);
+/// A node that has not answered by then is lost, with all requests that wait for it. It answers from memory.
+const POLL_DEADLINE: Duration = Duration::from_secs(1);
 /// Polls that a node may miss before its disks count as down.
 const MISSES_MAX: u32 = 2;
 /// Room kept free on every disk: a put is not sent to a disk with less.
@@ -387,15 +388,19 @@ impl Disks {
 
     /// Takes in what an error says of a disk's state: the next request need not find out, and the next poll knows better.
     pub fn met(&self, id: DiskId, error: &NodeError) {
-        if !matches!(
-            error,
-            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace
-        ) || self.get(id).is_none_or(|disk| disk.health != Health::Online)
-        {
-            return;
-        }
-        let is_it = |disk: &Disk| disk.id == id && disk.health == Health::Online;
-        self.update(is_it, |disk| {
+        let is_of_node = match error {
+            NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace => false,
+            NodeError::Unreachable { .. } => true,
+            _ => return,
+        };
+        let Some(found) = self.get(id).filter(|disk| disk.health == Health::Online) else {
+            return; // Known already.
+        };
+        let is_concerned = |disk: &Disk| {
+            let is_beside = is_of_node && disk.at.is_some() && disk.at == found.at && found.node.is_some();
+            disk.health == Health::Online && (disk.id == id || is_beside)
+        };
+        self.update(is_concerned, |disk| {
             if let (NodeError::NoSpace, Some(status)) = (error, &mut disk.status) {
                 status.free_bytes = 0; // Until the next poll: it knows better than what it last said.
             }

@@ -2,6 +2,7 @@
 //! first start.
 
 pub mod adopt;
+pub mod answering;
 pub mod authority;
 pub mod breaker;
 pub mod conduct;

@@ -4,6 +4,7 @@
 //! failure domains of their own.
 //! Invariant: the list is replaced, never changed; a request goes on with the node that it found.
 
+use super::answering::Answering;
 use crate::ledger::model::NodeRow;
 use crate::ledger::{Ledger, Typed, key};
 use std::collections::HashMap;
@@ -46,8 +47,8 @@ pub struct Node {
     pub info: Option<Arc<NodeInfo>>,
     /// Where it is; empty for a node without row.
     pub address: String,
-    /// Reaches it.
-    pub client: Arc<dyn StorageClient>,
+    /// Reaches it, while it answers.
+    pub client: Arc<Answering>,
     seen: RwLock<Seen>,
     /// Held while it is being asked: it is not asked twice at once.
     pub asking: Mutex<()>,
@@ -68,7 +69,7 @@ impl Node {
                 .map_or_else(|| NodeId(rand::random()), |info| info.id),
             info: info.map(Arc::new),
             address: address.into(),
-            client,
+            client: Arc::new(Answering::new(client)),
             seen: RwLock::default(),
             asking: Mutex::default(),
         }
@@ -106,9 +107,12 @@ impl Node {
             .clone()
     }
 
-    /// Takes in an answer; says why its disks cannot be reached, if they cannot.
+    /// Takes in an answer; says why its disks cannot be reached, if they cannot. Requests in progress end then.
     pub fn take_in(&self, answer: &Result<NodeStatus, NodeError>) -> Option<String> {
         let lost = answer.as_ref().err().map(|error| self.why_lost(error));
+        if lost.is_some() {
+            self.client.lost();
+        }
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         let contact = match &lost {
             None => Contact::Online,
