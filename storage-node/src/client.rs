@@ -1,7 +1,7 @@
 //! How a gateway reaches a storage node: one trait, called in-process or over HTTP.
 //!
 //! Every method is bounded by `deadline` inside the implementation, is safe to drop at any await, and answers with
-//! a typed [`NodeError`]. `put` and `delete` answer once the change is durable: flushed, not in a cache.
+//! a typed [`NodeError`]. `put`, `put_many` and `delete` answer once the change is durable: flushed, not in a cache.
 
 use crate::protocol::{
     BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus, SealedShard,
@@ -25,6 +25,24 @@ pub trait StorageClient: Send + Sync + 'static {
         blocks: BlockRange,
         deadline: Duration,
     ) -> Result<ShardBlocks, NodeError>;
+
+    /// Reads whole shards of a unit, in any number up to [`MANY_SHARDS_MAX`] and [`MANY_BYTES_MAX`] of payload: those that lie
+    /// next to each other with few reads of the disk. One answer for each key, in their order; an error outside is of all.
+    async fn get_many(
+        &self,
+        from: &UnitAddress,
+        keys: &[ShardKey],
+        deadline: Duration,
+    ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError>;
+
+    /// Stores shards as [`StorageClient::put`] does, within the same bounds, sharing batches and flushes. One answer for each,
+    /// in their order; after an error outside, any of them may have been stored.
+    async fn put_many(
+        &self,
+        to: &UnitAddress,
+        shards: Vec<SealedShard>,
+        deadline: Duration,
+    ) -> Result<Vec<Result<(), NodeError>>, NodeError>;
 
     /// Deletes every shard of each blob from the unit, durably and for ever: blob ids are never reused, and a late
     /// put of a deleted blob is refused while the disk remembers the delete. Idempotent; unknown blobs are no error.
@@ -76,5 +94,23 @@ pub trait StorageClient: Send + Sync + 'static {
 /// The most blobs one delete names.
 pub const DELETE_BLOBS_MAX: usize = 1024;
 
+/// The most shards that one call of many names.
+pub const MANY_SHARDS_MAX: usize = 1024;
+
+/// The most bytes of payload that one call of many carries.
+pub const MANY_BYTES_MAX: usize = 16 << 20;
+
 /// The most entries one inventory page holds.
 pub const INVENTORY_LIMIT_MAX: usize = 10_000;
+
+/// Refuses a call of many that is out of bounds.
+pub fn check_many(shards: usize, bytes: usize) -> Result<(), NodeError> {
+    if shards <= MANY_SHARDS_MAX && bytes <= MANY_BYTES_MAX {
+        return Ok(());
+    }
+    Err(NodeError::BadRequest {
+        what: format!(
+            "{shards} shards of {bytes} bytes in one request, at most {MANY_SHARDS_MAX} of {MANY_BYTES_MAX}"
+        ),
+    })
+}

@@ -19,6 +19,7 @@ mod heads;
 #[doc(hidden)] // Pure, and for tests/interleavings.
 pub mod index;
 mod loose;
+mod many;
 mod queue;
 mod reader;
 pub(crate) mod recovery;

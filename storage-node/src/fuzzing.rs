@@ -7,6 +7,7 @@
 //!
 //! Checksums would keep a fuzzer outside: so bytes are tried as they are, and again with a checksum that is right.
 
+use crate::client::MANY_SHARDS_MAX;
 use crate::device::BLOCK;
 use crate::format::extent::{DiskIdentity, EXTENT_HEADER_BYTES, ExtentHeader};
 use crate::format::layout::{EXTENT_SIZE_MAX, Layout};
@@ -34,13 +35,14 @@ use std::str::FromStr;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name that its corpus has.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("superblock", superblock),
     ("extent_header", extent_header),
     ("record_head", record_head),
     ("cut_places", cut_places),
     ("summary", summary),
     ("wire_shard", wire_shard),
+    ("wire_many", wire_many),
     ("wire_blobs", wire_blobs),
     ("wire_json", wire_json),
 ];
@@ -297,6 +299,23 @@ pub fn wire_shard(bytes: &[u8]) {
     }
 }
 
+/// Many shards in one body.
+pub fn wire_many(bytes: &[u8]) {
+    let body = Bytes::copy_from_slice(bytes);
+    if let Ok(keys) = wire::many::decode_keys(body.clone()) {
+        assert_eq!(joined(wire::many::encode_keys(&keys)), body);
+    }
+    if let Ok(shards) = wire::many::decode_shards(body.clone()) {
+        assert!(shards.len() <= MANY_SHARDS_MAX);
+        assert_eq!(joined(wire::many::encode_shards(&shards)), body);
+    }
+    if let Ok(reads) = wire::many::decode_reads(body) {
+        let again = joined(wire::many::encode_reads(&reads));
+        assert_eq!(wire::many::decode_reads(again), Ok(reads));
+    }
+    check_json::<Vec<Option<NodeError>>>(bytes);
+}
+
 /// A body with blob ids.
 pub fn wire_blobs(bytes: &[u8]) {
     if let Ok(blobs) = wire::decode_blobs(bytes) {
@@ -387,6 +406,25 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "wire_shard",
             "seed-two-blocks",
             joined(wire::encode_shard(&shard(65_600))).to_vec(),
+        ),
+        (
+            "wire_many",
+            "seed-keys",
+            joined(wire::many::encode_keys(&[KEY, KEY])).to_vec(),
+        ),
+        (
+            "wire_many",
+            "seed-shards",
+            joined(wire::many::encode_shards(&[shard(200), shard(17_000)])).to_vec(),
+        ),
+        (
+            "wire_many",
+            "seed-reads",
+            joined(wire::many::encode_reads(&[
+                wire::decode_blocks(joined(wire::encode_shard(&shard(200)))),
+                Err(NodeError::StaleEpoch { current: 4 }),
+            ]))
+            .to_vec(),
         ),
         ("wire_blobs", "seed", blobs.to_vec()),
         ("wire_json", "seed-id", IDENTITY.disk.to_string().into_bytes()),

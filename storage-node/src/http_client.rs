@@ -3,13 +3,13 @@
 //! Invariants: a call ends within its deadline, which the node is told too; an answer is bounded; a [`NodeError`] comes
 //! out as the node made it. Where none came it is `Unreachable`, and where something came that is no answer, `Garbled`.
 
-use crate::client::{DELETE_BLOBS_MAX, StorageClient};
+use crate::client::{DELETE_BLOBS_MAX, StorageClient, check_many};
 use crate::protocol::{
     BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus, SealedShard,
     ShardBlocks, ShardKey, UnitAddress, UnitInfo,
 };
 use crate::tls::{self, Credentials, Peer};
-use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, Pieces};
+use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, MANY_BODY_BYTES_MAX, Pieces};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Uri};
@@ -121,6 +121,16 @@ impl HttpClient {
     }
 }
 
+/// A node that answers for more or fewer than it was asked for does not know of which it speaks.
+fn one_for_each<T>(answers: Vec<T>, count: usize) -> Result<Vec<T>, NodeError> {
+    match answers.len() == count {
+        true => Ok(answers),
+        false => Err(NodeError::Garbled {
+            what: format!("{} answers for {count} shards", answers.len()),
+        }),
+    }
+}
+
 /// Why no answer came, or none that can be read.
 fn unanswered(error: &(dyn std::error::Error + 'static)) -> NodeError {
     let what = tls::refusal(error).unwrap_or_else(|| with_causes(error));
@@ -185,6 +195,42 @@ impl StorageClient for HttpClient {
         wire::decode_blocks(body).map_err(|error| NodeError::Garbled {
             what: error.to_string(),
         })
+    }
+
+    async fn get_many(
+        &self,
+        from: &UnitAddress,
+        keys: &[ShardKey],
+        deadline: Duration,
+    ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError> {
+        check_many(keys.len(), 0)?;
+        let path = format!("{}/get", wire::unit_path(from));
+        let keys_body = wire::many::encode_keys(keys);
+        let body = self
+            .call(Method::POST, path, keys_body, MANY_BODY_BYTES_MAX, deadline)
+            .await?;
+        let reads = wire::many::decode_reads(body).map_err(|error| NodeError::Corrupt {
+            what: error.to_string(),
+        })?;
+        one_for_each(reads, keys.len())
+    }
+
+    async fn put_many(
+        &self,
+        to: &UnitAddress,
+        shards: Vec<SealedShard>,
+        deadline: Duration,
+    ) -> Result<Vec<Result<(), NodeError>>, NodeError> {
+        check_many(shards.len(), shards.iter().map(|shard| shard.payload.len()).sum())?;
+        let path = format!("{}/put", wire::unit_path(to));
+        let body = wire::many::encode_shards(&shards);
+        let body = self
+            .call(Method::POST, path, body, JSON_BYTES_MAX, deadline)
+            .await?;
+        let answers: Vec<Option<NodeError>> =
+            serde_json::from_slice(&body).map_err(|e| NodeError::Garbled { what: e.to_string() })?;
+        let answers = answers.into_iter().map(|error| error.map_or(Ok(()), Err));
+        one_for_each(answers.collect(), shards.len())
     }
 
     async fn delete(&self, from: &UnitAddress, blobs: &[u64], deadline: Duration) -> Result<(), NodeError> {

@@ -509,6 +509,24 @@ impl StorageClient for Node {
         self.engine_of(from)?.get(from, key, blocks, deadline).await
     }
 
+    async fn get_many(
+        &self,
+        from: &UnitAddress,
+        keys: &[ShardKey],
+        deadline: Duration,
+    ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError> {
+        self.engine_of(from)?.get_many(from, keys, deadline).await
+    }
+
+    async fn put_many(
+        &self,
+        to: &UnitAddress,
+        shards: Vec<SealedShard>,
+        deadline: Duration,
+    ) -> Result<Vec<Result<(), NodeError>>, NodeError> {
+        self.engine_of(to)?.put_many(to, shards, deadline).await
+    }
+
     async fn delete(&self, from: &UnitAddress, blobs: &[u64], deadline: Duration) -> Result<(), NodeError> {
         self.engine_of(from)?.delete(from, blobs, deadline).await
     }

@@ -3,10 +3,12 @@
 //! Invariants: with TLS only gateways of the node's cluster are served, and everybody else is told why not; connections, headers, bodies and time are bounded; no request can take the process down; an error
 //! leaves as the JSON of its [`NodeError`]. Connections beyond the bound wait in the listen queue.
 
-use crate::client::{DELETE_BLOBS_MAX, StorageClient};
+use crate::client::{DELETE_BLOBS_MAX, MANY_SHARDS_MAX, StorageClient};
 use crate::protocol::{BlockRange, DiskId, FormatRequest, NodeError, ShardKey, UnitAddress, UnitId};
 use crate::tls::{self, Clients, Credentials, Peer, Role, TlsError};
-use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, DEADLINE_MAX, Pieces, REQUEST_JSON_BYTES_MAX};
+use crate::wire::{
+    self, BODY_BYTES_MAX, DEADLINE_HEADER, DEADLINE_MAX, MANY_BODY_BYTES_MAX, Pieces, REQUEST_JSON_BYTES_MAX,
+};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -34,6 +36,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Somebody who is refused again and again is spoken of this often.
 const COMPLAINT_PERIOD: Duration = Duration::from_secs(60);
 const COMPLAINTS_MAX: usize = 256;
+/// Requests of many shards that are in memory at once; more wait, within their deadlines.
+const MANY_AT_ONCE: usize = 16;
 /// How long requests in progress may go on after the shutdown began.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -69,6 +73,10 @@ async fn serve_through(
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let client = Arc::new(Served {
+        client,
+        many: Semaphore::new(MANY_AT_ONCE),
+    });
     let graceful = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -94,6 +102,12 @@ async fn serve_through(
     {
         tracing::warn!("requests were still running after the shutdown timeout");
     }
+}
+
+/// What is served, and how much of it at once.
+struct Served {
+    client: Arc<dyn StorageClient>,
+    many: Semaphore,
 }
 
 /// Who is let in, with TLS.
@@ -185,7 +199,7 @@ async fn accept(
 fn start_connection(
     stream: TcpStream,
     permit: OwnedSemaphorePermit,
-    client: Arc<dyn StorageClient>,
+    client: Arc<Served>,
     door: Option<Arc<Door>>,
     watcher: Watcher,
 ) {
@@ -204,7 +218,7 @@ fn start_connection(
 
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    client: Arc<dyn StorageClient>,
+    client: Arc<Served>,
     refused: Option<String>,
     watcher: Watcher,
 ) {
@@ -212,7 +226,7 @@ async fn serve_connection(
         let (client, refused) = (client.clone(), refused.clone());
         async move {
             let answer = match refused {
-                None => answer(&*client, request).await,
+                None => answer(&client, request).await,
                 // To a gateway this is what it is to meet a node that is not its own.
                 Some(what) => json(StatusCode::FORBIDDEN, &NodeError::Unreachable { what }),
             };
@@ -228,12 +242,12 @@ async fn serve_connection(
     }
 }
 
-async fn answer(client: &dyn StorageClient, request: Request<Incoming>) -> Response<Pieces> {
+async fn answer(served: &Served, request: Request<Incoming>) -> Response<Pieces> {
     let deadline = deadline_of(&request);
     if deadline.is_zero() {
         return json(wire::status_of(&NodeError::Timeout), &NodeError::Timeout);
     }
-    let result = match tokio::time::timeout(deadline, handle(client, request, deadline)).await {
+    let result = match tokio::time::timeout(deadline, handle(served, request, deadline)).await {
         Ok(result) => result,
         Err(_) => Err(NodeError::Timeout),
     };
@@ -276,6 +290,8 @@ enum Target {
     Findings(DiskId, u64),
     Unit(UnitAddress),
     Shard(UnitAddress, ShardKey),
+    GetMany(UnitAddress),
+    PutMany(UnitAddress),
     Delete(UnitAddress),
     Inventory(UnitAddress),
 }
@@ -306,6 +322,12 @@ fn parse_path(path: &str) -> Result<Target, NodeError> {
         ["v1", "disks", disk, inc, "units"] => Ok(Target::Units(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "findings"] => Ok(Target::Findings(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "units", v, i, e] => Ok(Target::Unit(address(disk, inc, v, i, e)?)),
+        ["v1", "disks", disk, inc, "units", v, i, e, "get"] => {
+            Ok(Target::GetMany(address(disk, inc, v, i, e)?))
+        }
+        ["v1", "disks", disk, inc, "units", v, i, e, "put"] => {
+            Ok(Target::PutMany(address(disk, inc, v, i, e)?))
+        }
         ["v1", "disks", disk, inc, "units", v, i, e, "delete"] => {
             Ok(Target::Delete(address(disk, inc, v, i, e)?))
         }
@@ -350,10 +372,11 @@ async fn body(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Nod
 }
 
 async fn handle(
-    client: &dyn StorageClient,
+    served: &Served,
     request: Request<Incoming>,
     deadline: Duration,
 ) -> Result<Response<Pieces>, NodeError> {
+    let client = &*served.client;
     let target = parse_path(request.uri().path())?;
     match (request.method(), target) {
         (&Method::GET, Target::Status) => Ok(json(StatusCode::OK, &client.status(deadline).await?)),
@@ -394,6 +417,19 @@ async fn handle(
         (&Method::PUT, Target::Shard(unit, key)) => {
             let shard = wire::decode_shard(key, body(request, BODY_BYTES_MAX).await?)?;
             client.put(&unit, shard, deadline).await.map(|()| done())
+        }
+        (&Method::POST, Target::GetMany(unit)) => {
+            let keys = wire::many::decode_keys(body(request, MANY_SHARDS_MAX * 12).await?)?;
+            let _at_once = served.many.acquire().await;
+            let reads = client.get_many(&unit, &keys, deadline).await?;
+            Ok(respond(StatusCode::OK, wire::many::encode_reads(&reads)))
+        }
+        (&Method::POST, Target::PutMany(unit)) => {
+            let _at_once = served.many.acquire().await;
+            let shards = wire::many::decode_shards(body(request, MANY_BODY_BYTES_MAX).await?)?;
+            let answers = client.put_many(&unit, shards, deadline).await?;
+            let errors: Vec<Option<NodeError>> = answers.into_iter().map(Result::err).collect();
+            Ok(json(StatusCode::OK, &errors))
         }
         (&Method::POST, Target::Delete(unit)) => {
             let blobs = wire::decode_blobs(&body(request, DELETE_BLOBS_MAX * 8).await?)?;

@@ -9,8 +9,13 @@
 //!  14  digests         2
 //!  16  the CRCs, 4 each; the digests, 32 each; the payload, to the end of the body
 //! ```
+//! Many shards in one body: [`many`].
+//!
 //! Invariant: a decoder believes no length that the body does not have, and never panics.
 
+pub mod many;
+
+use crate::client::{MANY_BYTES_MAX, MANY_SHARDS_MAX};
 use crate::protocol::{
     BLOCK_BYTES, DiskId, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, Seal, SealedShard, ShardBlocks,
     ShardKey, UnitAddress, block_count,
@@ -30,6 +35,9 @@ pub const DEADLINE_MAX: Duration = Duration::from_secs(600);
 /// The longest body: a shard with the longest tables.
 pub const BODY_BYTES_MAX: usize =
     HEAD_BYTES + 4 * 65536 / 64 + 32 * STRIPE_SHARDS_MAX + SHARD_BYTES_MAX as usize;
+/// The longest body of many shards: their payloads, and the longest tables for each.
+pub const MANY_BODY_BYTES_MAX: usize =
+    MANY_BYTES_MAX + MANY_SHARDS_MAX * (BODY_BYTES_MAX - SHARD_BYTES_MAX as usize + 16);
 /// The longest JSON answer: a page of the inventory, or many units.
 pub const JSON_BYTES_MAX: usize = 64 << 20;
 

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use storage_node::client::{DELETE_BLOBS_MAX, StorageClient};
+use storage_node::client::{DELETE_BLOBS_MAX, MANY_BYTES_MAX, MANY_SHARDS_MAX, StorageClient};
 use storage_node::device::Backend;
 use storage_node::http_client::HttpClient;
 use storage_node::node::{DiskSpec, FormatDiskError, FormatOptions, Node, NodeOptions, format_disk};
@@ -79,6 +79,55 @@ fn sealed(to: &UnitAddress, key: ShardKey, len: usize) -> SealedShard {
     }
 }
 
+/// Many at once, in a unit of their own, on the other disk.
+async fn many(client: &dyn StorageClient) {
+    let to = UnitAddress {
+        unit: UnitId { volume: 8, index: 2 },
+        ..address(2)
+    };
+    let key = |blob| ShardKey { blob, stripe: 0 };
+    let len = |blob| [1, 4096, 20_000, 300_000][blob as usize % 4];
+    let mut shards: Vec<SealedShard> = (0..40).map(|blob| sealed(&to, key(blob), len(blob))).collect();
+    let right = shards.clone();
+    shards[7].seal.block_crcs[0] ^= 1;
+    let stored = client.put_many(&to, shards, DEADLINE).await.unwrap();
+    for (blob, stored) in stored.iter().enumerate() {
+        match blob {
+            7 => assert!(matches!(stored, Err(NodeError::SealMismatch { .. }))),
+            _ => assert_eq!(*stored, Ok(())),
+        }
+    }
+    let keys: Vec<ShardKey> = (0..41).rev().map(key).collect();
+    let read = client.get_many(&to, &keys, DEADLINE).await.unwrap();
+    for (key, read) in keys.iter().zip(read) {
+        match key.blob {
+            7 | 40 => assert_eq!(read, Err(NodeError::NotFound)),
+            blob => {
+                let (read, right) = (read.unwrap(), &right[blob as usize]);
+                assert_eq!(read.payload, right.payload);
+                assert_eq!(
+                    (read.block_crcs, read.digests),
+                    (right.seal.block_crcs.clone(), right.seal.digests.clone())
+                );
+                assert_eq!((read.shard_len as usize, read.first_block), (len(blob), 0));
+            }
+        }
+    }
+    assert_eq!(client.get_many(&to, &[], DEADLINE).await, Ok(Vec::new()));
+    let old = UnitAddress { epoch: 1, ..to };
+    let stale = NodeError::StaleEpoch { current: 2 };
+    assert_eq!(client.get_many(&old, &keys, DEADLINE).await, Err(stale.clone()));
+    assert_eq!(client.put_many(&old, right.clone(), DEADLINE).await, Err(stale));
+    let refused = |error: NodeError| assert!(matches!(error, NodeError::BadRequest { .. }), "{error}");
+    let too_many = vec![key(1); MANY_SHARDS_MAX + 1];
+    refused(client.get_many(&to, &too_many, DEADLINE).await.unwrap_err());
+    let too_large = vec![key(3); MANY_BYTES_MAX / 300_000 + 1];
+    refused(client.get_many(&to, &too_large, DEADLINE).await.unwrap_err());
+    let too_large = vec![right[3].clone(); too_large.len()];
+    refused(client.put_many(&to, too_large, DEADLINE).await.unwrap_err());
+    client.drop_unit(&to, DEADLINE).await.unwrap();
+}
+
 async fn suite(client: &dyn StorageClient) {
     let to = address(1);
     let key = |blob, stripe| ShardKey { blob, stripe };
@@ -126,6 +175,7 @@ async fn suite(client: &dyn StorageClient) {
         [(2, 65536), (3, 1 << 20)]
     );
     assert_eq!(client.inventory(&to, None, 1, DEADLINE).await.unwrap().len(), 1);
+    many(client).await;
     let units = client.units(DiskId(1), 1, DEADLINE).await.unwrap();
     assert_eq!((units.len(), units[0].shards, units[0].epoch), (1, 3, 2));
 

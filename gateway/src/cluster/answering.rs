@@ -67,6 +67,26 @@ impl StorageClient for Answering {
             .await
     }
 
+    async fn get_many(
+        &self,
+        from: &UnitAddress,
+        keys: &[ShardKey],
+        deadline: Duration,
+    ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError> {
+        self.while_it_answers(self.node.get_many(from, keys, deadline))
+            .await
+    }
+
+    async fn put_many(
+        &self,
+        to: &UnitAddress,
+        shards: Vec<SealedShard>,
+        deadline: Duration,
+    ) -> Result<Vec<Result<(), NodeError>>, NodeError> {
+        self.while_it_answers(self.node.put_many(to, shards, deadline))
+            .await
+    }
+
     async fn delete(&self, from: &UnitAddress, blobs: &[u64], deadline: Duration) -> Result<(), NodeError> {
         self.while_it_answers(self.node.delete(from, blobs, deadline))
             .await

@@ -84,18 +84,23 @@ impl Queue {
 
     /// Adds a request, or refuses it.
     pub fn push(&self, request: Request) -> Result<(), NodeError> {
+        self.push_all(vec![request])
+    }
+
+    /// Adds requests, all of them or none.
+    pub fn push_all(&self, requests: Vec<Request>) -> Result<(), NodeError> {
         let mut waiting = self.lock();
         if waiting.closed {
             return Err(NodeError::Fenced {
                 reason: "the node is shutting down".into(),
             });
         }
-        let bytes = request.bytes();
-        if waiting.requests.len() >= REQUESTS_MAX || waiting.bytes + bytes > BYTES_MAX {
+        let bytes: usize = requests.iter().map(Request::bytes).sum();
+        if waiting.requests.len() + requests.len() > REQUESTS_MAX || waiting.bytes + bytes > BYTES_MAX {
             return Err(NodeError::Overloaded);
         }
         waiting.bytes += bytes;
-        waiting.requests.push_back(request);
+        waiting.requests.extend(requests);
         drop(waiting);
         self.arrived.notify_one();
         Ok(())

@@ -8,6 +8,7 @@ mod failures;
 mod faults;
 mod house;
 mod long;
+mod many;
 mod model;
 mod pipeline;
 mod reads;

@@ -82,6 +82,8 @@ pub struct MemoryDisk {
     pub puts: u64,
     pub gets: u64,
     pub deletes: u64,
+    /// Calls of many shards.
+    pub many: u64,
     /// What it says verifying found.
     pub findings: Findings,
 }
@@ -97,6 +99,7 @@ impl MemoryDisk {
             puts: 0,
             gets: 0,
             deletes: 0,
+            many: 0,
             findings: Findings::default(),
         }
     }
@@ -385,6 +388,39 @@ impl StorageClient for MemoryNode {
         self.delay(from.disk, deadline, |f| f.get_delay).await?;
         tokio::task::yield_now().await;
         self.on(from.disk, |d| d.get(from, key, blocks))
+    }
+
+    async fn get_many(
+        &self,
+        from: &UnitAddress,
+        keys: &[ShardKey],
+        deadline: Duration,
+    ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError> {
+        self.delay(from.disk, deadline, |f| f.get_delay).await?;
+        tokio::task::yield_now().await;
+        self.on(from.disk, |d| {
+            d.admit(from)?;
+            d.many += 1;
+            Ok(keys
+                .iter()
+                .map(|key| d.get(from, *key, BlockRange::ALL))
+                .collect())
+        })
+    }
+
+    async fn put_many(
+        &self,
+        to: &UnitAddress,
+        shards: Vec<SealedShard>,
+        deadline: Duration,
+    ) -> Result<Vec<Result<(), NodeError>>, NodeError> {
+        self.delay(to.disk, deadline, |f| f.put_delay).await?;
+        tokio::task::yield_now().await;
+        self.on(to.disk, |d| {
+            d.admit(to)?;
+            d.many += 1;
+            Ok(shards.into_iter().map(|shard| d.put(to, shard)).collect())
+        })
     }
 
     async fn delete(&self, from: &UnitAddress, blobs: &[u64], _deadline: Duration) -> Result<(), NodeError> {
