@@ -179,6 +179,29 @@ impl StorageClient for Lying {
         Ok(read)
     }
 
+    async fn get_many(
+        &self,
+        from: &UnitAddress,
+        keys: &[ShardKey],
+        deadline: Duration,
+    ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError> {
+        let mut reads = Vec::new();
+        for key in keys {
+            reads.push(self.get(from, *key, BlockRange::ALL, deadline).await);
+        }
+        Ok(reads)
+    }
+
+    async fn put_many(
+        &self,
+        to: &UnitAddress,
+        shards: Vec<SealedShard>,
+        deadline: Duration,
+    ) -> Result<Vec<Result<(), NodeError>>, NodeError> {
+        self.stall(deadline).await?;
+        self.node.put_many(to, shards, deadline).await
+    }
+
     async fn delete(&self, from: &UnitAddress, blobs: &[u64], deadline: Duration) -> Result<(), NodeError> {
         self.node.delete(from, blobs, deadline).await
     }
