@@ -1,0 +1,133 @@
+//! What operators do: they drain disks, retire those that are dead, remove what is empty, and add new ones.
+
+use super::Faults;
+use crate::world::Serving;
+use gateway::admin::operations::{Action, ApplyRequest, PlanRequest};
+use gateway::cluster::disks::{Disk, Health};
+use gateway::ledger::key;
+use gateway::ledger::model::{DiskRow, Membership};
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl Faults {
+    pub(super) async fn drain_something(&mut self) {
+        let Some(serving) = self.run.world.living() else {
+            return;
+        };
+        let disks = serving.objects.disks.all();
+        let is_active =
+            |disk: &&Arc<Disk>| disk.membership == Membership::Active && disk.health == Health::Online;
+        let Some(disk) = disks
+            .iter()
+            .filter(is_active)
+            .collect::<Vec<_>>()
+            .choose(&mut self.rng)
+            .copied()
+        else {
+            return;
+        };
+        if self.leaving.len() >= 2
+            || self.run.world.ways.len() < self.run.world.shape.scheme.total_shards() + 2
+        {
+            return;
+        }
+        let machine = disk.node.as_ref().expect("it has a machine").id;
+        self.decide(&serving, disk, Action::Drain).await;
+        self.leaving.push((machine, disk.id));
+    }
+
+    /// Does what operators do next with disks that are dead or are to go.
+    pub async fn operate(&mut self) {
+        let Some(serving) = self.run.world.living() else {
+            return;
+        };
+        self.forget_what_is_gone().await;
+        self.add_blank(&serving).await;
+        for disk in serving.objects.disks.all().iter() {
+            let units = serving.objects.volumes.all();
+            let units = units
+                .iter()
+                .filter(|volume| volume.disks.contains(&disk.id))
+                .count();
+            let is_dead = self.dead.iter().any(|(_, id)| *id == disk.id);
+            let leaves = self.leaving.iter().any(|(_, id)| *id == disk.id);
+            if disk.membership == Membership::Out && self.renewed.insert(disk.id) {
+                // Another one comes at once: what this one held may have nowhere else to go.
+                let machine = disk.node.as_ref().expect("it has a machine").id;
+                self.machine(machine).insert_blank(self.rng.random());
+            }
+            match disk.membership {
+                Membership::Active | Membership::Absent if is_dead && self.rng.random_range(0..3) == 0 => {
+                    self.decide(&serving, disk, Action::Retire).await;
+                }
+                Membership::Draining if is_dead => self.decide(&serving, disk, Action::Retire).await,
+                // They change their mind.
+                Membership::Draining if leaves && self.rng.random_range(0..60) == 0 => {
+                    self.decide(&serving, disk, Action::Activate).await;
+                }
+                Membership::Draining if leaves && units == 0 => {
+                    self.decide(&serving, disk, Action::Retire).await;
+                }
+                Membership::Active if leaves => self.leaving.retain(|(_, id)| *id != disk.id),
+                Membership::Out if units == 0 => self.decide(&serving, disk, Action::Remove).await,
+                _ => {}
+            }
+        }
+    }
+
+    /// Disks whose rows are gone are nobody's business any more.
+    async fn forget_what_is_gone(&mut self) {
+        let rows = self.run.world.table::<DiskRow>(b'd').await;
+        let known: BTreeSet<u128> = rows
+            .iter()
+            .filter_map(|(row_key, _)| key::disk_id(row_key))
+            .collect();
+        self.leaving.retain(|(_, id)| known.contains(&id.0));
+        self.dead.retain(|(_, id)| known.contains(&id.0));
+    }
+
+    /// Adds the disks that machines show and nobody has used yet.
+    async fn add_blank(&mut self, serving: &Serving) {
+        let adopting = self.run.world.adopting(serving);
+        let blank = adopting.blank();
+        if blank.is_empty() {
+            return;
+        }
+        let adding = async {
+            match adopting.add(&blank, false).await {
+                Ok(added) => self.run.trace.note(format!("added {added:?}")),
+                Err(error) => self.run.trace.note(format!("not added: {error}")),
+            }
+        };
+        tokio::select! {
+            () = adding => {}
+            () = serving.life.over() => {}
+        }
+        self.count("new disk");
+    }
+
+    /// Plans and does something with a disk, as far as the gateway lets it. What became of it, its row will say.
+    async fn decide(&mut self, serving: &Serving, disk: &Disk, action: Action) {
+        let planned = serving.objects.plan(&PlanRequest {
+            disk: disk.label.clone(),
+            action,
+        });
+        let Ok(plan) = planned else { return };
+        let request = ApplyRequest {
+            disk: disk.label.clone(),
+            action,
+            plan: plan.plan,
+            force: None,
+        };
+        let applied = tokio::select! {
+            applied = serving.objects.apply(&request) => applied.map(drop),
+            () = serving.life.over() => return,
+        };
+        if applied.is_ok() {
+            self.count(&format!("{action:?}"));
+        }
+        self.note(format!("operator: {action:?} {}: {applied:?}", disk.label));
+    }
+}
