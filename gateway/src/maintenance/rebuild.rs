@@ -200,7 +200,7 @@ impl Rebuild {
         }
         // A move gives up what its disk has. That disk may serve after all, and the others need it: until they are whole.
         let leaves = (task.need == Need::Move).then(|| volume.disks[usize::from(task.index)]);
-        if leaves.is_some() && !self.objects.spare(&volume, leaves).1 {
+        if leaves.is_some() && !self.objects.spare(&volume, leaves.as_slice()).1 {
             return Ok(false);
         }
         // From here on no blob is begun in it; one that was has to end.

@@ -324,6 +324,29 @@ impl StorageClient for Link {
         self.way.carry(&self.life, name, deadline, request).await
     }
 
+    /// Each shard has a fate of its own, so that any part of many can be lost.
+    async fn get_many(
+        &self,
+        from: &UnitAddress,
+        keys: &[ShardKey],
+        deadline: Duration,
+    ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError> {
+        let each = keys
+            .iter()
+            .map(|key| self.get(from, *key, BlockRange::ALL, deadline));
+        Ok(futures::future::join_all(each).await)
+    }
+
+    async fn put_many(
+        &self,
+        to: &UnitAddress,
+        shards: Vec<SealedShard>,
+        deadline: Duration,
+    ) -> Result<Vec<Result<(), NodeError>>, NodeError> {
+        let each = shards.into_iter().map(|shard| self.put(to, shard, deadline));
+        Ok(futures::future::join_all(each).await)
+    }
+
     async fn delete(&self, from: &UnitAddress, blobs: &[u64], deadline: Duration) -> Result<(), NodeError> {
         let (from, blobs) = (*from, blobs.to_vec());
         let name = Name::new(format!("delete {blobs:?} of {from:?}"));

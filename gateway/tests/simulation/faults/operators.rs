@@ -2,7 +2,7 @@
 
 use super::Faults;
 use crate::world::Serving;
-use gateway::admin::operations::{Action, ApplyRequest, PlanRequest};
+use gateway::admin::operations::{Action, ApplyRequest, PlanRequest, Subject};
 use gateway::cluster::disks::{Disk, Health};
 use gateway::ledger::key;
 use gateway::ledger::model::{DiskRow, Membership};
@@ -111,12 +111,12 @@ impl Faults {
     /// Plans and does something with a disk, as far as the gateway lets it. What became of it, its row will say.
     async fn decide(&mut self, serving: &Serving, disk: &Disk, action: Action) {
         let planned = serving.objects.plan(&PlanRequest {
-            disk: disk.label.clone(),
+            subject: Subject::Disk(disk.label.clone()),
             action,
         });
         let Ok(plan) = planned else { return };
         let request = ApplyRequest {
-            disk: disk.label.clone(),
+            subject: Subject::Disk(disk.label.clone()),
             action,
             plan: plan.plan,
             force: None,
