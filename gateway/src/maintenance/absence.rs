@@ -3,7 +3,8 @@
 //! How long a disk has been away is measured by this process, from when it noticed; a gateway that starts begins anew. Nothing is
 //! decided about data: the disk's units are moved one by one, each by a commit of its own, and what it still has when
 //! it returns is still good.
-//! Invariant: when many disks are away at once, it is taken for a network that is split, and nobody is given up.
+//! Invariant: when many disks are away at once, it is taken for a network that is split, and nobody is given up. Who is still
+//! away when it is no longer split is waited for anew: machines do not come back in the same moment.
 
 use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
@@ -37,22 +38,22 @@ impl Absence {
         }
     }
 
-    /// The disks that are away, and those of them that were so for too long.
-    fn away(&self) -> (usize, Vec<Arc<Disk>>) {
+    /// The disks that were away for too long.
+    fn overdue(&self) -> Vec<Arc<Disk>> {
         let now = Instant::now();
         let mut since = self.since.lock().unwrap_or_else(|e| e.into_inner());
         let disks = self.objects.disks.all();
-        let away: Vec<&Arc<Disk>> = disks
-            .iter()
-            .filter(|disk| matches!(disk.health, Health::Down(_)))
-            .collect();
+        let counts = |disk: &&Arc<Disk>| matches!(disk.membership, Membership::Active | Membership::Draining);
+        let is_away = |disk: &&Arc<Disk>| matches!(disk.health, Health::Down(_));
+        let away: Vec<&Arc<Disk>> = disks.iter().filter(is_away).collect();
+        if away.len() * AWAY_SHARE > disks.iter().filter(counts).count().max(AWAY_SHARE) {
+            since.clear();
+            return Vec::new();
+        }
         since.retain(|id, _| away.iter().any(|disk| disk.id == *id));
-        let too_long = |disk: &Arc<Disk>| *since.entry(disk.id).or_insert(now) + self.grace <= now;
-        let given_up = away.iter().map(|disk| Arc::clone(disk)).filter(too_long);
-        let given_up = given_up
-            .filter(|disk| matches!(disk.membership, Membership::Active | Membership::Draining))
-            .collect();
-        (away.len(), given_up)
+        let too_long = |disk: &&Arc<Disk>| *since.entry(disk.id).or_insert(now) + self.grace <= now;
+        let overdue: Vec<&Arc<Disk>> = away.into_iter().filter(too_long).collect();
+        overdue.into_iter().filter(counts).cloned().collect()
     }
 }
 
@@ -94,14 +95,11 @@ impl Worker for Absence {
     }
 
     async fn step(&self) -> Result<Step> {
-        let (away, given_up) = self.away();
-        let counted =
-            |disk: &&Arc<Disk>| matches!(disk.membership, Membership::Active | Membership::Draining);
-        let disks = self.objects.disks.all();
-        if given_up.is_empty() || away * AWAY_SHARE > disks.iter().filter(counted).count().max(AWAY_SHARE) {
+        let overdue = self.overdue();
+        if overdue.is_empty() {
             return Ok(Step::Idle);
         }
-        for disk in given_up {
+        for disk in overdue {
             self.objects.decide(disk.id, Membership::Absent).await?;
             tracing::warn!(disk = %disk.label, grace_s = self.grace.as_secs(), "disk given up: what it held is rebuilt elsewhere");
         }

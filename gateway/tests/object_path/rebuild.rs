@@ -214,6 +214,28 @@ async fn nobody_is_given_up_when_many_are_away() {
     assert_readable(&world, &objects).await;
 }
 
+/// Machines do not come back in the same moment when a network is whole again.
+#[tokio::test(start_paused = true)]
+async fn who_returns_last_from_a_split_is_waited_for_anew() {
+    const GRACE: Duration = Duration::from_secs(60);
+    let (world, _) = filled("rs(4,2)", 9).await;
+    let absence = Absence::new(world.objects.clone(), GRACE);
+    world.lose(&[0, 1, 2, 3]).await;
+    world.poll().await;
+    assert_eq!(absence.step().await.unwrap(), Step::Idle);
+    tokio::time::advance(2 * GRACE).await;
+    assert_eq!(absence.step().await.unwrap(), Step::Idle);
+    for disk in [0, 1, 2] {
+        world.fault(disk, Faults::default());
+    }
+    world.poll().await;
+    assert_eq!(absence.step().await.unwrap(), Step::Idle);
+    tokio::time::advance(GRACE).await;
+    assert_eq!(absence.step().await.unwrap(), Step::Worked);
+    let membership = world.objects.disks.get(world.disk(3)).unwrap().membership;
+    assert_eq!(membership, Membership::Absent);
+}
+
 #[tokio::test]
 async fn a_gateway_that_dies_in_the_middle_leaves_it_to_the_next() {
     for steps in [1, 2, 3, 5, 8] {
