@@ -18,7 +18,7 @@ const UNIT: UnitAddress = UnitAddress {
 };
 const KEY: ShardKey = ShardKey { blob: 1, stripe: 0 };
 
-/// A client of somebody who answers every request with these bytes, a few at a time, and hangs up.
+/// A client of somebody who answers every request with these bytes, with pauses if there are to be any, and hangs up.
 async fn answering(bytes: Vec<u8>, pause: Duration) -> HttpClient {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
@@ -29,7 +29,8 @@ async fn answering(bytes: Vec<u8>, pause: Duration) -> HttpClient {
             tokio::spawn(async move {
                 let mut request = [0; 4096];
                 let _ = stream.read(&mut request).await;
-                for some in bytes.chunks(64) {
+                let at_once = if pause.is_zero() { bytes.len().max(1) } else { 64 };
+                for some in bytes.chunks(at_once) {
                     if stream.write_all(some).await.is_err() {
                         return; // The client has had enough.
                     }

@@ -5,8 +5,8 @@
 //!                                 ▲                              │
 //!                                 └───── a failure: rests longer ┘
 //! ```
-//! A disk that hangs or cannot be reached opens it with the first failure, if nothing good is known of it lately; a wrong answer
-//! takes three of them, because a sector may be rotten on a disk that is well. In both cases at least half of what came
+//! A disk that hangs or cannot be reached opens it with the first failure, if nothing good is known of it lately; of wrong answers
+//! it takes several, because a few sectors may be rotten on a disk that is well. In both cases at least half of what came
 //! lately must have failed, or the last few without exception: under load a dead disk is known long before half of
 //! a window has failed.
 //!
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 /// What counts as lately: between one and two of these.
 const WINDOW: Duration = Duration::from_secs(5);
 /// Failures that weigh this much together are needed.
-const WEIGHT_MIN: u32 = 3;
+const WEIGHT_MIN: u32 = 8;
 /// This many failures with nothing good in between are enough, whatever came before.
-const RUN_MAX: u32 = 5;
+const RUN_MAX: u32 = 8;
 /// The first rest.
 const REST_MIN: Duration = Duration::from_secs(5);
 /// And the longest.
@@ -228,8 +228,7 @@ mod tests {
     #[test]
     fn wrong_answers_open_it_when_they_repeat() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        assert!(!opened(breaker.failed(Weight::Light, now)));
-        assert!(!opened(breaker.failed(Weight::Light, now)));
+        (1..WEIGHT_MIN).for_each(|_| assert!(!opened(breaker.failed(Weight::Light, now))));
         assert!(opened(breaker.failed(Weight::Light, now)));
         // And not when each is one of many.
         let mut breaker = Breaker::default();

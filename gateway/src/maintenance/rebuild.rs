@@ -43,8 +43,8 @@ const SHARDS_AT_ONCE: (usize, usize) = (32, 4);
 /// Blobs looked at in one piece of work.
 const BLOBS_AT_ONCE: usize = 256;
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Of the shards that a disk acknowledged and does not show, so many are told at once.
-const UNKEPT_MAX: usize = 3;
+/// Of the shards that a disk acknowledged and does not show, so many are told at once: enough to let it rest.
+const UNKEPT_MAX: usize = 8;
 
 /// Units that are filled on a disk that the ledger does not name for them yet.
 #[derive(Clone, Default)]

@@ -188,6 +188,22 @@ impl<'a> BlobWriter<'a> {
         }
     }
 
+    /// Does not choose this disk again in this upload, nor others of its node if it is the node that cannot be reached.
+    fn avoid(&mut self, disk: DiskId, error: &NodeError) {
+        self.failed_disks.insert(disk);
+        let is_away = matches!(error, NodeError::Timeout | NodeError::Unreachable { .. });
+        let Some(node) = self.objects.disks.get(disk).and_then(|disk| disk.node.clone()) else {
+            return;
+        };
+        if is_away {
+            let all = self.objects.disks.all();
+            let of_node = all
+                .iter()
+                .filter(|other| other.node.as_ref().is_some_and(|of| of.id == node.id));
+            self.failed_disks.extend(of_node.map(|other| other.id));
+        }
+    }
+
     /// Sends the shards of a stripe all at once; good only if every one is durable.
     async fn send(&mut self, volume: &Volume, shards: Vec<SealedShard>, deadline: Deadline) -> Result<()> {
         let disks = &self.objects.disks;
@@ -202,7 +218,7 @@ impl<'a> BlobWriter<'a> {
             let disk = volume.disks[index];
             // Busy is not broken: the same disk will do a moment later. Any other failure weighs more.
             if error != NodeError::Overloaded {
-                self.failed_disks.insert(disk);
+                self.avoid(disk, &error);
                 failure = Some(error);
             } else if failure.is_none() {
                 failure = Some(error);

@@ -98,13 +98,13 @@ async fn wrong_answers_cost_nothing_and_name_the_disk() {
         assert!(slowest < Duration::from_secs(1), "{kind:?}: {slowest:?}");
         let seen = counts(&world, liar);
         assert!(
-            seen.iter().any(|(k, n)| *k == kind && *n >= 3),
+            seen.iter().any(|(k, n)| *k == kind && *n >= 8),
             "{kind:?}: {seen:?}"
         );
         assert!((0..6).all(|n| n == liar || counts(&world, n).is_empty()));
         // Most reads went around it.
         let wrong: u64 = seen.iter().map(|(_, n)| n).sum();
-        assert!(wrong < 20, "{kind:?}: {seen:?}");
+        assert!(wrong < 30, "{kind:?}: {seen:?}");
         world.poll().await;
         let disk = world.objects.disks.get(world.disk(liar)).unwrap();
         assert_eq!(disk.health, Health::Online, "{kind:?}: its node says so");
@@ -174,10 +174,8 @@ async fn a_disk_that_is_late_or_gone_delays_nobody_for_long() {
             assert!(world.get(&format!("new-{n}")).await.unwrap() == bytes, "{what}");
             tokio::time::sleep(second).await;
         }
-        assert!(
-            waited < second * 35,
-            "{what}: {waited:?} in half a minute of puts"
-        );
+        // A write that is late and arrives is waited for each time.
+        assert!(what == "late" || waited < second * 45, "{what}: {waited:?}");
     }
 }
 

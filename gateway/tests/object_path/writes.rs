@@ -1,9 +1,13 @@
 //! Writes with disks failing: every acknowledged object has all its shards, or the write is refused.
 
-use crate::support::cluster::World;
+use crate::support::cluster::{BUCKET, World};
 use crate::support::content::{content, cut};
-use crate::support::memory_node::Faults;
+use crate::support::memory_node::{Faults, MemoryDisk};
+use bytes::Bytes;
+use futures::StreamExt;
 use gateway::error::Error;
+use gateway::object::Body;
+use gateway::object::get::Wanted;
 use std::time::Duration;
 use storage_node::protocol::NodeError;
 
@@ -190,6 +194,87 @@ async fn an_upload_survives_disks_going_one_by_one() {
     let census = world.census().await;
     census.assert_whole();
     assert_eq!(census.schemes.len(), 4, "{census:?}");
+}
+
+/// A body in pieces of a megabyte; before the tenth, when at least one stripe is durable, something happens to each disk.
+fn interrupted(world: &World, bytes: &Bytes, mut harm: impl FnMut(&mut MemoryDisk) + Send + 'static) -> Body {
+    let (node, bytes) = (world.cluster.node.clone(), bytes.clone());
+    let pieces = futures::stream::iter(0..bytes.len().div_ceil(1 << 20)).map(move |piece| {
+        if piece == 9 {
+            node.each(|_, disk| harm(disk));
+        }
+        let start = piece << 20;
+        Ok(bytes.slice(start..bytes.len().min(start + (1 << 20))))
+    });
+    Box::pin(pieces)
+}
+
+/// With disks enough for the full width the blob ends where it is durable, and the upload goes on in another volume like it.
+#[tokio::test]
+async fn an_upload_goes_on_in_another_volume() {
+    let world = World::new("rs(4,2)", 9).await;
+    let bytes = content(1, 30 << 20);
+    let mut is_first = true;
+    let body = interrupted(&world, &bytes, move |disk| {
+        if is_first && disk.shards().next().is_some() {
+            disk.faults.put = Some(io());
+            is_first = false;
+        }
+    });
+    world.put_body("object", body).await.unwrap();
+    let head = world
+        .objects
+        .head(BUCKET, "object", Wanted::All, &Default::default())
+        .await;
+    let blobs = head.unwrap().row.blobs;
+    assert_eq!(blobs.len(), 2, "{blobs:?}");
+    assert!(
+        blobs[0].volume != blobs[1].volume && blobs[0].length >= 4 << 20,
+        "{blobs:?}"
+    );
+    assert_eq!(world.objects.metrics.rewritten_stripes.get(), 1);
+    assert!(world.get("object").await.unwrap() == bytes);
+    let census = world.census().await;
+    census.assert_whole();
+    assert_eq!(census.schemes.keys().collect::<Vec<_>>(), ["rs(4,2)"]);
+}
+
+/// With fewer domains than the parity needs an upload is refused in the middle, names nothing, and reads go on.
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_runs_out_of_disks_is_refused() {
+    let world = World::new("rs(4,2)", 6).await;
+    let bytes = content(1, 30 << 20);
+    world.put("before", &bytes).await.unwrap();
+    let mut left = 4;
+    let body = interrupted(&world, &bytes, move |disk| {
+        if left > 0 {
+            disk.faults.put = Some(io());
+            left -= 1;
+        }
+    });
+    let refused = world.put_body("object", body).await;
+    assert!(
+        matches!(refused, Err(Error::WriteFailed(_) | Error::TooFewDomains { .. })),
+        "{refused:?}"
+    );
+    assert!(matches!(world.get("object").await, Err(Error::NoSuchKey)));
+    assert!(world.get("before").await.unwrap() == bytes);
+    let refused = world.put("another", &content(2, 100)).await;
+    assert!(
+        matches!(
+            refused,
+            Err(Error::TooFewDomains {
+                healthy: 2,
+                needed: 3
+            } | Error::WriteFailed(_))
+        ),
+        "{refused:?}"
+    );
+    world.heal().await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    world.put("object", &bytes).await.unwrap();
+    world.collect().await;
+    world.census().await.assert_clean();
 }
 
 #[tokio::test]
