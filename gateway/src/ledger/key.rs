@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! 'a'                                               settings of the cluster (one row)
+//! 'w'                                               how fast background work goes (one row)
 //! 'c' counter                                       counters that hand out ids
 //! 'b' bucket name                                   bucket
 //! 'o' bucket:u64 key⟨escaped⟩ version:u64           object version; 0 is the null version
@@ -28,6 +29,11 @@ use bytes::Bytes;
 /// The row of the cluster's settings.
 pub fn settings() -> Bytes {
     Bytes::from_static(b"a")
+}
+
+/// The row that says how fast background work goes.
+pub fn pace() -> Bytes {
+    Bytes::from_static(b"w")
 }
 
 /// Hands out ids of one kind.

@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use storage_node::protocol::{DiskId, NodeError, SealedShard, ShardKey};
+use tokio::time::Instant;
 
 /// A shard that is not durable by then counts as failed.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -175,6 +176,7 @@ impl<'a> BlobWriter<'a> {
 
     /// Sends the shards of a stripe all at once; good only if every one is durable.
     async fn send(&mut self, volume: &Volume, shards: Vec<SealedShard>) -> Result<()> {
+        let shard_len = shards.first().map_or(0, |shard| shard.payload.len());
         let sent = shards.into_iter().enumerate().map(|(index, shard)| {
             let disk = self.objects.disks.get(volume.disks[index]);
             async move {
@@ -188,8 +190,11 @@ impl<'a> BlobWriter<'a> {
                     .await
             }
         });
+        let began = Instant::now();
+        let sent = join_all(sent).await;
+        self.objects.latencies.written(shard_len, began.elapsed());
         let mut failure: Option<NodeError> = None;
-        for (index, outcome) in join_all(sent).await.into_iter().enumerate() {
+        for (index, outcome) in sent.into_iter().enumerate() {
             let Err(error) = outcome else { continue };
             let disk = volume.disks[index];
             self.objects.disks.report(disk, &error);

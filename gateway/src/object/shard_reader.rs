@@ -120,9 +120,12 @@ impl Objects {
                 },
             };
         }
+        let began = Instant::now();
         let direct = self.read_shard(source, piece.shard, blocks);
         tokio::pin!(direct);
-        let found = match tokio::time::timeout(LATE_AFTER, &mut direct).await {
+        let found = tokio::time::timeout(LATE_AFTER, &mut direct).await;
+        self.latencies.read(piece.len as usize, began.elapsed());
+        let found = match found {
             Ok(found) => found,
             Err(_) if self.hedges.spend() => {
                 self.metrics.hedged_reads.inc();
@@ -384,6 +387,22 @@ async fn check(
     blocks: BlockRange,
     shard: ShardBlocks,
 ) -> std::result::Result<ShardBlocks, NodeError> {
+    if shard.payload.len() <= INLINE_CHECK_BYTES {
+        return verified(source, index, blocks, shard);
+    }
+    let source = source.clone();
+    off_reactor(move || verified(&source, index, blocks, shard))
+        .await
+        .map_err(|e| NodeError::Corrupt { what: e.to_string() })?
+}
+
+/// The same, here and now.
+pub fn verified(
+    source: &StripeSource,
+    index: u8,
+    blocks: BlockRange,
+    shard: ShardBlocks,
+) -> std::result::Result<ShardBlocks, NodeError> {
     let corrupt = |what: String| NodeError::Corrupt { what };
     let end = source
         .shard_len
@@ -403,23 +422,10 @@ async fn check(
         )));
     }
     let seed = seal_seed(source.volume.unit(index), source.key, source.shard_len);
-    let verify = move |shard: ShardBlocks| match seal::check_blocks(
-        seed,
-        shard.first_block,
-        &shard.block_crcs,
-        &shard.payload,
-    ) {
+    match seal::check_blocks(seed, shard.first_block, &shard.block_crcs, &shard.payload) {
         Ok(()) => Ok(shard),
-        Err(error) => Err(NodeError::Corrupt {
-            what: error.to_string(),
-        }),
-    };
-    if shard.payload.len() <= INLINE_CHECK_BYTES {
-        return verify(shard);
+        Err(error) => Err(corrupt(error.to_string())),
     }
-    off_reactor(move || verify(shard))
-        .await
-        .map_err(|e| corrupt(e.to_string()))?
 }
 
 /// Cuts the piece out of the blocks that hold it.
