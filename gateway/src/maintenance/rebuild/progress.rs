@@ -70,6 +70,8 @@ pub struct Counting {
 /// How far the present work has got.
 #[derive(Default)]
 pub struct Progress {
+    /// There was something to do at the last look.
+    is_working: bool,
     units: HashMap<UnitId, UnitProgress>,
     /// Of these, units that wait.
     pub waiting: usize,
@@ -82,10 +84,9 @@ impl Progress {
     /// Takes in what is to be done now. True when that is nothing and was something before.
     pub fn note_tasks(&mut self, tasks: &[Task]) -> bool {
         if tasks.is_empty() {
-            let was = !self.units.is_empty();
-            *self = Progress::default();
-            return was;
+            return std::mem::take(self).is_working;
         }
+        self.is_working = true;
         let mut before = std::mem::take(&mut self.units);
         for task in tasks {
             let unit = task.volume.unit(task.index);

@@ -163,16 +163,22 @@ impl Rebuild {
         let (codec, index) = (codec.clone(), job.index);
         let makes = off_reactor(move || {
             let make = |(source, blocks): (StripeSource, Option<Vec<Option<ShardBlocks>>>)| {
-                let blocks = blocks.and_then(|blocks| blocks.into_iter().collect::<Option<Vec<_>>>());
+                let blocks = blocks.unwrap_or_default();
+                let wrong = wrong(&source, &sources, &blocks);
+                let blocks = blocks.into_iter().collect::<Option<Vec<_>>>();
                 let shard = blocks.and_then(|blocks| make(&codec, &source, index, &sources, blocks));
-                (source, shard)
+                (source, shard, wrong)
             };
             rows.into_iter().map(make).collect::<Vec<_>>()
         });
         let Ok(makes) = makes.await else {
             return Ok(chunk.to_vec());
         };
-        for (source, shard) in makes {
+        for (source, shard, wrong) in makes {
+            for from in wrong {
+                // Read as anybody reads it: what is wrong with it is queued for repair.
+                let _ = self.objects.read_shard(&source, from, BlockRange::ALL).await;
+            }
             match shard {
                 Some(shard) => {
                     shards.push(shard);
@@ -308,6 +314,19 @@ fn chunks(missing: &[StripeSource], bytes_max: u64) -> Vec<&[StripeSource]> {
         chunks.push(&missing[start..]);
     }
     chunks
+}
+
+/// Whose shards were not read, or are not right.
+fn wrong(source: &StripeSource, sources: &[u8], blocks: &[Option<ShardBlocks>]) -> Vec<u8> {
+    let is_right = |from: u8, blocks: &Option<ShardBlocks>| {
+        let blocks = blocks.clone();
+        blocks.is_some_and(|blocks| verified(source, from, BlockRange::ALL, blocks).is_ok())
+    };
+    let wrong = sources
+        .iter()
+        .zip(blocks)
+        .filter(|(from, blocks)| !is_right(**from, blocks));
+    wrong.map(|(from, _)| *from).collect()
 }
 
 /// One shard made of sources as they were read, sealed; none if anything is not right.
