@@ -2,6 +2,8 @@
 //! rotted, and large on request (`-- --full`).
 
 pub mod amplification;
+pub mod clients;
+pub mod cluster;
 pub mod disk;
 pub mod fio;
 #[cfg(isal)]

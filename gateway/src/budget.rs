@@ -115,6 +115,11 @@ impl Pool {
         self.try_reserve(bytes)
     }
 
+    /// Bytes there are in all.
+    pub fn total_bytes(&self) -> u64 {
+        u64::from(self.total) * GRAIN
+    }
+
     /// Bytes set aside now.
     pub fn used_bytes(&self) -> u64 {
         (self.total as u64).saturating_sub(self.grains.available_permits() as u64) * GRAIN

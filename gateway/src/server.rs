@@ -21,7 +21,7 @@ use crate::maintenance::garbage::Garbage;
 use crate::maintenance::leftovers::Leftovers;
 use crate::maintenance::orphans::Orphans;
 use crate::maintenance::rebalance::Rebalance;
-use crate::maintenance::rebuild::{Moving, Progress, Rebuild};
+use crate::maintenance::rebuild::{Moving, Rebuild, Shared as Rebuilding};
 use crate::maintenance::repair::Repair;
 use crate::maintenance::scrub::Scrub;
 use crate::maintenance::sealing::Sealing;
@@ -64,6 +64,8 @@ pub struct GatewayConfig {
     pub memory_bytes: u64,
     /// How long a disk may be away before what it held is rebuilt elsewhere.
     pub grace: Duration,
+    /// Bytes a second that rebuilding has, however busy clients are.
+    pub rebuild_floor: u64,
 }
 
 /// What a gateway of a cluster of several machines has: how nodes join, and how their disks are added.
@@ -94,7 +96,7 @@ pub struct Gateway {
     /// Nodes that join; none in a cluster of one process.
     pub membership: Option<Arc<Membership>>,
     workers: Mutex<Vec<Running>>,
-    rebuild: Arc<Mutex<Progress>>,
+    rebuild: Arc<Rebuilding>,
     stop: watch::Sender<bool>,
 }
 
@@ -139,6 +141,7 @@ impl Gateway {
             budget: Budget::new(config.memory_bytes),
             readers: Default::default(),
             abandoned: Default::default(),
+            latencies: Default::default(),
             metrics: Arc::new(metrics),
             clock,
             scheme: config.scheme,
@@ -152,7 +155,8 @@ impl Gateway {
         take_in_usage(&objects).await;
         objects.finish_bucket_deletions().await?;
         let (stop, stopped) = watch::channel(false);
-        let (moving, rebuild) = (Moving::default(), Arc::<Mutex<Progress>>::default());
+        let moving = Moving::default();
+        let rebuild = Arc::new(Rebuilding::new(&objects, config.rebuild_floor));
         let rebuilding = Rebuild::new(objects.clone(), moving.clone(), rebuild.clone(), stopped.clone());
         let workers = vec![
             Running::start(Absence::new(objects.clone(), config.grace), stopped.clone()),
@@ -191,8 +195,7 @@ impl Gateway {
     /// The state of the cluster.
     pub async fn status(&self) -> Result<Status> {
         let workers = self.lock_workers().iter().map(Running::status).collect();
-        let rebuild = self.rebuild.lock().unwrap_or_else(|e| e.into_inner()).status();
-        admin::status::status(&self.objects, workers, rebuild).await
+        admin::status::status(&self.objects, workers, self.rebuild.status()).await
     }
 
     /// Serves S3 and admin requests, and nodes that join, until `shutdown` resolves, then ends in order.

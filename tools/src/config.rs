@@ -39,6 +39,7 @@ pub struct GatewaySection {
     pub memory: Option<u64>,
     pub kernel: Option<Kernel>,
     pub grace: Option<Duration>,
+    pub rebuild_floor: Option<u64>,
 }
 
 /// `[node]`.
@@ -63,7 +64,7 @@ pub struct Config {
 }
 
 const SECTIONS: [&str; 2] = ["gateway", "node"];
-const GATEWAY_KEYS: [&str; 8] = [
+const GATEWAY_KEYS: [&str; 9] = [
     "data",
     "listen",
     "admin_listen",
@@ -72,6 +73,7 @@ const GATEWAY_KEYS: [&str; 8] = [
     "memory",
     "kernel",
     "grace",
+    "rebuild_floor",
 ];
 const NODE_KEYS: [&str; 8] = [
     "name",
@@ -176,6 +178,7 @@ fn gateway(mut section: Section, directory: &Path) -> GatewaySection {
             text.parse().map_err(|e| format!("{e}"))
         }),
         grace: section.text("grace", "\"10m\"", parse_duration),
+        rebuild_floor: section.size("rebuild_floor", "\"16MiB\"", parse_size),
     };
     section.address_of_listen("join_listen", found.join_listen, "join_address");
     found

@@ -9,6 +9,7 @@ use super::operations::Refusal;
 use crate::cluster::disks::Health;
 use crate::cluster::join::JoinError;
 use crate::error::Error;
+use crate::maintenance::rebuild::pace::Wanted;
 use crate::placement::volumes::Volume;
 use crate::server::Gateway;
 use bytes::Bytes;
@@ -19,6 +20,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
+/// Slower than this a rebuild would not end.
+const BANDWIDTH_MIN: u64 = 1 << 20;
 /// The longest body of a request.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
@@ -53,6 +56,9 @@ pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> 
         (&Method::POST, "/v1/rebalance/stop") => {
             let stop = async |_: Nothing| Ok(gateway.objects.ask_rebalance(None).await?);
             json(with_body(request, stop).await)
+        }
+        (&Method::POST, "/v1/rebuild/pace") => {
+            json(with_body(request, |wanted| pace(&gateway, wanted)).await)
         }
         (&Method::POST, "/v1/locate") => {
             let locate =
@@ -191,6 +197,37 @@ struct Nothing {}
 struct Locate {
     bucket: String,
     key: String,
+}
+
+/// How fast rebuilding is to go.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaceRequest {
+    /// As clients allow.
+    Auto,
+    /// So many bytes a second.
+    Bandwidth(u64),
+    /// Done in so many seconds from now.
+    DeadlineS(u64),
+}
+
+async fn pace(gateway: &Gateway, request: PaceRequest) -> Result<Wanted, AdminError> {
+    let objects = &gateway.objects;
+    let wanted = match request {
+        PaceRequest::Auto => Wanted::Auto,
+        PaceRequest::Bandwidth(bytes @ BANDWIDTH_MIN..) => Wanted::Bandwidth(bytes),
+        PaceRequest::DeadlineS(seconds @ 1..) => Wanted::Deadline(
+            objects
+                .clock
+                .now_ms()
+                .saturating_add(seconds.saturating_mul(1000)),
+        ),
+        PaceRequest::Bandwidth(_) => return Err(AdminError::bad("a bandwidth is 1 MiB a second at least")),
+        PaceRequest::DeadlineS(_) => return Err(AdminError::bad("a deadline is a second at least")),
+    };
+    objects.want_pace(wanted, None).await?;
+    tracing::info!(?wanted, "the pace of rebuilding was set");
+    Ok(wanted)
 }
 
 /// Ready means: open for requests, and enough disks to write with the wanted parity.

@@ -215,7 +215,7 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: Rebu
         0 => RebuildStatus {
             units,
             left_bytes: bytes,
-            ..RebuildStatus::default()
+            ..rebuild
         },
         _ => rebuild,
     };

@@ -4,6 +4,7 @@
 //! ```text
 //! 'a'                                               settings of the cluster (one row)
 //! 'a' 0x01                                          that rebalancing is asked for
+//! 'w'                                               how fast background work goes (one row)
 //! 'c' counter                                       counters that hand out ids
 //! 'b' bucket name                                   bucket
 //! 'o' bucket:u64 key⟨escaped⟩ version:u64           object version; 0 is the null version
@@ -35,6 +36,11 @@ pub fn settings() -> Bytes {
 /// The row of the rebalancing that is asked for.
 pub fn rebalance() -> Bytes {
     Bytes::from_static(b"a\x01")
+}
+
+/// The row that says how fast background work goes.
+pub fn pace() -> Bytes {
+    Bytes::from_static(b"w")
 }
 
 /// Hands out ids of one kind.

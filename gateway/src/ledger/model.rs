@@ -33,6 +33,17 @@ pub struct RebalanceRow {
     pub within_permille: u32,
 }
 
+/// How fast background work goes, if an operator said so; one row. Neither: as clients allow.
+#[derive(Clone, PartialEq, Message)]
+pub struct PaceRow {
+    /// Bytes a second for rebuilding; 0 if it is not that.
+    #[prost(uint64, tag = "1")]
+    pub rebuild_bandwidth: u64,
+    /// When rebuilding has to be done, in milliseconds since 1970; 0 if it is not that.
+    #[prost(uint64, tag = "2")]
+    pub rebuild_deadline_ms: u64,
+}
+
 /// A counter's next id.
 #[derive(Clone, PartialEq, Message)]
 pub struct CounterRow {

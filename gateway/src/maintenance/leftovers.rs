@@ -40,11 +40,13 @@ impl Leftovers {
             let (volume, index) = (info.unit.volume, info.unit.index);
             // The row, not what is remembered of it: another unit may have moved a moment ago.
             let known = self.objects.ledger.get::<VolumeRow>(key::volume(volume)).await?;
-            if known.is_none() || self.moving.has(info.unit, disk.id) {
+            if known.is_none() {
                 continue;
             }
             let volume = self.objects.volumes.refresh(volume).await?;
-            if volume.disks.get(usize::from(index)) == Some(&disk.id) {
+            // In this order: what begins to move there later has a newer epoch than the drop.
+            let is_coming = self.moving.has(info.unit, disk.id);
+            if is_coming || volume.disks.get(usize::from(index)) == Some(&disk.id) {
                 continue;
             }
             let address = UnitAddress {

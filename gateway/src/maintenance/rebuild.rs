@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! its disk is out or absent    move (new disk, epoch + 1, incomplete) ─► fill from the others ─► census ─► whole
-//! its disk is draining         fill from the disk itself, or the others ─► census ─► move (new disk, epoch + 1, whole)
+//! its disk is draining         epoch + 1 ─► fill from the disk itself, or the others ─► census ─► move (new disk, epoch + 1, whole)
+//!
+//! tasks ─► census of a unit ─► transfer of what it lacks, at the pace that clients allow ─► progress
 //! ```
 //! Volume by volume, those with the fewest losses left first. What a unit should hold is what the ledger says its volume's
 //! blobs are; what it lacks is what its disk's inventory lacks. So this begins again where it stopped, whoever stopped.
@@ -13,38 +15,39 @@
 //! decoded without it: its disk may come back, or be back already, and then nothing is lost. Results are checked against the stripe's digests before they
 //! are written, and are written durably.
 
+mod census;
+pub mod pace;
+mod progress;
+mod setting;
+mod tasks;
+mod transfer;
+
 use super::worker::{Step, Worker};
-use crate::cluster::conduct::{Kind, Outcome, Wrong};
 use crate::cluster::disks::{Disk, Health};
 use crate::error::{Error, Result};
-use crate::ledger::key;
-use crate::ledger::model::{BlobRef, BlobRow, Membership, SealsRow, VolumeState};
-use crate::object::shard_reader::StripeSource;
-use crate::object::{Objects, encode, off_reactor};
+use crate::ledger::model::VolumeState;
+use crate::object::Objects;
 use crate::placement::choose;
 use crate::placement::volumes::Volume;
-use ec_core::{Codec, seal};
 use futures::StreamExt;
-use futures::future::join_all;
-use serde::{Deserialize, Serialize};
+use futures::stream::FuturesUnordered;
+use pace::{Pace, Wanted};
+pub use progress::{Progress, RebuildStatus};
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use storage_node::client::{INVENTORY_LIMIT_MAX, StorageClient};
-use storage_node::protocol::{BlockRange, DiskId, Seal, SealedShard, ShardKey, UnitAddress, UnitId};
+use storage_node::client::StorageClient;
+use storage_node::protocol::{DiskId, UnitAddress, UnitId};
+pub use tasks::{Need, Task};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use transfer::Job;
 
 /// Volumes that are worked on at once, so that no disk does it all.
 const VOLUMES_AT_ONCE: usize = 4;
-/// Shards of a unit that are rebuilt at once: while nobody waits for the disks, and while somebody does.
-const SHARDS_AT_ONCE: (usize, usize) = (32, 4);
-/// Blobs looked at in one piece of work.
-const BLOBS_AT_ONCE: usize = 256;
-const DEADLINE: Duration = Duration::from_secs(10);
-/// Of the shards that a disk acknowledged and does not show, so many are told at once: enough to let it rest.
-const UNKEPT_MAX: usize = 8;
+/// After this long it is looked anew at what is to be done, and in which order.
+const STEP_MAX: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Units that are filled on a disk that the ledger does not name for them yet.
 #[derive(Clone, Default)]
@@ -61,52 +64,6 @@ impl Moving {
     }
 }
 
-/// What operators see of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RebuildStatus {
-    /// Units still to be made whole on another disk.
-    pub units: usize,
-    /// Of these, units that wait: for a disk that could take them, or for sources.
-    pub waiting: usize,
-    /// Bytes still to be written, as far as is known.
-    pub left_bytes: u64,
-    /// Bytes written since there was last nothing to do.
-    pub done_bytes: u64,
-    /// How long it takes at the rate so far.
-    pub eta_s: Option<u64>,
-}
-
-/// How far the present work has got.
-#[derive(Default)]
-pub struct Progress {
-    since: Option<Instant>,
-    done_bytes: u64,
-    /// Bytes there are on its new disk, for each unit that is being filled.
-    filled: HashMap<UnitId, u64>,
-    status: RebuildStatus,
-}
-
-/// What is to be done with a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Need {
-    /// Its disk is gone: another one.
-    Move,
-    /// It is on its new disk, and not whole.
-    Fill,
-    /// Its disk is to go, or it is to be on an emptier one: a copy elsewhere first.
-    Drain,
-}
-
-struct Task {
-    /// Losses that its volume survives from now on; fewer come first.
-    spare: i64,
-    volume: Arc<Volume>,
-    index: u8,
-    need: Need,
-    /// Whether its volume can be decoded from what is there.
-    decodable: bool,
-}
-
 /// Where a unit is to be filled.
 struct Target {
     disk: Arc<Disk>,
@@ -114,30 +71,44 @@ struct Target {
     address: UnitAddress,
 }
 
-impl Objects {
-    /// Which units of a volume are not where they should be, or not whole there.
-    fn needs(&self, volume: &Volume) -> Vec<(u8, Need)> {
-        let need = |index: u8| {
-            let disk = self.disks.get(volume.disks[usize::from(index)]);
-            let Some(disk) = disk else { return Some(Need::Move) };
-            match (disk.membership, &disk.health) {
-                (Membership::Out | Membership::Absent, _) => Some(Need::Move),
-                (_, Health::Online) if !volume.is_whole(index) => Some(Need::Fill),
-                (Membership::Draining, Health::Online) => Some(Need::Drain),
-                (_, Health::Online) => self.relocation(volume, index).map(|_| Need::Drain),
-                _ => None,
-            }
-        };
-        let indices = 0..volume.disks.len() as u8;
-        indices.filter_map(|index| Some((index, need(index)?))).collect()
+/// What working on a unit came to.
+enum Did {
+    /// Something; there is more to do.
+    Some,
+    /// All of it.
+    All,
+    /// Nothing: it waits for a disk that could take it, or for sources, or for an upload.
+    Nothing,
+}
+
+/// What operators and the worker share.
+pub struct Shared {
+    /// How far it has got.
+    pub progress: Mutex<Progress>,
+    /// How fast it may go.
+    pub pace: Pace,
+}
+
+impl Shared {
+    /// With this many bytes a second, however busy clients are.
+    pub fn new(objects: &Objects, floor: u64) -> Shared {
+        Shared {
+            progress: Mutex::default(),
+            pace: Pace::new(floor, objects.latencies.clone()),
+        }
     }
 
-    /// How many units are to be made whole on another disk, and about how many bytes they have.
-    pub fn to_rebuild(&self) -> (usize, u64) {
-        self.volumes.all().iter().fold((0, 0), |(units, bytes), volume| {
-            let needs = self.needs(volume).len();
-            (units + needs, bytes + needs as u64 * volume.used_bytes())
-        })
+    /// What operators see.
+    pub fn status(&self) -> RebuildStatus {
+        RebuildStatus {
+            wanted: self.pace.wanted(),
+            limit: self.pace.limit(),
+            ..self.progress().status(Instant::now())
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -145,7 +116,7 @@ impl Objects {
 pub struct Rebuild {
     objects: Arc<Objects>,
     moving: Moving,
-    progress: Arc<Mutex<Progress>>,
+    shared: Arc<Shared>,
     /// Where the next piece of each unit begins.
     cursors: Mutex<HashMap<(UnitId, DiskId), u64>>,
     stop: watch::Receiver<bool>,
@@ -156,90 +127,82 @@ impl Rebuild {
     pub fn new(
         objects: Arc<Objects>,
         moving: Moving,
-        progress: Arc<Mutex<Progress>>,
+        shared: Arc<Shared>,
         stop: watch::Receiver<bool>,
     ) -> Rebuild {
         Rebuild {
             objects,
             moving,
-            progress,
+            shared,
             cursors: Mutex::default(),
             stop,
         }
     }
 
-    /// Everything that is to be done, most endangered first.
-    fn tasks(&self) -> Vec<Task> {
-        let mut tasks = Vec::new();
-        for volume in self.objects.volumes.all() {
-            let needs = self.objects.needs(&volume);
-            if needs.is_empty() {
-                continue;
+    /// Works on a unit, until this moment at the longest. False when nothing could be done.
+    async fn work(&self, task: &Task, until: Instant) -> Result<bool> {
+        let mut worked = false;
+        while task.decodable && !*self.stop.borrow() && (!worked || Instant::now() < until) {
+            let volume = self.objects.volumes.refresh(task.volume.id).await?;
+            let Some(need) = self.objects.need(&volume, task.index) else {
+                return Ok(true);
+            };
+            match self.work_on(task, &volume, need, until).await? {
+                Did::Some => worked = true,
+                Did::All => return Ok(true),
+                Did::Nothing => break,
             }
-            let (spare, decodable) = self.objects.spare(&volume, &[]);
-            tasks.extend(needs.into_iter().map(|(index, need)| Task {
-                spare,
-                volume: volume.clone(),
-                index,
-                need,
-                decodable,
-            }));
         }
-        tasks.sort_by_key(|task| (task.need == Need::Drain, task.spare, task.volume.id, task.need));
-        tasks
+        Ok(worked)
     }
 
-    /// Does a piece of a task. False when nothing could be done.
-    async fn work(&self, task: &Task) -> Result<bool> {
-        if !task.decodable {
-            return Ok(false);
-        }
-        let volume = self.objects.volumes.refresh(task.volume.id).await?;
-        if !self.objects.needs(&volume).contains(&(task.index, task.need)) {
-            return Ok(true);
-        }
+    async fn work_on(&self, task: &Task, volume: &Arc<Volume>, need: Need, until: Instant) -> Result<Did> {
         // A move gives up what its disk has. That disk may serve after all, and the others need it: until they are whole.
-        let leaves = (task.need == Need::Move).then(|| volume.disks[usize::from(task.index)]);
-        if leaves.is_some() && !self.objects.spare(&volume, leaves.as_slice()).1 {
-            return Ok(false);
+        let leaves = (need == Need::Move).then(|| volume.disks[usize::from(task.index)]);
+        if leaves.is_some() && !self.objects.spare(volume, leaves.as_slice()).1 {
+            return Ok(Did::Nothing);
         }
         // From here on no blob is begun in it; one that was has to end.
         if volume.state == VolumeState::Open {
             self.objects.volumes.seal(volume.id).await?;
+            self.progress().count_again(volume);
         }
         if self.objects.abandoned.is_writing(volume.id) {
-            return Ok(false);
+            return Ok(Did::Nothing);
         }
-        match task.need {
-            Need::Move => self.move_away(&volume, task.index).await,
+        match need {
+            Need::Move => self.move_away(volume, task.index).await,
             Need::Fill => {
-                let Some(target) = self.target(
-                    &volume,
-                    task.index,
-                    volume.disks[usize::from(task.index)],
-                    volume.epoch,
-                ) else {
-                    return Ok(false);
+                let to = volume.disks[usize::from(task.index)];
+                let Some(target) = self.target(volume, task.index, to, volume.epoch) else {
+                    return Ok(Did::Nothing);
                 };
-                if !self.fill(&volume, task.index, &target, false).await? {
-                    return Ok(!*self.stop.borrow());
+                let job = Job {
+                    volume,
+                    index: task.index,
+                    target: &target,
+                    from_itself: false,
+                    is_urgent: task.spare <= 0,
+                };
+                if !self.fill(&job, until).await? {
+                    return Ok(Did::Some);
                 }
                 let lease = &self.objects.lease;
                 let done = self
                     .objects
                     .volumes
-                    .complete(&volume, task.index, |commit| lease.fence(commit));
+                    .complete(volume, task.index, |commit| lease.fence(commit));
                 done.await?;
-                self.finished(&volume, task.index, &target);
-                Ok(true)
+                self.finished(volume, task.index, &target);
+                Ok(Did::All)
             }
-            Need::Drain => self.drain(&volume, task.index).await,
+            Need::Drain => self.drain(volume, task.index, until).await,
         }
     }
 
-    async fn move_away(&self, volume: &Volume, index: u8) -> Result<bool> {
+    async fn move_away(&self, volume: &Volume, index: u8) -> Result<Did> {
         let Some(to) = self.choose(volume, index) else {
-            return Ok(false);
+            return Ok(Did::Nothing);
         };
         let lease = &self.objects.lease;
         let moved = self
@@ -256,10 +219,10 @@ impl Rebuild {
             to,
             "unit moved; it is rebuilt there"
         );
-        Ok(true)
+        Ok(Did::Some)
     }
 
-    async fn drain(&self, volume: &Arc<Volume>, index: u8) -> Result<bool> {
+    async fn drain(&self, volume: &Arc<Volume>, index: u8, until: Instant) -> Result<Did> {
         let unit = volume.unit(index);
         let known = self
             .moving
@@ -271,19 +234,25 @@ impl Rebuild {
         if let Some(known) = known.filter(|known| !usable(known)) {
             self.moving.lock().remove(&(unit, known)); // What it got is a leftover now.
         }
-        let Some(to) = known
-            .filter(usable)
-            .or_else(|| self.objects.relocation(volume, index))
-            .or_else(|| self.choose(volume, index))
-        else {
-            return Ok(false);
+        let Some(to) = known.filter(usable) else {
+            let relocation = self.objects.relocation(volume, index);
+            return match relocation.or_else(|| self.choose(volume, index)) {
+                Some(to) => self.begin_drain(volume, unit, to).await,
+                None => Ok(Did::Nothing),
+            };
         };
-        self.moving.lock().insert((unit, to));
-        let Some(target) = self.target(volume, index, to, volume.epoch + 1) else {
-            return Ok(false);
+        let Some(target) = self.target(volume, index, to, volume.epoch) else {
+            return Ok(Did::Nothing);
         };
-        if !self.fill(volume, index, &target, true).await? {
-            return Ok(!*self.stop.borrow());
+        let job = Job {
+            volume,
+            index,
+            target: &target,
+            from_itself: true,
+            is_urgent: false,
+        };
+        if !self.fill(&job, until).await? {
+            return Ok(Did::Some);
         }
         let lease = &self.objects.lease;
         let switched = self
@@ -300,7 +269,24 @@ impl Rebuild {
         );
         self.finished(volume, index, &target);
         self.moving.lock().remove(&(unit, to));
-        Ok(true)
+        Ok(Did::All)
+    }
+
+    /// What the disk has of the unit, from an attempt that was cut off, may be about to be dropped as a leftover. So it is named
+    /// first, and then the epoch grows: whoever drops with the new one has seen the name, and a drop with an older one is refused
+    /// once the disk was asked for its inventory.
+    async fn begin_drain(&self, volume: &Volume, unit: UnitId, to: DiskId) -> Result<Did> {
+        self.moving.lock().insert((unit, to));
+        let lease = &self.objects.lease;
+        let raised = self
+            .objects
+            .volumes
+            .raise_epoch(volume, |commit| lease.fence(commit));
+        if let Err(error) = raised.await {
+            self.moving.lock().remove(&(unit, to));
+            return Err(error);
+        }
+        Ok(Did::Some)
     }
 
     /// A disk for a unit, in a failure domain that its volume does not use; one that it used until now is as good as any.
@@ -356,235 +342,98 @@ impl Rebuild {
         })
     }
 
-    /// Writes some of what the unit lacks on its target. True when a census finds that nothing is missing.
-    async fn fill(
-        &self,
-        volume: &Arc<Volume>,
-        index: u8,
-        target: &Target,
-        from_itself: bool,
-    ) -> Result<bool> {
-        let cursor_key = (volume.unit(index), target.disk.id);
-        let cursor = self.cursors().get(&cursor_key).copied();
-        let mut from = cursor.unwrap_or(0);
-        let mut failed = 0;
+    /// Writes what the unit lacks on its target, until this moment at the longest. True when a census finds that nothing is
+    /// missing.
+    async fn fill(&self, job: &Job<'_>, until: Instant) -> Result<bool> {
+        let (volume, target) = (job.volume, job.target);
+        let cursor_key = (volume.unit(job.index), target.disk.id);
+        let mut from = self.cursors().get(&cursor_key).copied().unwrap_or(0);
+        let mut page = self.look(volume, target, from).await?;
         loop {
-            let page = self.look(volume, target, from).await?;
-            self.set_filled(volume.unit(index), &page, from == 0);
-            if !page.missing.is_empty() {
-                failed = self.write(volume, index, target, from_itself, &page).await?;
-            }
-            match page.next {
+            self.progress()
+                .found(volume.unit(job.index), page.there_bytes, from == 0);
+            let is_time = *self.stop.borrow() || Instant::now() >= until;
+            let next = page.next.filter(|_| !is_time);
+            // The next page is looked at while this one is written.
+            let ahead = async {
+                match next {
+                    Some(next) => self.look(volume, target, next).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let (failed, ahead) = futures::join!(self.write(job, &page.missing), ahead);
+            let failed = failed?;
+            if failed > 0 {
                 // What failed is looked at again from here.
-                _ if failed > 0 => break,
-                Some(next) => from = next,
-                None => break,
-            }
-            if !page.missing.is_empty() || *self.stop.borrow() {
                 self.cursors().insert(cursor_key, from);
-                return Ok(false);
+                return Err(Error::Internal(format!(
+                    "{failed} shards of volume {} could not be rebuilt on {}",
+                    volume.id, target.disk.label
+                )));
+            }
+            from = page.next.unwrap_or(0);
+            self.cursors().insert(cursor_key, from);
+            match ahead? {
+                Some(ahead) => page = ahead,
+                None if page.next.is_some() || *self.stop.borrow() => return Ok(false),
+                None => return self.is_whole(volume, target).await,
             }
         }
-        self.cursors()
-            .insert(cursor_key, if failed > 0 { from } else { 0 });
-        if failed > 0 {
-            return Err(Error::Internal(format!(
-                "{failed} shards of volume {} could not be rebuilt on {}",
-                volume.id, target.disk.label
-            )));
-        }
-        self.is_whole(volume, target).await
     }
 
-    /// The census of one unit: whether the ledger names nothing that its disk lacks.
-    async fn is_whole(&self, volume: &Arc<Volume>, target: &Target) -> Result<bool> {
-        let mut from = Some(0);
-        while let Some(blob) = from {
-            let page = self.look(volume, target, blob).await?;
-            // All of it was there, or its writing was acknowledged. The disk rests if it goes on like this.
-            for source in page.missing.iter().take(UNKEPT_MAX) {
-                let what = format!(
-                    "blob {} stripe {} is not in the inventory",
-                    source.key.blob, source.key.stripe
-                );
-                target
-                    .disk
-                    .conduct
-                    .take_in(Kind::Write, Outcome::Wrong(Wrong::Unkept, what));
-            }
-            if !page.missing.is_empty() || *self.stop.borrow() {
-                return Ok(false);
-            }
-            from = page.next;
+    /// Counts what the units should have, until this moment at the longest: what is left is known in bytes.
+    async fn count(&self, until: Instant) -> Result<()> {
+        while !*self.stop.borrow() && Instant::now() < until {
+            let next = self.progress().next_to_count();
+            let Some(counting) = next else { break };
+            let volume = self.objects.volumes.get(counting.volume).await?;
+            let (bytes, next) = self.objects.unit_bytes(&volume, counting.from).await?;
+            self.progress().counted(counting, bytes, next);
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Compares some of a volume's blobs with what the target has. The blobs are pinned as long as the page lives.
-    async fn look(&self, volume: &Arc<Volume>, target: &Target, from: u64) -> Result<Page> {
-        let entering = self.objects.readers.enter();
-        let mut range = key::blobs(volume.id);
-        range.start = key::blob(volume.id, from);
-        let rows = self.objects.ledger.scan::<BlobRow>(range, BLOBS_AT_ONCE).await?;
-        let blobs: Vec<BlobRef> = rows
-            .iter()
-            .filter_map(|(row_key, row)| {
-                let (volume, blob) = key::volume_and_blob(row_key)?;
-                Some(BlobRef {
-                    volume,
-                    blob,
-                    length: row.row.length,
-                })
-            })
-            .collect();
-        let pins = entering.pin(blobs.iter().map(|blob| (blob.volume, blob.blob)).collect());
-        let last = blobs.last().map_or(0, |blob| blob.blob);
-        let codec = self.objects.codecs.get(volume.scheme)?;
-        let mut there = match blobs.first() {
-            Some(first) => self.inventory(target, first.blob, last).await?,
-            None => HashSet::new(),
-        };
-        let (mut missing, mut there_bytes) = (Vec::new(), 0);
-        let keys = blobs
-            .iter()
-            .map(|blob| key::seals(blob.volume, blob.blob))
-            .collect();
-        let seals = self.objects.ledger.get_many::<SealsRow>(keys).await?;
-        for (blob, seals) in blobs.iter().zip(&seals) {
-            let seals = seals.as_ref().map(|seals| &seals.row.block_crcs);
-            for stripe in 0..encode::geometry(&codec, blob.length)?.stripes() {
-                let source = StripeSource::new(&codec, volume.clone(), blob, stripe, seals)?;
-                match there.remove(&source.key) {
-                    true => there_bytes += u64::from(source.shard_len),
-                    false => missing.push(source),
-                }
-            }
+    /// What the operator wants of the pace, and what it has to be for that.
+    async fn set_pace(&self, is_done: bool) -> Result<()> {
+        let objects = &self.objects;
+        let wanted = objects.wanted_pace().await?;
+        // It was for what is done now.
+        if is_done && matches!(wanted, Wanted::Deadline(_)) {
+            objects.want_pace(Wanted::Auto, Some(wanted)).await?;
         }
-        Ok(Page {
-            missing,
-            there_bytes,
-            next: (rows.len() == BLOBS_AT_ONCE).then_some(last + 1),
-            _pins: pins,
-        })
+        let left = self.progress().left_bytes();
+        self.shared
+            .pace
+            .set(wanted, left, objects.clock.now_ms(), Instant::now());
+        Ok(())
     }
 
-    /// What the target has of these blobs.
-    async fn inventory(&self, target: &Target, first: u64, last: u64) -> Result<HashSet<ShardKey>> {
-        let mut found = HashSet::new();
-        let mut after = first.checked_sub(1).map(|blob| ShardKey {
-            blob,
-            stripe: u32::MAX,
-        });
+    /// Works on all that is to be done, most endangered first, until this moment at the longest: whether something was done,
+    /// how many units wait, and what went wrong.
+    async fn work_on_all(&self, tasks: &[Task], until: Instant) -> (bool, usize, Option<Error>) {
+        let (mut worked, mut waiting, mut failure) = (false, 0, None);
+        // A volume's units one after the other: its epoch grows with each.
+        let mut volumes = HashSet::new();
+        let mut left = tasks.iter().filter(|task| volumes.insert(task.volume.id));
+        let mut running = FuturesUnordered::new();
         loop {
-            let page = target
-                .client
-                .inventory(&target.address, after, INVENTORY_LIMIT_MAX, DEADLINE)
-                .await;
-            let page =
-                page.map_err(|e| Error::Internal(format!("inventory of {}: {e}", target.disk.label)))?;
-            after = page.last().map(|entry| entry.key);
-            let full = page.len() == INVENTORY_LIMIT_MAX;
-            found.extend(
-                page.into_iter()
-                    .map(|entry| entry.key)
-                    .filter(|key| key.blob <= last),
-            );
-            if !full || after.is_none_or(|key| key.blob > last) {
-                return Ok(found);
+            while running.len() < VOLUMES_AT_ONCE
+                && !*self.stop.borrow()
+                && (!worked || Instant::now() < until)
+            {
+                match left.next() {
+                    Some(task) => running.push(self.work(task, until)),
+                    None => break,
+                }
+            }
+            match running.next().await {
+                None => return (worked, waiting, failure),
+                Some(Ok(true)) => worked = true,
+                Some(Ok(false)) => waiting += 1,
+                Some(Err(Error::Conflict)) => worked = true, // Decided by a row that has changed: again.
+                Some(Err(error)) => failure = Some(error),
             }
         }
-    }
-
-    /// Writes what is missing; how many could not be written.
-    async fn write(
-        &self,
-        volume: &Arc<Volume>,
-        index: u8,
-        target: &Target,
-        from_itself: bool,
-        page: &Page,
-    ) -> Result<u64> {
-        let codec = self.objects.codecs.get(volume.scheme)?;
-        let busy = self.objects.metrics.requests_in_flight.get() > 0;
-        let at_once = if busy { SHARDS_AT_ONCE.1 } else { SHARDS_AT_ONCE.0 };
-        let failed = AtomicU64::new(0);
-        let each = |source: &StripeSource| {
-            let (source, codec, failed) = (source.clone(), codec.clone(), &failed);
-            async move {
-                if *self.stop.borrow() {
-                    return;
-                }
-                match self.write_one(&codec, &source, index, target, from_itself).await {
-                    Ok(bytes) => self.note_written(source.volume.unit(index), bytes),
-                    Err(error) => {
-                        let (volume, blob, stripe) = (source.volume.id, source.key.blob, source.key.stripe);
-                        tracing::debug!(volume, blob, stripe, index, %error, "not rebuilt");
-                        failed.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            }
-        };
-        futures::stream::iter(page.missing.iter().map(each))
-            .for_each_concurrent(at_once, |work| work)
-            .await;
-        Ok(failed.into_inner())
-    }
-
-    /// Makes one shard and writes it durably.
-    async fn write_one(
-        &self,
-        codec: &Arc<Codec>,
-        source: &StripeSource,
-        index: u8,
-        target: &Target,
-        from_itself: bool,
-    ) -> Result<u64> {
-        let shards = source.volume.scheme.total_shards() as u64 + 1;
-        let bytes = u64::from(source.shard_len);
-        let _reserved = self
-            .objects
-            .budget
-            .decode
-            .reserve_patiently(bytes * shards)
-            .await?;
-        let copied = match from_itself {
-            true => self.copy(source, index).await?,
-            false => None,
-        };
-        let shard = match copied {
-            Some(shard) => shard,
-            None => {
-                let made = self.objects.reconstruct(codec, source, index).await?;
-                made.map_err(Error::Internal)?
-            }
-        };
-        let disks = &self.objects.disks;
-        let written = disks
-            .put_shard(&target.disk, &target.address, shard, DEADLINE)
-            .await;
-        written.map_err(|error| Error::WriteFailed(error.to_string()))?;
-        self.objects.metrics.rebuilt_bytes.inc_by(bytes);
-        Ok(bytes)
-    }
-
-    /// The shard as its own disk has it, if it is right.
-    async fn copy(&self, source: &StripeSource, index: u8) -> Result<Option<SealedShard>> {
-        let Ok(read) = self.objects.read_shard(source, index, BlockRange::ALL).await else {
-            return Ok(None);
-        };
-        let key = source.key;
-        off_reactor(move || {
-            let right = read.digests.get(usize::from(index)) == Some(&seal::digest(&read.payload));
-            right.then_some(SealedShard {
-                key,
-                seal: Seal {
-                    block_crcs: read.block_crcs,
-                    digests: read.digests,
-                },
-                payload: read.payload,
-            })
-        })
-        .await
     }
 
     fn cursors(&self) -> MutexGuard<'_, HashMap<(UnitId, DiskId), u64>> {
@@ -592,75 +441,15 @@ impl Rebuild {
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn set_filled(&self, unit: UnitId, page: &Page, first: bool) {
-        let mut progress = self.progress();
-        let filled = progress.filled.entry(unit).or_default();
-        if first {
-            *filled = 0;
-        }
-        *filled += page.there_bytes;
-    }
-
-    fn note_written(&self, unit: UnitId, bytes: u64) {
-        let mut progress = self.progress();
-        progress.done_bytes += bytes;
-        *progress.filled.entry(unit).or_default() += bytes;
+        self.shared.progress()
     }
 
     fn finished(&self, volume: &Volume, index: u8, target: &Target) {
         self.cursors().remove(&(volume.unit(index), target.disk.id));
-        self.progress().filled.remove(&volume.unit(index));
+        self.progress().finished(volume.unit(index));
         self.objects.metrics.rebuilt_units.inc();
         tracing::info!(volume = volume.id, index, disk = %target.disk.label, "unit whole");
     }
-
-    fn note_tasks(&self, tasks: &[Task]) {
-        let mut progress = self.progress();
-        let left = tasks.iter().map(|task| {
-            let filled = progress
-                .filled
-                .get(&task.volume.unit(task.index))
-                .copied()
-                .unwrap_or(0);
-            task.volume.used_bytes().saturating_sub(filled)
-        });
-        let left_bytes: u64 = left.sum();
-        if tasks.is_empty() {
-            *progress = Progress::default();
-            return;
-        }
-        let since = *progress.since.get_or_insert_with(Instant::now);
-        let rate = progress.done_bytes as f64 / since.elapsed().as_secs_f64().max(0.001);
-        progress.status = RebuildStatus {
-            units: tasks.len(),
-            waiting: progress.status.waiting.min(tasks.len()),
-            left_bytes,
-            done_bytes: progress.done_bytes,
-            eta_s: (progress.done_bytes > 0).then_some((left_bytes as f64 / rate) as u64),
-        };
-    }
-}
-
-impl Progress {
-    /// What operators see.
-    pub fn status(&self) -> RebuildStatus {
-        RebuildStatus {
-            done_bytes: self.done_bytes,
-            ..self.status.clone()
-        }
-    }
-}
-
-/// Some of a volume's blobs, compared with what a unit's disk has.
-struct Page {
-    missing: Vec<StripeSource>,
-    there_bytes: u64,
-    /// The blob that the next page begins with.
-    next: Option<u64>,
-    _pins: crate::object::readers::Pins,
 }
 
 #[async_trait::async_trait]
@@ -674,31 +463,17 @@ impl Worker for Rebuild {
     }
 
     async fn step(&self) -> Result<Step> {
-        let tasks = self.tasks();
-        self.note_tasks(&tasks);
-        let (mut worked, mut waiting, mut failure) = (false, 0, None);
-        let mut left = tasks.iter().peekable();
-        // A volume's units one after the other: its epoch grows with each.
-        while left.peek().is_some() && !worked && !*self.stop.borrow() {
-            let mut volumes = HashSet::new();
-            let mut now = Vec::new();
-            while let Some(task) =
-                left.next_if(|task| now.len() < VOLUMES_AT_ONCE || volumes.contains(&task.volume.id))
-            {
-                if volumes.insert(task.volume.id) {
-                    now.push(task);
-                }
-            }
-            for done in join_all(now.into_iter().map(|task| self.work(task))).await {
-                match done {
-                    Ok(done) => (worked, waiting) = (worked | done, waiting + usize::from(!done)),
-                    Err(Error::Conflict) => worked = true, // Decided by a row that has changed: again.
-                    Err(error) => failure = Some(error),
-                }
-            }
+        let tasks = self.objects.rebuild_tasks();
+        let is_done = self.progress().note_tasks(&tasks);
+        self.set_pace(is_done).await?;
+        if tasks.is_empty() {
+            return Ok(Step::Idle);
         }
-        self.progress().status.waiting = if worked { 0 } else { waiting };
-        match failure {
+        let until = Instant::now() + STEP_MAX;
+        let (worked, counted) = futures::join!(self.work_on_all(&tasks, until), self.count(until));
+        let (worked, waiting, failure) = worked;
+        self.progress().waiting = if worked { 0 } else { waiting };
+        match failure.or(counted.err()) {
             Some(error) if !worked => Err(error),
             _ if worked => Ok(Step::Worked),
             _ => Ok(Step::Idle),

@@ -107,37 +107,45 @@ async fn compute(
     sources: Vec<(usize, Bytes)>,
 ) -> Result<Option<SealedShard>> {
     let (codec, source) = (codec.clone(), source.clone());
-    off_reactor(move || {
-        let there = || sources.iter().map(|(i, _)| (*i, 1));
-        if digests.len() != codec.scheme().total_shards() || codec.plan(&[index.into()], there()).is_err() {
+    off_reactor(move || made_of(&codec, &source, index, digests, sources)).await?
+}
+
+/// As [`compute`], here and now: for whoever is off the reactor already.
+pub fn made_of(
+    codec: &Codec,
+    source: &StripeSource,
+    index: u8,
+    digests: Digests,
+    sources: Vec<(usize, Bytes)>,
+) -> Result<Option<SealedShard>> {
+    let there = || sources.iter().map(|(i, _)| (*i, 1));
+    if digests.len() != codec.scheme().total_shards() || codec.plan(&[index.into()], there()).is_err() {
+        return Ok(None);
+    }
+    let mut rebuilt = None;
+    for (other, digest) in digests.iter().enumerate() {
+        let shard = match sources.iter().find(|(i, _)| *i == other) {
+            Some((_, shard)) => shard.clone(),
+            None => match codec.plan(&[other], there()) {
+                Ok(plan) => computed(&plan, &sources)?,
+                Err(_) => continue, // Not theirs to say.
+            },
+        };
+        if seal::digest(&shard) != *digest {
             return Ok(None);
         }
-        let mut rebuilt = None;
-        for (other, digest) in digests.iter().enumerate() {
-            let shard = match sources.iter().find(|(i, _)| *i == other) {
-                Some((_, shard)) => shard.clone(),
-                None => match codec.plan(&[other], there()) {
-                    Ok(plan) => computed(&plan, &sources)?,
-                    Err(_) => continue, // Not theirs to say.
-                },
-            };
-            if seal::digest(&shard) != *digest {
-                return Ok(None);
-            }
-            if other == index as usize {
-                rebuilt = Some(shard);
-            }
+        if other == index as usize {
+            rebuilt = Some(shard);
         }
-        let Some(payload) = rebuilt else { return Ok(None) };
-        let seed = seal_seed(source.volume.unit(index), source.key, payload.len() as u32);
-        let block_crcs = seal::block_crcs(seed, &payload);
-        Ok(Some(SealedShard {
-            key: source.key,
-            seal: Seal { block_crcs, digests },
-            payload,
-        }))
-    })
-    .await?
+    }
+    let Some(payload) = rebuilt else { return Ok(None) };
+    let seed = seal_seed(source.volume.unit(index), source.key, payload.len() as u32);
+    let block_crcs = seal::block_crcs(seed, &payload);
+    Ok(Some(SealedShard {
+        key: source.key,
+        seal: Seal { block_crcs, digests },
+        payload,
+    }))
 }
 
 /// What a plan makes of the shards among these that it uses.

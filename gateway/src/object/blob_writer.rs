@@ -18,6 +18,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use storage_node::protocol::{DiskId, NodeError, SealedShard, ShardKey};
+use tokio::time::Instant;
 
 /// How many volumes a stripe is offered to before the upload fails.
 const ATTEMPTS_MAX: usize = 5;
@@ -206,14 +207,18 @@ impl<'a> BlobWriter<'a> {
 
     /// Sends the shards of a stripe all at once; good only if every one is durable.
     async fn send(&mut self, volume: &Volume, shards: Vec<SealedShard>, deadline: Deadline) -> Result<()> {
+        let shard_len = shards.first().map_or(0, |shard| shard.payload.len());
         let disks = &self.objects.disks;
         let sent = shards.into_iter().enumerate().map(|(index, shard)| async move {
             let disk = disks.get(volume.disks[index]).ok_or_else(no_node)?;
             let address = volume.address(index as u8, &disk);
             disks.put_shard(&disk, &address, shard, deadline.left()).await
         });
+        let began = Instant::now();
+        let sent = join_all(sent).await;
+        self.objects.latencies.written(shard_len, began.elapsed());
         let mut failure: Option<NodeError> = None;
-        for (index, outcome) in join_all(sent).await.into_iter().enumerate() {
+        for (index, outcome) in sent.into_iter().enumerate() {
             let Err(error) = outcome else { continue };
             let disk = volume.disks[index];
             // Busy is not broken: the same disk will do a moment later. Any other failure weighs more.

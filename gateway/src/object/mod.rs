@@ -20,6 +20,7 @@ pub mod digest;
 pub mod encode;
 pub mod get;
 pub mod ingest;
+pub mod latencies;
 pub mod list;
 pub mod multipart;
 pub mod put;
@@ -74,6 +75,8 @@ pub struct Objects {
     pub readers: Readers,
     /// Blobs that were begun and will not be named.
     pub abandoned: Abandoned,
+    /// How long requests wait for disks.
+    pub latencies: Arc<latencies::Latencies>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// For Last-Modified.

@@ -97,9 +97,12 @@ impl Objects {
             };
         }
         let late_after = self.late_after(source, piece.shard);
+        let began = Instant::now();
         let direct = self.read_shard_by(source, piece.shard, blocks, deadline);
         tokio::pin!(direct);
-        let found = match tokio::time::timeout(late_after, &mut direct).await {
+        let found = tokio::time::timeout(late_after, &mut direct).await;
+        self.latencies.read(piece.len as usize, began.elapsed());
+        let found = match found {
             Ok(found) => found,
             // What a disk on trial costs is bounded already, by how many try it at once.
             Err(_) if admission == Admission::Trial || self.hedges.spend() => {
@@ -375,6 +378,22 @@ async fn check(
     blocks: BlockRange,
     shard: ShardBlocks,
 ) -> std::result::Result<ShardBlocks, (Wrong, String)> {
+    if shard.payload.len() <= INLINE_CHECK_BYTES {
+        return verified(source, index, blocks, shard);
+    }
+    let source = source.clone();
+    off_reactor(move || verified(&source, index, blocks, shard))
+        .await
+        .unwrap_or_else(|error| Err((Wrong::Bytes, error.to_string())))
+}
+
+/// The same, here and now.
+pub fn verified(
+    source: &StripeSource,
+    index: u8,
+    blocks: BlockRange,
+    shard: ShardBlocks,
+) -> std::result::Result<ShardBlocks, (Wrong, String)> {
     let end = source
         .shard_len
         .min((blocks.first + blocks.count).saturating_mul(BLOCK_BYTES));
@@ -402,16 +421,10 @@ async fn check(
         return Err((Wrong::Forged, what));
     }
     let seed = seal_seed(source.volume.unit(index), source.key, source.shard_len);
-    let verify = move |shard: ShardBlocks| {
-        seal::check_blocks(seed, shard.first_block, &shard.block_crcs, &shard.payload)
-            .map_err(|error| (Wrong::Bytes, error.to_string()))
-            .map(|()| shard)
-    };
-    if shard.payload.len() <= INLINE_CHECK_BYTES {
-        return verify(shard);
+    match seal::check_blocks(seed, shard.first_block, &shard.block_crcs, &shard.payload) {
+        Ok(()) => Ok(shard),
+        Err(error) => Err((Wrong::Bytes, error.to_string())),
     }
-    let verified = off_reactor(move || verify(shard)).await;
-    verified.unwrap_or_else(|error| Err((Wrong::Bytes, error.to_string())))
 }
 
 /// Cuts the piece out of the blocks that hold it.

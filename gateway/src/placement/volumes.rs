@@ -277,6 +277,20 @@ impl Volumes {
         .await
     }
 
+    /// Gives a volume, which takes no new blobs any more, another epoch: what was asked of its units before is refused from
+    /// then on by who has heard of it.
+    pub async fn raise_epoch(
+        &self,
+        volume: &Volume,
+        fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
+    ) -> Result<Arc<Volume>> {
+        self.change(volume, fence, |row| {
+            row.epoch += 1;
+            row.set_state(VolumeState::Sealed);
+        })
+        .await
+    }
+
     /// Records that a unit has all that it should.
     pub async fn complete(
         &self,

@@ -5,10 +5,10 @@ use crate::support::content::content;
 use gateway::ledger::model::Membership;
 use gateway::maintenance::leftovers::Leftovers;
 use gateway::maintenance::rebalance::Rebalance;
-use gateway::maintenance::rebuild::{Moving, Progress, Rebuild};
+use gateway::maintenance::rebuild::{Moving, Rebuild, Shared};
 use gateway::maintenance::worker::{Step, Worker};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use storage_node::protocol::DiskId;
 use tokio::sync::watch;
 
@@ -25,10 +25,10 @@ struct Workers {
 fn workers(world: &World) -> Workers {
     let moving = Moving::default();
     let (stop, stopped) = watch::channel(false);
-    let progress = Arc::<Mutex<Progress>>::default();
+    let shared = Arc::new(Shared::new(&world.objects, 16 << 20));
     Workers {
         rebalance: Rebalance::new(world.objects.clone()),
-        rebuild: Rebuild::new(world.objects.clone(), moving.clone(), progress, stopped),
+        rebuild: Rebuild::new(world.objects.clone(), moving.clone(), shared, stopped),
         leftovers: Leftovers::new(world.objects.clone(), moving),
         _stop: stop,
     }

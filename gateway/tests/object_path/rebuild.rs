@@ -3,33 +3,36 @@
 
 use crate::support::cluster::World;
 use crate::support::content::content;
-use crate::support::memory_node::Faults;
+use crate::support::memory_node::{Faults, flip_bit};
 use bytes::Bytes;
 use gateway::ledger::model::Membership;
 use gateway::maintenance::absence::Absence;
 use gateway::maintenance::leftovers::Leftovers;
-use gateway::maintenance::rebuild::{Moving, Progress, Rebuild};
+use gateway::maintenance::rebuild::pace::{FLOOR, Wanted};
+use gateway::maintenance::rebuild::{Moving, Rebuild, Shared};
 use gateway::maintenance::worker::{Step, Worker};
 use gateway::object::shard_reader::StripeSource;
-use std::sync::{Arc, Mutex};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
-use storage_node::protocol::BlockRange;
+use storage_node::protocol::{BlockRange, NodeError, UnitId};
 use tokio::sync::watch;
 
 struct Maintenance {
     rebuild: Rebuild,
     leftovers: Leftovers,
-    progress: Arc<Mutex<Progress>>,
+    shared: Arc<Shared>,
     stop: watch::Sender<bool>,
 }
 
 fn maintenance(world: &World) -> Maintenance {
-    let (moving, progress) = (Moving::default(), Arc::<Mutex<Progress>>::default());
+    let moving = Moving::default();
+    let shared = Arc::new(Shared::new(&world.objects, FLOOR));
     let (stop, stopped) = watch::channel(false);
     Maintenance {
-        rebuild: Rebuild::new(world.objects.clone(), moving.clone(), progress.clone(), stopped),
+        rebuild: Rebuild::new(world.objects.clone(), moving.clone(), shared.clone(), stopped),
         leftovers: Leftovers::new(world.objects.clone(), moving),
-        progress,
+        shared,
         stop,
     }
 }
@@ -46,7 +49,7 @@ impl Maintenance {
     }
 
     fn units_left(&self) -> usize {
-        self.progress.lock().unwrap().status().units
+        self.shared.status().units
     }
 }
 
@@ -136,9 +139,10 @@ async fn two_disks_lost_at_once_are_rebuilt_and_writes_go_on() {
     }
     for number in 0..40 {
         let (name, bytes) = (format!("new-{number}"), content(1000 + number, 300_000));
-        world.put(&name, &bytes).await.unwrap();
+        let (stored, step) = tokio::join!(world.put(&name, &bytes), maintenance.rebuild.step());
+        stored.unwrap();
+        step.unwrap();
         objects.push((name, bytes));
-        maintenance.rebuild.step().await.unwrap();
         assert_readable(&world, &objects[..3]).await;
     }
     maintenance.settle().await;
@@ -157,11 +161,15 @@ async fn a_drained_disk_ends_with_nothing_and_its_copies_never_fall_short() {
         .decide(world.disk(2), Membership::Draining)
         .await
         .unwrap();
-    while maintenance.rebuild.step().await.unwrap() == Step::Worked {
+    loop {
+        // What is being copied is nobody's leftover.
+        let (step, cleared) = tokio::join!(maintenance.rebuild.step(), maintenance.leftovers.step());
+        cleared.unwrap();
+        if step.unwrap() != Step::Worked {
+            break;
+        }
         let volumes = world.objects.volumes.all();
         assert!(volumes.iter().all(|volume| volume.incomplete.is_empty()));
-        // What is being copied is nobody's leftover.
-        maintenance.leftovers.step().await.unwrap();
     }
     assert_eq!((units_of(&world, 2), maintenance.units_left()), (0, 0));
     while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
@@ -238,7 +246,7 @@ async fn who_returns_last_from_a_split_is_waited_for_anew() {
 
 #[tokio::test]
 async fn a_gateway_that_dies_in_the_middle_leaves_it_to_the_next() {
-    for steps in [1, 2, 3, 5, 8] {
+    for polls in [1, 5, 20, 60, 150, 400, 1000] {
         for membership in [Membership::Out, Membership::Draining] {
             let (world, objects) = filled("rs(4,2)", 8).await;
             if membership == Membership::Out {
@@ -247,8 +255,12 @@ async fn a_gateway_that_dies_in_the_middle_leaves_it_to_the_next() {
             world.objects.decide(world.disk(1), membership).await.unwrap();
             {
                 let maintenance = maintenance(&world);
-                for _ in 0..steps {
-                    maintenance.rebuild.step().await.unwrap();
+                let mut work = pin!(maintenance.settle());
+                for _ in 0..polls {
+                    if futures::poll!(&mut work).is_ready() {
+                        break;
+                    }
+                    tokio::task::yield_now().await;
                 }
             }
             let world = world.crash().await;
@@ -279,7 +291,7 @@ async fn without_a_disk_to_go_to_it_waits_for_one() {
         .unwrap();
     maintenance.settle().await;
     assert!(units_of(&world, 4) > 0);
-    let status = maintenance.progress.lock().unwrap().status();
+    let status = maintenance.shared.status();
     assert!(status.waiting > 0 && status.waiting == status.units, "{status:?}");
     // What it still has is still right.
     world.heal().await;
@@ -342,6 +354,35 @@ async fn a_unit_that_the_others_need_stays_until_they_are_whole() {
     assert_readable(&world, &objects).await;
     assert_eq!(maintenance.units_left(), 0);
     world.census().await.assert_clean();
+}
+
+/// The copies of a drain that a gateway's death cut off are leftovers, until the next gateway goes on with the drain.
+#[tokio::test]
+async fn a_leftover_that_is_dropped_late_is_not_the_unit_that_is_there_by_then() {
+    // One disk is spare: whoever drains goes there.
+    let (world, objects) = filled("rs(4,2)", 7).await;
+    let decided = world.objects.decide(world.disk(2), Membership::Draining).await;
+    decided.unwrap();
+    assert_eq!(maintenance(&world).rebuild.step().await.unwrap(), Step::Worked);
+    let world = world.crash().await;
+    let late = Faults {
+        drops_late: true,
+        ..Faults::default()
+    };
+    (0..7).for_each(|n| world.fault(n, late.clone()));
+    let maintenance = maintenance(&world);
+    maintenance.leftovers.step().await.unwrap();
+    world.heal().await;
+    maintenance.settle().await;
+    assert_eq!((units_of(&world, 2), maintenance.units_left()), (0, 0));
+    assert!(world.cluster.node.late_drops().await > 0);
+    while maintenance.leftovers.step().await.unwrap() == Step::Worked {}
+    let census = world.census().await;
+    assert!(
+        census.missing.is_empty() && census.stray.is_empty(),
+        "{census:#?}"
+    );
+    assert_readable(&world, &objects).await;
 }
 
 #[tokio::test]
@@ -445,4 +486,119 @@ async fn a_dead_node_of_a_fault_is_not_a_dead_disk() {
     let absence = Absence::new(world.objects.clone(), Duration::from_secs(3600));
     assert_eq!(absence.step().await.unwrap(), Step::Idle);
     assert_readable(&world, &objects).await;
+}
+
+/// Thousands of small shards, a few large ones: they are asked for and written many at once, and what is wrong among them is made
+/// of others.
+#[tokio::test]
+async fn many_small_shards_are_moved_with_few_calls_and_a_wrong_source_spoils_no_other() {
+    let world = World::new("rs(4,2)", 9).await;
+    let mut objects = Vec::new();
+    for number in 0..600 {
+        let (name, bytes) = (format!("small-{number}"), content(number, 3_000));
+        world.put(&name, &bytes).await.unwrap();
+        objects.push((name, bytes));
+    }
+    world.lose(&[4]).await;
+    // Of each unit that moves, the first source.
+    let sources: Vec<UnitId> = world
+        .objects
+        .volumes
+        .all()
+        .iter()
+        .filter_map(|volume| {
+            let lost = volume.disks.iter().position(|disk| *disk == world.disk(4))?;
+            Some(volume.unit(u8::from(lost == 0)))
+        })
+        .collect();
+    let mut damaged = 0;
+    world.cluster.node.each(|_, disk| {
+        let of_sources = disk.shards_mut().filter(|(unit, _)| sources.contains(unit));
+        for (_, shard) in of_sources.step_by(50).take(3) {
+            flip_bit(shard, 100);
+            damaged += 1;
+        }
+        (disk.puts, disk.gets, disk.many) = (0, 0, 0);
+    });
+    assert!(damaged > 0);
+    let maintenance = maintenance(&world);
+    world
+        .objects
+        .decide(world.disk(4), Membership::Out)
+        .await
+        .unwrap();
+    maintenance.settle().await;
+    let (mut puts, mut many) = (0, 0);
+    world.cluster.node.each(|_, disk| {
+        puts += disk.puts;
+        many += disk.many;
+    });
+    assert!(
+        puts >= 100 && many < puts / 5,
+        "{puts} puts, {many} calls of many"
+    );
+    // What was wrong has been seen, and is mended where it is.
+    while world.repair().await == Step::Worked {}
+    assert_clean_without(&world, &[4]).await;
+    assert_readable(&world, &objects).await;
+}
+
+#[tokio::test]
+async fn a_target_that_refuses_some_shards_gets_them_later() {
+    let (world, objects) = filled("rs(4,2)", 7).await;
+    let maintenance = maintenance(&world);
+    world.lose(&[1]).await;
+    for place in [0, 2, 3, 4, 5, 6] {
+        let faults = Faults {
+            put: Some(NodeError::Overloaded),
+            puts_before: 3,
+            ..Faults::default()
+        };
+        world.fault(place, faults);
+    }
+    world
+        .objects
+        .decide(world.disk(1), Membership::Out)
+        .await
+        .unwrap();
+    assert!(maintenance.rebuild.step().await.is_err() || maintenance.units_left() > 0);
+    world.heal().await;
+    world.lose(&[1]).await;
+    maintenance.settle().await;
+    assert_eq!((units_of(&world, 1), maintenance.units_left()), (0, 0));
+    assert_clean_without(&world, &[1]).await;
+    assert_readable(&world, &objects).await;
+}
+
+#[tokio::test]
+async fn bytes_left_are_those_of_the_ledger_and_a_pace_outlives_the_gateway() {
+    let (world, _) = filled("rs(4,2)", 9).await;
+    world.lose(&[3]).await;
+    world
+        .objects
+        .decide(world.disk(3), Membership::Out)
+        .await
+        .unwrap();
+    let mut held = 0;
+    world.cluster.node.each(|id, disk| {
+        if id == world.disk(3) {
+            held = disk.shards().map(|(_, shard)| shard.payload.len() as u64).sum();
+        }
+    });
+    let wanted = Wanted::Bandwidth(1 << 20);
+    world.objects.want_pace(wanted, None).await.unwrap();
+    let world = world.crash().await;
+    let maintenance = maintenance(&world);
+    let began = tokio::time::Instant::now();
+    maintenance.rebuild.step().await.unwrap();
+    let status = maintenance.shared.status();
+    assert_eq!((status.wanted, status.limit), (wanted, Some(1 << 20)));
+    assert_eq!(status.left_bytes + status.done_bytes, held);
+    let most = (1 << 20) as f64 * (began.elapsed().as_secs_f64() + 3.0);
+    assert!((status.done_bytes as f64) < most, "{status:?}");
+    // A deadline is for what there is to do: it is forgotten with it.
+    world.objects.want_pace(Wanted::Deadline(1), None).await.unwrap();
+    maintenance.settle().await;
+    assert_eq!(world.objects.wanted_pace().await.unwrap(), Wanted::Auto);
+    assert_eq!(maintenance.units_left(), 0);
 }

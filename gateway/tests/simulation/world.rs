@@ -148,6 +148,7 @@ impl World {
         };
         let nodes = Nodes::load(&ledger, Box::new(connect)).await.expect("rows");
         let config = GatewayConfig {
+            rebuild_floor: 16 << 20,
             name: "simulated".into(),
             scheme: self.shape.scheme,
             kernel: Kernel::from_environment().expect("a kernel"),

@@ -15,6 +15,7 @@ use gateway::clock::SystemClock;
 use gateway::cluster::setup::{self, Cluster, PlannedDisk, Wanted};
 use gateway::ledger::Ledger;
 use gateway::ledger::redb::RedbStore;
+use gateway::maintenance::rebuild::pace::FLOOR as REBUILD_FLOOR;
 use gateway::s3::StaticKeys;
 use gateway::server::{Gateway, GatewayConfig, Listeners};
 use std::net::SocketAddr;
@@ -116,6 +117,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
         kernel,
         memory_bytes: memory,
         grace: args.grace,
+        rebuild_floor: REBUILD_FLOOR,
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
     let listeners = Listeners {

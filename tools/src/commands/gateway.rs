@@ -14,6 +14,7 @@ use gateway::cluster::setup;
 use gateway::ledger::Ledger;
 use gateway::ledger::model::NodeRow;
 use gateway::ledger::redb::RedbStore;
+use gateway::maintenance::rebuild::pace::FLOOR as REBUILD_FLOOR;
 use gateway::server::{Gateway, GatewayConfig, Listeners};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -55,6 +56,9 @@ pub struct GatewayArgs {
     /// How long a disk may be away before what it held is rebuilt on others
     #[arg(long, value_name = "DURATION", env = "CAIRN_GRACE", value_parser = parse_duration)]
     grace: Option<Duration>,
+    /// Bytes a second that rebuilding has, however busy clients are
+    #[arg(long, value_name = "SIZE", env = "CAIRN_REBUILD_FLOOR", value_parser = parse_size)]
+    rebuild_floor: Option<u64>,
     /// The access key, instead of the one that `cairn init` made
     #[arg(long, env = "CAIRN_ACCESS_KEY", value_name = "KEY", requires = "secret_key")]
     access_key: Option<String>,
@@ -91,6 +95,7 @@ fn read_config(args: &GatewayArgs) -> Result<GatewaySection, config::Mistakes> {
         memory: args.memory.or(file.memory),
         kernel: args.kernel.or(file.kernel),
         grace: args.grace.or(file.grace),
+        rebuild_floor: args.rebuild_floor.or(file.rebuild_floor),
     })
 }
 
@@ -142,6 +147,7 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
         kernel,
         memory_bytes: memory,
         grace: config.grace.unwrap_or(GRACE),
+        rebuild_floor: config.rebuild_floor.unwrap_or(REBUILD_FLOOR),
     };
     let gateway =
         Gateway::start_inviting(&options, ledger, nodes, Some(invitation), Arc::new(SystemClock)).await?;

@@ -1,11 +1,14 @@
-//! `cairn volume list|show`, `cairn object locate`, `cairn rebuild status`: where data is, and what is being made whole.
+//! `cairn volume list|show`, `cairn object locate`, `cairn rebuild status|pace`: where data is, and what is being made whole.
 
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
-use crate::size::format_size;
+use crate::duration::parse_duration;
+use crate::size::{format_size, parse_size};
 use clap::{Args, Subcommand};
 use gateway::admin::operations::{Located, UnitDetail, VolumeDetail};
+use gateway::admin::server::PaceRequest;
 use gateway::admin::status::Status;
+use gateway::maintenance::rebuild::pace::Wanted;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 
@@ -67,6 +70,37 @@ enum RebuildCommand {
         #[arg(long, conflicts_with = "json")]
         wait: bool,
     },
+    /// Say how fast rebuilding goes, of this cluster, until somebody says otherwise
+    Pace {
+        #[command(flatten)]
+        asked: Asked,
+        #[command(flatten)]
+        wanted: PaceArgs,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct PaceArgs {
+    /// As fast as clients do not feel it, and `rebuild_floor` at least
+    #[arg(long)]
+    auto: bool,
+    /// So many bytes a second, whatever clients feel
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    bandwidth: Option<u64>,
+    /// Done in so long a time: as fast as that takes at least, whatever clients feel
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    deadline: Option<Duration>,
+}
+
+impl From<PaceArgs> for PaceRequest {
+    fn from(args: PaceArgs) -> PaceRequest {
+        match (args.bandwidth, args.deadline) {
+            (Some(bandwidth), _) => PaceRequest::Bandwidth(bandwidth),
+            (_, Some(deadline)) => PaceRequest::DeadlineS(deadline.as_secs()),
+            _ => PaceRequest::Auto,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -163,7 +197,21 @@ pub async fn object(args: ObjectArgs) -> CommandResult {
 }
 
 pub async fn rebuild(args: RebuildArgs) -> CommandResult {
-    let RebuildCommand::Status { asked, wait } = args.command;
+    match args.command {
+        RebuildCommand::Status { asked, wait } => rebuild_status(&asked, wait).await,
+        RebuildCommand::Pace { asked, wanted } => {
+            let request = PaceRequest::from(wanted);
+            let wanted: Wanted = asked.admin.post("/v1/rebuild/pace", &request, PATIENCE).await?;
+            match asked.json {
+                true => println!("{}", serde_json::to_string(&wanted)?),
+                false => println!("rebuilding goes {}", super::status::pace(wanted, None)),
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn rebuild_status(asked: &Asked, wait: bool) -> CommandResult {
     let mut status: Status = asked.admin.get_json("/v1/status").await?;
     if asked.json {
         println!("{}", serde_json::to_string(&status.rebuild)?);
@@ -188,7 +236,11 @@ pub async fn rebuild(args: RebuildArgs) -> CommandResult {
         bar.finish_and_clear();
     }
     match status.rebuild.units {
-        0 => println!("nothing is to be rebuilt"),
+        0 if status.rebuild.wanted == Wanted::Auto => println!("nothing is to be rebuilt"),
+        0 => println!(
+            "nothing is to be rebuilt; it would go {}",
+            super::status::pace(status.rebuild.wanted, None)
+        ),
         _ => println!("{}", super::status::rebuild_row(&status.rebuild)),
     }
     Ok(())

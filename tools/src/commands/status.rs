@@ -5,7 +5,10 @@ use crate::admin_client::AdminArgs;
 use crate::size::format_size;
 use clap::Args;
 use gateway::admin::status::{DiskLine, NodeLine, Status};
+use gateway::clock::{Clock, SystemClock};
 use gateway::maintenance::rebuild::RebuildStatus;
+use gateway::maintenance::rebuild::pace::Wanted;
+use std::time::Duration;
 
 #[derive(Args)]
 pub struct StatusArgs {
@@ -104,10 +107,15 @@ pub fn rebuild_row(rebuild: &RebuildStatus) -> String {
         waiting => format!(", {waiting} of them wait for a disk or for sources"),
     };
     format!(
-        "rebuild   {} units{waiting}; {} to write, {} written; ready in {eta}",
+        "rebuild   {} units{waiting}; {} to write, {} written; ready in {eta}; {}{}",
         rebuild.units,
         format_size(rebuild.left_bytes),
-        format_size(rebuild.done_bytes)
+        format_size(rebuild.done_bytes),
+        rebuild
+            .rate
+            .map(|rate| format!("{}/s, ", format_size(rate)))
+            .unwrap_or_default(),
+        pace(rebuild.wanted, rebuild.limit)
     )
 }
 
@@ -128,6 +136,25 @@ fn wrong_row(disk: &DiskLine) -> Option<String> {
         kinds.join(", "),
         disk.last_wrong_s.unwrap_or_default()
     ))
+}
+
+/// How fast rebuilding may go, and at the most for now.
+pub fn pace(wanted: Wanted, limit: Option<u64>) -> String {
+    let limit = match limit {
+        Some(limit) => format!(", {}/s for now", format_size(limit)),
+        None => String::new(),
+    };
+    match wanted {
+        Wanted::Auto => format!("as fast as clients do not feel it{limit}"),
+        Wanted::Bandwidth(bytes) => format!("at {}/s", format_size(bytes)),
+        Wanted::Deadline(at_ms) => {
+            let left = Duration::from_millis(at_ms.saturating_sub(SystemClock.now_ms()));
+            format!(
+                "as fast as it takes to be done in {} min{limit}",
+                left.as_secs().div_ceil(60)
+            )
+        }
+    }
 }
 
 /// Disks for people.

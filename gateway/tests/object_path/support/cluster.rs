@@ -98,6 +98,7 @@ impl Cluster {
             budget: Budget::new(memory_bytes),
             readers: Default::default(),
             abandoned: Default::default(),
+            latencies: Default::default(),
             metrics: Arc::new(Metrics::new().unwrap()),
             clock: Arc::new(SystemClock),
             scheme: self.scheme,

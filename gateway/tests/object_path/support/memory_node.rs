@@ -40,6 +40,8 @@ pub struct Faults {
     pub get_delay: Duration,
     /// How it answers wrongly, if it does.
     pub lie: Option<Lie>,
+    /// Drops of units are not answered, and arrive when [`MemoryNode::late_drops`] says so.
+    pub drops_late: bool,
 }
 
 /// A way to answer that looks well and is wrong.
@@ -86,6 +88,7 @@ pub struct MemoryDisk {
     pub many: u64,
     /// What it says verifying found.
     pub findings: Findings,
+    late_drops: Vec<UnitAddress>,
 }
 
 impl MemoryDisk {
@@ -101,6 +104,7 @@ impl MemoryDisk {
             deletes: 0,
             many: 0,
             findings: Findings::default(),
+            late_drops: Vec::new(),
         }
     }
 
@@ -122,7 +126,8 @@ impl MemoryDisk {
         self.shards().map(|(_, s)| s.payload.len() as u64).sum()
     }
 
-    fn admit(&self, address: &UnitAddress) -> Result<(), NodeError> {
+    /// Checks who asks, and remembers a newer epoch.
+    fn admit(&mut self, address: &UnitAddress) -> Result<(), NodeError> {
         if self.faults.missing || self.incarnation != address.incarnation {
             return Err(NodeError::WrongDisk);
         }
@@ -131,9 +136,13 @@ impl MemoryDisk {
                 reason: "a test".into(),
             });
         }
-        match self.units.get(&address.unit) {
+        match self.units.get_mut(&address.unit) {
             Some(unit) if unit.epoch > address.epoch => Err(NodeError::StaleEpoch { current: unit.epoch }),
-            _ => Ok(()),
+            Some(unit) => {
+                unit.epoch = address.epoch;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
@@ -327,6 +336,16 @@ impl MemoryNode {
         self.with(disk, |d| d.faults = faults);
     }
 
+    /// Delivers the drops that nobody waits for any more; how many there were.
+    pub async fn late_drops(&self) -> usize {
+        let mut late = Vec::new();
+        self.each(|_, disk| late.append(&mut disk.late_drops));
+        for unit in &late {
+            let _ = self.drop_unit(unit, Duration::ZERO).await; // Whoever asked has left.
+        }
+        late.len()
+    }
+
     /// All shards of all disks.
     pub fn shard_count(&self) -> usize {
         self.lock().values().map(|d| d.shards().count()).sum()
@@ -496,6 +515,10 @@ impl StorageClient for MemoryNode {
 
     async fn drop_unit(&self, unit: &UnitAddress, _deadline: Duration) -> Result<(), NodeError> {
         self.on(unit.disk, |d| {
+            if d.faults.drops_late {
+                d.late_drops.push(*unit);
+                return Err(NodeError::Timeout);
+            }
             d.admit(unit)?;
             d.units.remove(&unit.unit);
             Ok(())
