@@ -48,6 +48,8 @@ enum Command {
     Object(commands::places::ObjectArgs),
     /// Show what is being rebuilt
     Rebuild(commands::places::RebuildArgs),
+    /// Look for what has rotted or is missing: when that was done, now, and how often
+    Scrub(commands::scrub::ScrubArgs),
     /// Measure an S3 endpoint
     Bench(bench::BenchArgs),
 }
@@ -99,6 +101,7 @@ async fn run(command: Command) -> CommandResult {
         Command::Volume(args) => commands::places::volume(args).await,
         Command::Object(args) => commands::places::object(args).await,
         Command::Rebuild(args) => commands::places::rebuild(args).await,
+        Command::Scrub(args) => commands::scrub::run(args).await,
         Command::Bench(args) => bench::run(args).await.map_err(Into::into),
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod nodes;
 pub mod operations;
+pub mod scrub;
 pub mod server;
 pub mod status;

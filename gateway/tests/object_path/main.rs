@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod budget;
+mod census;
 mod garbage;
 mod ledger_failure;
 mod listing;
@@ -15,6 +16,7 @@ mod races;
 mod reads;
 mod rebuild;
 mod repair;
+mod returning;
 mod round_trips;
 mod scrub;
 mod support;

@@ -225,6 +225,7 @@ fn config(cluster: &Cluster) -> GatewayConfig {
         kernel: Kernel::from_environment().unwrap(),
         memory_bytes: 256 << 20,
         grace: std::time::Duration::from_secs(600),
+        census_cycle: GatewayConfig::CENSUS_CYCLE,
     }
 }
 

@@ -116,6 +116,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
         kernel,
         memory_bytes: memory,
         grace: args.grace,
+        census_cycle: GatewayConfig::CENSUS_CYCLE,
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
     let listeners = Listeners {

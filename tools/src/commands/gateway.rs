@@ -142,6 +142,7 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
         kernel,
         memory_bytes: memory,
         grace: config.grace.unwrap_or(GRACE),
+        census_cycle: GatewayConfig::CENSUS_CYCLE,
     };
     let gateway =
         Gateway::start_inviting(&options, ledger, nodes, Some(invitation), Arc::new(SystemClock)).await?;

@@ -9,6 +9,7 @@ pub mod gateway;
 pub mod init;
 pub mod node;
 pub mod places;
+pub mod scrub;
 pub mod status;
 
 use std::time::Duration;
