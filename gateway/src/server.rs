@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::idle::IdleLimit;
 use crate::ledger::Ledger;
 use crate::maintenance::absence::Absence;
+use crate::maintenance::census::{self, Census};
 use crate::maintenance::garbage::Garbage;
 use crate::maintenance::leftovers::Leftovers;
 use crate::maintenance::orphans::Orphans;
@@ -39,7 +40,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// Connections at once; more wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 4_096;
@@ -66,6 +67,13 @@ pub struct GatewayConfig {
     pub grace: Duration,
     /// Bytes a second that rebuilding has, however busy clients are.
     pub rebuild_floor: u64,
+    /// How long a census takes.
+    pub census_cycle: Duration,
+}
+
+impl GatewayConfig {
+    /// How long a census takes unless somebody says otherwise.
+    pub const CENSUS_CYCLE: Duration = census::CYCLE;
 }
 
 /// What a gateway of a cluster of several machines has: how nodes join, and how their disks are added.
@@ -97,6 +105,8 @@ pub struct Gateway {
     pub membership: Option<Arc<Membership>>,
     workers: Mutex<Vec<Running>>,
     rebuild: Arc<Rebuilding>,
+    /// Has the census look at what is wanted of it.
+    pub census: Arc<Notify>,
     stop: watch::Sender<bool>,
 }
 
@@ -120,7 +130,7 @@ impl Gateway {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Gateway>> {
         let lease = Arc::new(Lease::take_over(ledger.clone(), &config.name).await?);
-        let disks = Arc::new(Disks::load(&ledger, nodes).await?);
+        let disks = Arc::new(Disks::load(&ledger, lease.clone(), nodes).await?);
         disks.poll().await;
         let membership = invitation.map(|invitation| {
             let adopting = Adopting::new(invitation.cluster, ledger.clone(), lease.clone(), disks.clone());
@@ -157,12 +167,23 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let moving = Moving::default();
         let rebuild = Arc::new(Rebuilding::new(&objects, config.rebuild_floor));
+        let census = Arc::new(Notify::new());
         let rebuilding = Rebuild::new(objects.clone(), moving.clone(), rebuild.clone(), stopped.clone());
         let workers = vec![
             Running::start(Absence::new(objects.clone(), config.grace), stopped.clone()),
             Running::start(rebuilding, stopped.clone()),
             Running::start(Rebalance::new(objects.clone()), stopped.clone()),
-            Running::start(Leftovers::new(objects.clone(), moving), stopped.clone()),
+            Running::start(Leftovers::new(objects.clone(), moving.clone()), stopped.clone()),
+            Running::start(
+                Census::new(
+                    objects.clone(),
+                    moving,
+                    config.census_cycle,
+                    census.clone(),
+                    stopped.clone(),
+                ),
+                stopped.clone(),
+            ),
             Running::start(Garbage::new(objects.clone()), stopped.clone()),
             Running::start(
                 Orphans {
@@ -188,6 +209,7 @@ impl Gateway {
             membership,
             workers: Mutex::new(workers),
             rebuild,
+            census,
             stop,
         }))
     }

@@ -205,7 +205,11 @@ impl World {
         let clients = self.clients.clone();
         let connect: Connect = Box::new(move |_, row| Ok(clients[&row.address].clone()));
         let nodes = Nodes::load(&self.ledger, connect).await.unwrap();
-        let disks = Arc::new(Disks::load(&self.ledger, nodes).await.unwrap());
+        let disks = Arc::new(
+            Disks::load(&self.ledger, self.lease.clone(), nodes)
+                .await
+                .unwrap(),
+        );
         let adopting = Adopting::new(CLUSTER, self.ledger.clone(), self.lease.clone(), disks.clone());
         (disks, adopting)
     }

@@ -4,8 +4,8 @@
 //! a typed [`NodeError`]. `put`, `put_many` and `delete` answer once the change is durable: flushed, not in a cache.
 
 use crate::protocol::{
-    BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus, SealedShard,
-    ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    AdmitRequest, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus,
+    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
 };
 use async_trait::async_trait;
 use std::time::Duration;
@@ -78,6 +78,25 @@ pub trait StorageClient: Send + Sync + 'static {
         after: u64,
         deadline: Duration,
     ) -> Result<Findings, NodeError>;
+
+    /// Says how a disk is to be verified; returns without waiting for it.
+    async fn verify(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        order: &VerifyOrder,
+        deadline: Duration,
+    ) -> Result<(), NodeError>;
+
+    /// Admits a disk as it was opened, durably. The same request again is no error; one with a smaller number, or another of
+    /// the same, is refused. A node of a cluster refuses everything else that is asked of a disk before this.
+    async fn admit(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        request: &AdmitRequest,
+        deadline: Duration,
+    ) -> Result<(), NodeError>;
 
     /// Formats a blank disk and serves it from then on, durably. The same request again, for the disk that it made, is
     /// no error.

@@ -40,8 +40,9 @@ use crate::format::layout::Layout;
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
 use crate::metrics::{DiskMetrics, DiskMetricsSnapshot};
 use crate::protocol::{
-    BlockRange, DiskState, Findings, InventoryEntry, NodeError, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX,
-    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
+    Admission, AdmitRequest, BlockRange, DiskState, Findings, InventoryEntry, NodeError, Opening,
+    SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo,
+    VerifyOrder, VerifyStatus, block_count,
 };
 use committer::Committer;
 use flusher::Flusher;
@@ -59,8 +60,8 @@ use std::sync::{
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
-use verify::Found;
 pub use verify::Verified;
+use verify::{Found, Verifying};
 
 /// Reads in progress on one disk, those that a hung device never answers included; more are refused.
 const READS_MAX: usize = 1024;
@@ -91,6 +92,10 @@ struct Shared {
     bad_summaries: Mutex<Vec<(u32, u64)>>,
     /// The extent that verifying goes on with.
     verify_cursor: AtomicU32,
+    /// What verifying was told, and what it did.
+    verifying: Verifying,
+    /// What the medium remembers, and whether a gateway admitted it as it was opened.
+    admission: Mutex<(Admission, bool)>,
 }
 
 impl Shared {
@@ -104,6 +109,10 @@ impl Shared {
 
     fn bad_summaries(&self) -> MutexGuard<'_, Vec<(u32, u64)>> {
         self.bad_summaries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_admission(&self) -> MutexGuard<'_, (Admission, bool)> {
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the disk out of service; the first reason stays.
@@ -230,6 +239,7 @@ pub fn format(device: &dyn Device, format: &Format) -> Result<Superblock, String
         flushed: 0,
         verified: 0,
         headers: 0,
+        admission: Admission::default(),
     };
     superblocks::write(device, &superblock).map_err(|e| e.to_string())?;
     Ok(superblock)
@@ -298,9 +308,9 @@ pub struct Engine {
     verifier: Mutex<Option<Verifier>>,
 }
 
-/// The thread that verifies a disk. It ends when the sender is dropped.
+/// The thread that verifies a disk. It looks at what it was told when something is sent, and ends when the sender is dropped.
 struct Verifier {
-    stop: mpsc::Sender<()>,
+    orders: mpsc::Sender<()>,
     thread: JoinHandle<()>,
 }
 
@@ -334,6 +344,8 @@ impl Engine {
             found: Found::new(RandomState::new().hash_one(superblock.sequence)),
             bad_summaries: Mutex::default(),
             verify_cursor: AtomicU32::new(superblock.verified % layout.extents()),
+            verifying: Verifying::default(),
+            admission: Mutex::new((superblock.admission, false)),
         });
         shared.metrics.corrupt_shards.add(found.rotten);
         let free: VecDeque<u32> = {
@@ -439,9 +451,14 @@ impl Engine {
         self.shared.check_serving()?;
         self.shared.check_epoch(address)?;
         check_time(deadline)?;
+        self.queue(*address, change, deadline).await
+    }
+
+    async fn queue(&self, address: UnitAddress, change: Change, deadline: Duration) -> Result<(), NodeError> {
+        self.shared.check_serving()?;
         let (reply, answer) = oneshot::channel();
         self.shared.queue.push(Request {
-            address: *address,
+            address,
             change,
             reply,
             retried: false,
@@ -549,18 +566,78 @@ impl Engine {
 
     /// Starts to verify the disk, all of it once in every cycle, for as long as it is open.
     pub fn start_verifying(&self, cycle: Duration) -> Result<(), String> {
-        let (stop, stopped) = mpsc::channel();
+        self.shared.verifying.set_cycle(cycle);
+        self.wake_verifier()
+    }
+
+    /// Verifies the disk as it is told from now on.
+    pub fn order_verifying(&self, order: &VerifyOrder) -> Result<(), NodeError> {
+        self.shared.check_serving()?;
+        if let Some(seconds) = order.cycle_s {
+            self.shared.verifying.set_cycle(Duration::from_secs(seconds));
+        }
+        if order.now {
+            self.shared.verifying.begin_anew();
+        }
+        self.wake_verifier().map_err(|what| NodeError::Io { what })
+    }
+
+    /// How far verifying is.
+    pub fn verify_status(&self) -> VerifyStatus {
+        let done = self.shared.verify_cursor.load(Ordering::Relaxed);
+        VerifyStatus {
+            extents_done: done,
+            extents: self.shared.layout.extents(),
+            findings: self.shared.found.count(),
+            ..self.shared.verifying.status()
+        }
+    }
+
+    /// Tells the thread that verifies, which is started if there is none yet, to look at what it was told.
+    fn wake_verifier(&self) -> Result<(), String> {
+        let mut verifier = self.lock_verifier();
+        if let Some(verifier) = &*verifier {
+            let _ = verifier.orders.send(()); // It has ended, if the disk is out of service.
+            return Ok(());
+        }
+        let (orders, received) = mpsc::channel();
         let shared = self.shared.clone();
         let spawned = std::thread::Builder::new()
             .name("verify".into())
-            .spawn(move || verify::run(&shared, cycle, stopped));
-        let verifier = Verifier {
-            stop,
+            .spawn(move || verify::run(&shared, received));
+        *verifier = Some(Verifier {
+            orders,
             thread: spawned.map_err(|e| e.to_string())?,
-        };
-        let before = self.lock_verifier().replace(verifier);
-        drop(before);
+        });
         Ok(())
+    }
+
+    /// Which opening of the disk this is, and what the medium remembers.
+    pub fn opening(&self) -> Opening {
+        Opening {
+            id: self.shared.found.opened(),
+            admission: self.shared.lock_admission().0,
+        }
+    }
+
+    /// Whether a gateway admitted the disk since it was opened.
+    pub fn is_admitted(&self) -> bool {
+        self.shared.lock_admission().1
+    }
+
+    /// Admits the disk, durably, if it is this opening of it that the gateway saw.
+    pub async fn admit(&self, request: &AdmitRequest, deadline: Duration) -> Result<(), NodeError> {
+        if request.opening != self.shared.found.opened() {
+            return Err(NodeError::WrongDisk);
+        }
+        let address = UnitAddress {
+            disk: self.superblock.disk,
+            incarnation: self.superblock.incarnation,
+            unit: SYSTEM_UNIT,
+            epoch: 0,
+        };
+        self.queue(address, Change::Admit(request.admission), deadline)
+            .await
     }
 
     fn lock_verifier(&self) -> MutexGuard<'_, Option<Verifier>> {
@@ -597,8 +674,9 @@ impl Engine {
     pub fn shutdown(&self) {
         let until = Instant::now() + SHUTDOWN_PATIENCE;
         // First, so that the committer's last superblock has where verifying came to. Dropping the sender says stop.
-        if let Some(Verifier { stop, thread }) = self.lock_verifier().take() {
-            drop(stop);
+        let verifier = self.lock_verifier().take();
+        if let Some(Verifier { orders, thread }) = verifier {
+            drop(orders);
             wait_for(&thread, until);
         }
         self.shared.queue.close();

@@ -20,8 +20,9 @@ use crate::format::summary::{
 };
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use crate::protocol::{
-    BlankDisk, ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings, InventoryEntry,
-    NodeError, NodeStatus, Seal, SealedShard, ShardKey, UnitId, UnitInfo, bad_block, block_count,
+    Admission, BlankDisk, ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings,
+    InventoryEntry, NodeError, NodeStatus, Opening, Seal, SealedShard, ShardKey, UnitId, UnitInfo,
+    VerifyStatus, bad_block, block_count,
 };
 use crate::wire;
 use bytes::Bytes;
@@ -368,6 +369,7 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         flushed: 12,
         verified: 17,
         headers: 0,
+        admission: Admission::default(),
     };
     let header = |owner| ExtentHeader {
         owner,
@@ -529,6 +531,8 @@ fn json_seeds() -> Vec<(&'static str, String)> {
         live_bytes: 2,
         shards: 3,
         corrupt_shards: 0,
+        opening: Some(Opening::default()),
+        verify: Some(VerifyStatus::default()),
     };
     let reason = || "a \"reason\"".to_string();
     let status = NodeStatus {

@@ -5,8 +5,8 @@
 
 use crate::client::{DELETE_BLOBS_MAX, StorageClient, check_many};
 use crate::protocol::{
-    BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus, SealedShard,
-    ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    AdmitRequest, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus,
+    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
 };
 use crate::tls::{self, Credentials, Peer};
 use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, MANY_BODY_BYTES_MAX, Pieces};
@@ -18,6 +18,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
@@ -118,6 +119,19 @@ impl HttpClient {
             .call(Method::GET, path, Pieces::new([]), JSON_BYTES_MAX, deadline)
             .await?;
         serde_json::from_slice(&body).map_err(|e| NodeError::Garbled { what: e.to_string() })
+    }
+
+    async fn post_json(
+        &self,
+        path: String,
+        content: &impl Serialize,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let body = serde_json::to_vec(content).map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
+        let body = Pieces::new([body.into()]);
+        self.call(Method::POST, path, body, BODY_BYTES_MAX, deadline)
+            .await
+            .map(drop)
     }
 }
 
@@ -305,18 +319,30 @@ impl StorageClient for HttpClient {
             .map(drop)
     }
 
+    async fn verify(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        order: &VerifyOrder,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let path = wire::verify_path(disk, incarnation);
+        self.post_json(path, order, deadline).await
+    }
+
+    async fn admit(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        request: &AdmitRequest,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let path = wire::admit_path(disk, incarnation);
+        self.post_json(path, request, deadline).await
+    }
+
     async fn format(&self, request: &FormatRequest, deadline: Duration) -> Result<(), NodeError> {
-        let body = serde_json::to_vec(request).map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
-        let body = Pieces::new([body.into()]);
-        self.call(
-            Method::POST,
-            wire::FORMAT_PATH.into(),
-            body,
-            BODY_BYTES_MAX,
-            deadline,
-        )
-        .await
-        .map(drop)
+        self.post_json(wire::FORMAT_PATH.into(), request, deadline).await
     }
 
     async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError> {

@@ -2,6 +2,8 @@
 //!
 //! Invariants: a disk that cannot be opened does not stop the others; it is kept, fenced, with the reason. All disks
 //! say what they are before the first of them is written to: of two copies of one disk neither serves ([`identity`]).
+//! In a cluster nothing is asked of a disk, and nothing answered, before a gateway has admitted it as it was opened: of a disk and its
+//! copy that are there one after the other, the gateway can tell which is which.
 
 mod blank;
 mod identity;
@@ -13,8 +15,9 @@ use crate::format::layout::extent_size_for;
 use crate::format::superblock::Superblock;
 use crate::metrics::DiskMetricsSnapshot;
 use crate::protocol::{
-    BlankDisk, BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings, FormatRequest, InventoryEntry,
-    NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    AdmitRequest, BlankDisk, BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings, FormatRequest,
+    InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    VerifyOrder,
 };
 use async_trait::async_trait;
 use identity::{Claim, Conflict};
@@ -56,6 +59,8 @@ pub struct NodeOptions {
     /// Whether a place where no Cairn disk is counts as a blank one, to be formatted when a gateway says so. Else it is
     /// a disk that was lost.
     pub takes_blank: bool,
+    /// Whether a disk serves nothing until a gateway has admitted it as it was opened: it may be a copy of an earlier state.
+    pub waits_for_admission: bool,
 }
 
 /// How a disk is formatted.
@@ -278,6 +283,8 @@ impl Disk {
             live_bytes: 0,
             shards: 0,
             corrupt_shards: 0,
+            opening: self.engine.as_ref().ok().map(|engine| engine.opening()),
+            verify: self.engine.as_ref().ok().map(|engine| engine.verify_status()),
         };
         match &self.engine {
             Err(Idle::Refused(reason)) => {
@@ -474,7 +481,17 @@ impl Node {
         });
     }
 
+    /// A disk that serves.
     fn engine(&self, disk: DiskId, incarnation: u64) -> Result<Arc<Engine>, NodeError> {
+        let engine = self.opened(disk, incarnation)?;
+        match self.shelf.options.waits_for_admission && !engine.is_admitted() {
+            true => Err(NodeError::WrongDisk),
+            false => Ok(engine),
+        }
+    }
+
+    /// A disk that is open, admitted or not.
+    fn opened(&self, disk: DiskId, incarnation: u64) -> Result<Arc<Engine>, NodeError> {
         let disks = self.shelf.disks.read().unwrap_or_else(PoisonError::into_inner);
         let disk = disks
             .iter()
@@ -562,6 +579,26 @@ impl StorageClient for Node {
 
     async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError> {
         self.engine_of(unit)?.drop_unit(unit, deadline).await
+    }
+
+    async fn verify(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        order: &VerifyOrder,
+        _deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.engine(disk, incarnation)?.order_verifying(order)
+    }
+
+    async fn admit(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        request: &AdmitRequest,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.opened(disk, incarnation)?.admit(request, deadline).await
     }
 
     async fn format(&self, request: &FormatRequest, _deadline: Duration) -> Result<(), NodeError> {

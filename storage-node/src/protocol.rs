@@ -177,6 +177,67 @@ pub struct DiskStatus {
     pub shards: u64,
     /// Shards found corrupt or unreadable since start, by reads and by recovery.
     pub corrupt_shards: u64,
+    /// Which opening of it this is; none from a node that does not say, or for a disk that is not open.
+    #[serde(default)]
+    pub opening: Option<Opening>,
+    /// How far verifying it is; none from a node that does not say, or for a disk that is not open.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
+}
+
+/// What a disk's medium remembers of the last gateway that took it for the disk: a copy of an earlier state has an older one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// Grows with each; 0 before the first.
+    pub number: u64,
+    /// Random.
+    pub nonce: u64,
+}
+
+/// A disk's medium since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    /// Another number each time it is opened.
+    pub id: u64,
+    /// What it remembers.
+    pub admission: Admission,
+}
+
+/// How far verifying a disk is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// Seconds that a pass takes; none if there are none unless somebody asks for one.
+    pub cycle_s: Option<u64>,
+    /// Whether this pass was asked for, and does not take its time.
+    pub at_once: bool,
+    /// Passes that came to their end since the disk was opened, of which none was asked for anew on its way.
+    pub passes: u64,
+    /// Extents that this pass has been through.
+    pub extents_done: u32,
+    /// Extents of the disk.
+    pub extents: u32,
+    /// Seconds since a pass came to its end; none if none did since the disk was opened.
+    pub ended_s_ago: Option<u64>,
+    /// Findings since the disk was opened.
+    pub findings: u64,
+}
+
+/// How a disk is to be verified from now on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyOrder {
+    /// Seconds that a pass takes from now on; none leaves it as it is.
+    pub cycle_s: Option<u64>,
+    /// Whether a pass begins now, in place of the one on its way, and does not take its time.
+    pub now: bool,
+}
+
+/// A gateway takes an open disk for what the ledger knows, and says so on the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdmitRequest {
+    /// The opening that it was shown; another one is refused.
+    pub opening: u64,
+    /// What the medium is to remember; its number is greater than that of what it does.
+    pub admission: Admission,
 }
 
 /// A place for a disk that no cluster has formatted yet.

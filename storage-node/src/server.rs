@@ -288,6 +288,8 @@ enum Target {
     Format,
     Units(DiskId, u64),
     Findings(DiskId, u64),
+    Verify(DiskId, u64),
+    Admit(DiskId, u64),
     Unit(UnitAddress),
     Shard(UnitAddress, ShardKey),
     GetMany(UnitAddress),
@@ -321,6 +323,8 @@ fn parse_path(path: &str) -> Result<Target, NodeError> {
         ["v1", "format"] => Ok(Target::Format),
         ["v1", "disks", disk, inc, "units"] => Ok(Target::Units(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "findings"] => Ok(Target::Findings(parse(disk)?, parse(inc)?)),
+        ["v1", "disks", disk, inc, "verify"] => Ok(Target::Verify(parse(disk)?, parse(inc)?)),
+        ["v1", "disks", disk, inc, "admit"] => Ok(Target::Admit(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "units", v, i, e] => Ok(Target::Unit(address(disk, inc, v, i, e)?)),
         ["v1", "disks", disk, inc, "units", v, i, e, "get"] => {
             Ok(Target::GetMany(address(disk, inc, v, i, e)?))
@@ -371,6 +375,11 @@ async fn body(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Nod
     }
 }
 
+async fn json_body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, NodeError> {
+    let body = body(request, REQUEST_JSON_BYTES_MAX).await?;
+    serde_json::from_slice(&body).map_err(|e| NodeError::BadRequest { what: e.to_string() })
+}
+
 async fn handle(
     served: &Served,
     request: Request<Incoming>,
@@ -381,9 +390,7 @@ async fn handle(
     match (request.method(), target) {
         (&Method::GET, Target::Status) => Ok(json(StatusCode::OK, &client.status(deadline).await?)),
         (&Method::POST, Target::Format) => {
-            let body = body(request, REQUEST_JSON_BYTES_MAX).await?;
-            let request: FormatRequest =
-                serde_json::from_slice(&body).map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
+            let request: FormatRequest = json_body(request).await?;
             client.format(&request, deadline).await.map(|()| done())
         }
         (&Method::GET, Target::Units(disk, incarnation)) => Ok(json(
@@ -394,6 +401,20 @@ async fn handle(
             let after = query(&request, "after")?.unwrap_or(0);
             let findings = client.findings(disk, incarnation, after, deadline).await?;
             Ok(json(StatusCode::OK, &findings))
+        }
+        (&Method::POST, Target::Verify(disk, incarnation)) => {
+            let order = json_body(request).await?;
+            client
+                .verify(disk, incarnation, &order, deadline)
+                .await
+                .map(|()| done())
+        }
+        (&Method::POST, Target::Admit(disk, incarnation)) => {
+            let request = json_body(request).await?;
+            client
+                .admit(disk, incarnation, &request, deadline)
+                .await
+                .map(|()| done())
         }
         (&Method::GET, Target::Inventory(unit)) => {
             let after = match (query(&request, "after_blob")?, query(&request, "after_stripe")?) {

@@ -73,6 +73,16 @@ pub fn findings_path(disk: DiskId, incarnation: u64, after: u64) -> String {
     format!("/v1/disks/{disk}/{incarnation}/findings?after={after}")
 }
 
+/// The path of how a disk is verified.
+pub fn verify_path(disk: DiskId, incarnation: u64) -> String {
+    format!("/v1/disks/{disk}/{incarnation}/verify")
+}
+
+/// The path of admitting a disk.
+pub fn admit_path(disk: DiskId, incarnation: u64) -> String {
+    format!("/v1/disks/{disk}/{incarnation}/admit")
+}
+
 fn bad(what: &str) -> NodeError {
     NodeError::BadRequest { what: what.into() }
 }

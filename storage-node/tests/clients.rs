@@ -214,6 +214,32 @@ async fn suite(client: &dyn StorageClient) {
     };
     let wrong = client.get(&strange, key(1, 7), BlockRange::ALL, DEADLINE).await;
     assert_eq!(wrong, Err(NodeError::WrongDisk));
+    let order = VerifyOrder {
+        cycle_s: Some(86_400),
+        now: true,
+    };
+    client.verify(DiskId(1), 1, &order, DEADLINE).await.unwrap();
+    let seen = async || client.status(DEADLINE).await.unwrap().disks[0].clone();
+    while seen().await.verify.unwrap().passes == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let verify = seen().await.verify.unwrap();
+    assert_eq!(
+        (verify.cycle_s, verify.at_once, verify.findings),
+        (Some(86_400), false, 0)
+    );
+    let request = AdmitRequest {
+        opening: seen().await.opening.unwrap().id,
+        admission: Admission { number: 3, nonce: 4 },
+    };
+    client.admit(DiskId(1), 1, &request, DEADLINE).await.unwrap();
+    assert_eq!(seen().await.opening.unwrap().admission, request.admission);
+    for wrong in [(DiskId(99), 1), (DiskId(1), 2)] {
+        let refused = client.admit(wrong.0, wrong.1, &request, DEADLINE).await;
+        assert_eq!(refused, Err(NodeError::WrongDisk));
+        let refused = client.verify(wrong.0, wrong.1, &order, DEADLINE).await;
+        assert_eq!(refused, Err(NodeError::WrongDisk));
+    }
     client.drop_unit(&to, DEADLINE).await.unwrap();
     let gone = client.get(&to, key(1, 7), BlockRange::ALL, DEADLINE).await;
     assert_eq!(gone, Err(NodeError::NotFound));

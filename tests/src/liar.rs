@@ -13,8 +13,8 @@ use storage_node::client::StorageClient;
 use storage_node::membership::Membership;
 use storage_node::node::{DiskSpec, Node, NodeOptions};
 use storage_node::protocol::{
-    BLOCK_BYTES, BlockRange, DiskId, Findings, InventoryEntry, NodeError, NodeStatus, SealedShard,
-    ShardBlocks, ShardKey, UnitAddress, UnitInfo, block_crc, seal_seed,
+    AdmitRequest, BLOCK_BYTES, BlockRange, DiskId, Findings, InventoryEntry, NodeError, NodeStatus,
+    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder, block_crc, seal_seed,
 };
 use storage_node::server;
 use tokio::net::TcpListener;
@@ -237,6 +237,26 @@ impl StorageClient for Lying {
         deadline: Duration,
     ) -> Result<Findings, NodeError> {
         self.node.findings(disk, incarnation, after, deadline).await
+    }
+
+    async fn verify(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        order: &VerifyOrder,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.node.verify(disk, incarnation, order, deadline).await
+    }
+
+    async fn admit(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        request: &AdmitRequest,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.node.admit(disk, incarnation, request, deadline).await
     }
 
     async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError> {

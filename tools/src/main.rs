@@ -50,6 +50,8 @@ enum Command {
     Rebuild(commands::places::RebuildArgs),
     /// Move units until all disks are about equally full
     Rebalance(commands::rebalance::RebalanceArgs),
+    /// Look for what has rotted or is missing: when that was done, now, and how often
+    Scrub(commands::scrub::ScrubArgs),
     /// Measure an S3 endpoint
     Bench(bench::BenchArgs),
 }
@@ -102,6 +104,7 @@ async fn run(command: Command) -> CommandResult {
         Command::Object(args) => commands::places::object(args).await,
         Command::Rebuild(args) => commands::places::rebuild(args).await,
         Command::Rebalance(args) => commands::rebalance::run(args).await,
+        Command::Scrub(args) => commands::scrub::run(args).await,
         Command::Bench(args) => bench::run(args).await.map_err(Into::into),
     }
 }

@@ -3,5 +3,6 @@
 pub mod nodes;
 pub mod operations;
 pub mod rebalance;
+pub mod scrub;
 pub mod server;
 pub mod status;

@@ -429,6 +429,15 @@ pub struct UnitDetail {
     pub membership: String,
     /// Whether it has all that it should.
     pub whole: bool,
+    /// When its disk was last verified to the end, in milliseconds since 1970; none if it was not yet.
+    #[serde(default)]
+    pub verified_ms: Option<u64>,
+    /// When it was last compared with the ledger; none if it was not yet, or if nobody asked.
+    #[serde(default)]
+    pub census_ms: Option<u64>,
+    /// Shards that it lacked then.
+    #[serde(default)]
+    pub census_missing: u64,
 }
 
 /// Where an object is: its blobs in order.
@@ -476,6 +485,9 @@ impl Objects {
                 state: state.into(),
                 membership: membership.into(),
                 whole: volume.is_whole(index),
+                verified_ms: disk.map(|disk| disk.verified_ms).filter(|at| *at > 0),
+                census_ms: None,
+                census_missing: 0,
             }
         };
         let (spare, readable) = self.spare(volume, &[]);
@@ -494,7 +506,20 @@ impl Objects {
         }
     }
 
-    /// Where an object's shards are.
+    /// What is known of a volume, and of the last census of its units where they are.
+    async fn volume_detail_censused(&self, volume: &Volume) -> Result<VolumeDetail> {
+        let mut detail = self.volume_detail(volume);
+        let census = self.last_census(volume.id).await?.unwrap_or_default();
+        for ((unit, disk), seen) in detail.units.iter_mut().zip(&volume.disks).zip(&census.units) {
+            if seen.at_ms > 0 && seen.disk == disk.0.to_be_bytes()[..] {
+                unit.census_ms = Some(seen.at_ms);
+                unit.census_missing = seen.missing;
+            }
+        }
+        Ok(detail)
+    }
+
+    /// Where an object's shards are, and when they were last looked at.
     pub async fn locate(&self, bucket: &str, name: &str) -> Answer<Located> {
         let missing = || Refusal::NotFound(format!("there is no object {name:?} in the bucket {bucket:?}"));
         let found = self
@@ -512,7 +537,7 @@ impl Objects {
                 blob: blob.blob,
                 length: blob.length,
                 stripes: encode::geometry(&codec, blob.length)?.stripes(),
-                volume: self.volume_detail(&volume),
+                volume: self.volume_detail_censused(&volume).await?,
             });
         }
         Ok(Located {

@@ -6,6 +6,7 @@
 
 use super::nodes;
 use super::operations::Refusal;
+use super::scrub;
 use crate::cluster::disks::Health;
 use crate::cluster::join::JoinError;
 use crate::error::Error;
@@ -64,6 +65,15 @@ pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> 
             let locate =
                 async |wanted: Locate| Ok(gateway.objects.locate(&wanted.bucket, &wanted.key).await?);
             json(with_body(request, locate).await)
+        }
+        (&Method::GET, "/v1/scrub") => json(scrub::status(&gateway.objects).await.map_err(AdminError::from)),
+        (&Method::POST, "/v1/scrub/start") => {
+            let start = async |wanted| Ok(scrub::start(&gateway, &wanted).await?);
+            json(with_body(request, start).await)
+        }
+        (&Method::POST, "/v1/scrub/pace") => {
+            let set = async |wanted| Ok(scrub::set_pace(&gateway.objects, &wanted).await?);
+            json(with_body(request, set).await)
         }
         (&Method::GET, "/v1/nodes") => json(Ok(nodes::list(&gateway))),
         (&Method::GET, "/v1/disks") => json(Ok(nodes::disks(&gateway))),

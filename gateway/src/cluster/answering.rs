@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{
-    BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus, SealedShard,
-    ShardBlocks, ShardKey, UnitAddress, UnitInfo,
+    AdmitRequest, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus,
+    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
 };
 use tokio::sync::watch;
 
@@ -125,6 +125,28 @@ impl StorageClient for Answering {
         deadline: Duration,
     ) -> Result<Findings, NodeError> {
         self.while_it_answers(self.node.findings(disk, incarnation, after, deadline))
+            .await
+    }
+
+    async fn verify(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        order: &VerifyOrder,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.while_it_answers(self.node.verify(disk, incarnation, order, deadline))
+            .await
+    }
+
+    async fn admit(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        request: &AdmitRequest,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.while_it_answers(self.node.admit(disk, incarnation, request, deadline))
             .await
     }
 

@@ -6,18 +6,21 @@
 //! Invariant: nodes are polled apart from each other. One that is slow delays nothing that is known of others.
 //! Invariant: a disk is used where the ledger has it. Another node that shows one with its id has a copy, or got it from
 //! a machine that was taken apart; nothing is read from it or written to it there.
+//! Invariant: a disk that was opened anew is used only after it was admitted ([`super::admission`]): it may be a copy of what it was.
 //! Invariant: health steers choices and never decides what data exists. The ledger does that.
 
+use super::admission::{Admitting, Standing, judge};
 use super::conduct::{Conduct, Kind, Outcome};
+use super::lease::Lease;
 use super::nodes::{Contact, Node, NodeInfo, Nodes};
-use crate::ledger::model::{DiskRow, Membership};
+use crate::ledger::model::{AdmissionRow, DiskRow, Membership};
 use crate::ledger::{Ledger, Typed, key};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{
-    DiskId, DiskState, DiskStatus, NodeError, NodeId, NodeStatus, SealedShard, UnitAddress,
+    DiskId, DiskState, DiskStatus, NodeError, NodeId, NodeStatus, Opening, SealedShard, UnitAddress,
 };
 use tracing::{info, warn};
 
@@ -29,6 +32,12 @@ const POLL_DEADLINE: Duration = Duration::from_secs(1);
 const MISSES_MAX: u32 = 2;
 /// Room kept free on every disk: a put is not sent to a disk with less.
 const FREE_BYTES_MIN: u64 = 8 << 20;
+
+/// Why a disk is not used until it was admitted.
+const UNCONFIRMED: &str = "it was opened anew, and is not confirmed yet";
+/// Why a disk is not used when an earlier state of it is in its place.
+const STALE: &str =
+    "what is there is a copy of an earlier state of this disk: put the disk itself back, or retire it";
 
 /// Whether a disk can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +71,14 @@ pub struct Disk {
     pub status: Option<DiskStatus>,
     /// How it has behaved.
     pub conduct: Arc<Conduct>,
+    /// When verifying last came to its end, in milliseconds since 1970; 0 if it has not.
+    pub verified_ms: u64,
+    /// The admission that its medium has, or is being given.
+    admission: Option<AdmissionRow>,
+    /// The number of the admission after which it was last compared with the ledger.
+    censused: u64,
+    /// The ledger names no unit on it: even a copy of it may be admitted.
+    is_cleared: bool,
     /// The node it belongs to, according to its row.
     owner: Option<NodeId>,
     /// The node that last showed it.
@@ -84,6 +101,10 @@ impl Disk {
             client: None,
             health: Health::Down("not seen yet".into()),
             status: None,
+            verified_ms: row.verified_ms,
+            admission: row.admission,
+            censused: row.censused,
+            is_cleared: false,
             owner: owner.map(|id| NodeId(u128::from_be_bytes(id))),
             at: None,
             astray: None,
@@ -92,21 +113,54 @@ impl Disk {
         }
     }
 
-    /// Takes in what a node shows of it.
-    fn take_in(&mut self, node: &Node, status: DiskStatus) {
+    /// Takes in what a node shows of it. The opening that it has to be admitted in before it is used, if it has.
+    fn take_in(&mut self, node: &Node, status: DiskStatus) -> Option<Opening> {
         if self.owner.is_some_and(|owner| owner != node.key) {
             if self.astray.as_ref().is_none_or(|(at, _)| *at != node.key) {
                 warn!(disk = %self.label, node = node.name(), "a node shows a disk that is not its own; it is not used there");
                 self.astray = Some((node.key, node.name().into()));
             }
-            return;
+            return None;
         }
         self.misses = 0;
-        let health = health_of(self, &status);
+        let mut health = health_of(self, &status);
+        let mut to_admit = None;
+        if let (Some(opening), Health::Online | Health::Suspect(_)) = (status.opening, &health) {
+            match judge(self.admission.as_ref(), &opening) {
+                Standing::Admitted => {}
+                Standing::Stale if !self.is_cleared => health = Health::Down(STALE.into()),
+                Standing::New | Standing::Stale => {
+                    to_admit = Some(opening);
+                    health = Health::Down(UNCONFIRMED.into());
+                }
+            }
+        }
         self.at = Some(node.key);
         self.client = Some(node.client.clone());
         self.status = Some(status);
-        set_health(self, health);
+        match to_admit {
+            // For a moment, and nothing that anybody has to know.
+            Some(_) => self.health = health,
+            None => set_health(self, health),
+        }
+        to_admit
+    }
+
+    /// The admission since which it was not compared with the ledger, if it was not.
+    pub fn in_doubt(&self) -> Option<u64> {
+        let admission = self.admission.filter(|admission| admission.given)?;
+        (admission.number > self.censused).then_some(admission.number)
+    }
+
+    /// Whether what is in its place is a copy of an earlier state.
+    pub fn is_stale(&self) -> bool {
+        self.health == Health::Down(STALE.into())
+    }
+
+    fn take_in_row(&mut self, row: &DiskRow) {
+        self.admission = row.admission;
+        self.censused = row.censused;
+        self.verified_ms = row.verified_ms;
     }
 
     /// Takes in that a node does not show it. `lost`: why the node shows nothing.
@@ -221,12 +275,17 @@ impl Snapshot {
 /// All disks.
 pub struct Disks {
     nodes: Arc<Nodes>,
+    admitting: Admitting,
     now: RwLock<Snapshot>,
 }
 
 impl Disks {
     /// Reads the disks from the ledger; nothing is known of their health until [`Disks::poll`].
-    pub async fn load(ledger: &Ledger, nodes: impl Into<Nodes>) -> crate::error::Result<Disks> {
+    pub async fn load(
+        ledger: &Ledger,
+        lease: Arc<Lease>,
+        nodes: impl Into<Nodes>,
+    ) -> crate::error::Result<Disks> {
         let nodes = Arc::new(nodes.into());
         let mut disks = Vec::new();
         ledger
@@ -238,6 +297,7 @@ impl Disks {
             .await?;
         let disks = Disks {
             nodes,
+            admitting: Admitting::new(ledger.clone(), lease),
             now: RwLock::new(Snapshot::new(disks.into_iter().map(Arc::new).collect())),
         };
         disks.name_nodes();
@@ -310,10 +370,55 @@ impl Disks {
             return; // It moved, or left, meanwhile.
         }
         let lost = node.take_in(&answer);
-        self.take_in(node, answer.unwrap_or_default(), lost.as_deref());
+        let to_admit = self.take_in(node, answer.unwrap_or_default(), lost.as_deref());
+        let admit = |(id, opening)| self.admit(id, node, opening);
+        futures::future::join_all(to_admit.into_iter().map(admit)).await;
     }
 
-    fn take_in(&self, node: &Node, status: NodeStatus, lost: Option<&str>) {
+    /// Admits a disk in this opening, and uses it from then on.
+    async fn admit(&self, id: DiskId, node: &Node, opening: Opening) {
+        let Some(disk) = self.get(id) else { return };
+        let admitted = self
+            .admitting
+            .admit(id, &node.client, &opening, disk.is_cleared)
+            .await;
+        let is_it = |disk: &Disk| disk.id == id;
+        match &admitted {
+            Ok(Some(row)) => self.update(is_it, |disk| {
+                disk.take_in_row(row);
+                disk.is_cleared = false;
+                if disk.health == Health::Down(UNCONFIRMED.into()) {
+                    set_health(disk, Health::Online);
+                }
+            }),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(disk = %disk.label, %error, "not admitted yet; it is tried again"),
+        }
+    }
+
+    /// Takes in that the ledger names no unit on a disk: what is in its place may be a copy of it.
+    pub fn set_cleared(&self, id: DiskId) {
+        self.update(|disk| disk.id == id, |disk| disk.is_cleared = true);
+    }
+
+    /// Notes that a disk was compared with the ledger since this admission, unless it was opened anew meanwhile.
+    pub async fn note_censused(&self, id: DiskId, admission: u64) -> crate::error::Result<bool> {
+        let noted = self.admitting.note_censused(id, admission).await?;
+        if noted {
+            self.update(|disk| disk.id == id, |disk| disk.censused = admission);
+        }
+        Ok(noted)
+    }
+
+    /// Notes when verifying came to the end of a disk.
+    pub async fn note_verified(&self, id: DiskId, at_ms: u64) -> crate::error::Result<()> {
+        self.admitting.note_verified(id, at_ms).await?;
+        self.update(|disk| disk.id == id, |disk| disk.verified_ms = at_ms);
+        Ok(())
+    }
+
+    /// What was shown and has to be admitted first.
+    fn take_in(&self, node: &Node, status: NodeStatus, lost: Option<&str>) -> Vec<(DiskId, Opening)> {
         let shown = status.disks.into_iter().map(|disk| (disk.disk, disk));
         let mut shown: HashMap<DiskId, DiskStatus> = shown.collect();
         let names: HashSet<DiskId> = shown.keys().copied().collect();
@@ -321,10 +426,12 @@ impl Disks {
             let is_astray_here = disk.astray.as_ref().is_some_and(|(at, _)| *at == node.key);
             names.contains(&disk.id) || disk.is_expected_at(node) || is_astray_here
         };
+        let mut to_admit = Vec::new();
         self.update(is_concerned, |disk| match shown.remove(&disk.id) {
-            Some(status) => disk.take_in(node, status),
+            Some(status) => to_admit.extend(disk.take_in(node, status).map(|opening| (disk.id, opening))),
             None => disk.take_in_absence(node, lost),
         });
+        to_admit
     }
 
     /// The widest failure domains of which there are enough for volumes of this many units, whether or not all are up now. With

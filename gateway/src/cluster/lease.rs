@@ -5,9 +5,10 @@
 //! blob in its ranges that no row names is garbage: no clock, no guess. (`maintenance/orphans.rs` sweeps them.)
 
 use crate::error::Result;
-use crate::ledger::model::{IdRangeRow, LeaseRow};
-use crate::ledger::{CommitBuilder, Ledger, key};
+use crate::ledger::model::{CounterRow, IdRangeRow, LeaseRow};
+use crate::ledger::{CommitBuilder, Ledger, Typed, key};
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use tokio::sync::Mutex;
 
 /// Ids leased at a time. Leasing costs one commit, an unused id costs nothing.
@@ -76,6 +77,27 @@ impl Lease {
         let next = ids.start;
         ids.start += 1;
         Ok(next)
+    }
+
+    /// Takes out of these ids, of blobs that disks were seen to hold, those that another gateway may still name: ids in the
+    /// ranges of leases that stand. What no range has was named, or made garbage, before its lease ended. Answers,
+    /// apart, those that were never handed out: the ledger is older than the disks, and will hand them out.
+    pub async fn retain_ended(&self, blobs: &mut BTreeSet<u64>) -> Result<BTreeSet<u64>> {
+        for (row_key, _) in self.ledger.scan::<LeaseRow>(key::table(b'l'), 1_000).await? {
+            let Some(other) = key::single_number(&row_key).filter(|id| *id != self.id) else {
+                continue;
+            };
+            let each = |row_key: Bytes, range: Typed<IdRangeRow>| {
+                let start = key::id_range_parts(&row_key).map_or(0, |(_, start)| start);
+                blobs.retain(|blob| !(start..range.row.end).contains(blob));
+            };
+            self.ledger.for_each(key::id_ranges(other), each).await?;
+        }
+        let next = self
+            .ledger
+            .get::<CounterRow>(key::counter(key::Counter::Blob))
+            .await?;
+        Ok(blobs.split_off(&next.map_or(0, |next| next.row.next)))
     }
 
     /// Gives the lease back when nothing written under it is in flight any more and every abandoned blob is a

@@ -1,6 +1,7 @@
 //! Who is in the cluster and how they are: nodes and how they join, disks and their health, this gateway's lease, the
 //! first start.
 
+pub mod admission;
 pub mod adopt;
 pub mod answering;
 pub mod authority;

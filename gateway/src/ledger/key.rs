@@ -20,6 +20,8 @@
 //! 's' volume:u64 blob:u64 stripe:u32 index:u8       suspect shard
 //! 'l' lease:u64                                     lease of a gateway
 //! 'r' lease:u64 start:u64                           range of blob ids leased to a gateway
+//! 'x'                                               scrubbing: its settings, and the census (one row)
+//! 'C' volume:u64                                    last census of a volume
 //! ```
 //!
 //! Escaping: every 0x00 of a string becomes 0x00 0xFF, and 0x00 0x01 ends it. So no escaped string is a prefix of
@@ -254,6 +256,25 @@ pub fn lease(id: u64) -> Bytes {
 /// The row of a range of blob ids under a lease.
 pub fn id_range(lease: u64, start: u64) -> Bytes {
     numbers(b'r', &[lease, start])
+}
+
+/// The rows of all ranges under a lease.
+pub fn id_ranges(lease: u64) -> KeyRange {
+    let prefix = numbers(b'r', &[lease]);
+    KeyRange {
+        end: successor(&prefix),
+        start: prefix,
+    }
+}
+
+/// The row of scrubbing.
+pub fn scrub() -> Bytes {
+    Bytes::from_static(b"x")
+}
+
+/// The row of a volume's last census.
+pub fn volume_census(volume: u64) -> Bytes {
+    numbers(b'C', &[volume])
 }
 
 /// Lease and start of an id range's key.

@@ -278,6 +278,38 @@ pub struct DiskRow {
     /// Where it was on its node when it was added: adding it is resumed there until it is formatted.
     #[prost(string, tag = "10")]
     pub path: String,
+    /// The admission that its medium has, or is being given (see `cluster/admission`).
+    #[prost(message, optional, tag = "11")]
+    pub admission: Option<AdmissionRow>,
+    /// The number of the admission after which a census of the disk was complete.
+    #[prost(uint64, tag = "12")]
+    pub censused: u64,
+    /// When verifying last came to the end of the disk, in milliseconds since 1970; 0 if it has not. For people.
+    #[prost(uint64, tag = "13")]
+    pub verified_ms: u64,
+}
+
+/// What a medium must show to be the disk, and not a copy of what it was.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct AdmissionRow {
+    /// Grows with each.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Random.
+    #[prost(uint64, tag = "2")]
+    pub nonce: u64,
+    /// The opening of the disk that it was given to.
+    #[prost(uint64, tag = "3")]
+    pub opening: u64,
+    /// What the medium had before: it has that still, if giving was cut off.
+    #[prost(uint64, tag = "4")]
+    pub before_number: u64,
+    /// See `before_number`.
+    #[prost(uint64, tag = "5")]
+    pub before_nonce: u64,
+    /// Whether the medium is known to have it.
+    #[prost(bool, tag = "6")]
+    pub given: bool,
 }
 
 /// What the operator, or a grace period that is over, decided of a disk.
@@ -361,4 +393,102 @@ pub struct IdRangeRow {
     /// Disks (16 bytes each) already swept of the range's orphans, after the lease was revoked.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub swept: Vec<Bytes>,
+}
+
+/// What operators want of scrubbing, and how far the census is; one row.
+#[derive(Clone, PartialEq, Message)]
+pub struct ScrubRow {
+    /// Seconds in which nodes verify a whole disk; 0 if each does as it is configured.
+    #[prost(uint64, tag = "1")]
+    pub verify_cycle_s: u64,
+    /// Whether the census goes on as fast as requests leave it, until its cycle is over.
+    #[prost(bool, tag = "2")]
+    pub at_once: bool,
+    /// The volume that the cycle goes on with; none with a smaller id is left.
+    #[prost(uint64, tag = "3")]
+    pub from_volume: u64,
+    /// The cycle in progress.
+    #[prost(message, optional, tag = "4")]
+    pub now: Option<CensusRow>,
+    /// The last one that came to its end.
+    #[prost(message, optional, tag = "5")]
+    pub last: Option<CensusRow>,
+}
+
+/// What a cycle of the census has found.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct CensusRow {
+    /// Its number, from 1.
+    #[prost(uint64, tag = "1")]
+    pub cycle: u64,
+    /// When it began, in milliseconds since 1970. For people.
+    #[prost(uint64, tag = "2")]
+    pub started_ms: u64,
+    /// When it ended; 0 if it has not.
+    #[prost(uint64, tag = "3")]
+    pub ended_ms: u64,
+    /// Volumes looked at.
+    #[prost(uint64, tag = "4")]
+    pub volumes: u64,
+    /// Units compared.
+    #[prost(uint64, tag = "5")]
+    pub units: u64,
+    /// Units that could not be: their disk is away, or they are on their way.
+    #[prost(uint64, tag = "6")]
+    pub skipped: u64,
+    /// Shards that the ledger names and a disk lacks.
+    #[prost(uint64, tag = "7")]
+    pub missing: u64,
+    /// Shards of another length than the ledger says.
+    #[prost(uint64, tag = "8")]
+    pub wrong: u64,
+    /// Blobs of which a disk has shards, and that nothing names.
+    #[prost(uint64, tag = "9")]
+    pub unnamed: u64,
+    /// Of these, blobs that were made garbage.
+    #[prost(uint64, tag = "10")]
+    pub collected: u64,
+    /// Shards past the end of a blob that is named: they go when it does.
+    #[prost(uint64, tag = "11")]
+    pub surplus: u64,
+    /// Units on disks that the ledger does not name for them.
+    #[prost(uint64, tag = "12")]
+    pub strays: u64,
+    /// Blobs waiting to be deleted when it ended.
+    #[prost(uint64, tag = "13")]
+    pub garbage: u64,
+    /// Shards waiting to be repaired when it ended.
+    #[prost(uint64, tag = "14")]
+    pub suspects: u64,
+    /// Disks that were not there to be asked for units that are not theirs.
+    #[prost(uint64, tag = "15")]
+    pub disks_away: u64,
+}
+
+/// The last census of a volume.
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeCensusRow {
+    /// The cycle it was part of.
+    #[prost(uint64, tag = "1")]
+    pub cycle: u64,
+    /// Its units, in index order.
+    #[prost(message, repeated, tag = "2")]
+    pub units: Vec<UnitCensusRow>,
+}
+
+/// The last census of a unit.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct UnitCensusRow {
+    /// The disk that was asked, 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    /// When, in milliseconds since 1970; 0 if it could not be asked. For people.
+    #[prost(uint64, tag = "2")]
+    pub at_ms: u64,
+    /// Shards that were missing, or of another length.
+    #[prost(uint64, tag = "3")]
+    pub missing: u64,
+    /// Blobs of which it had shards, and that nothing named.
+    #[prost(uint64, tag = "4")]
+    pub unnamed: u64,
 }

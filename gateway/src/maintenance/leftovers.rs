@@ -1,5 +1,6 @@
 //! Clears disks of units that are no longer theirs: of a disk that returns after its units were rebuilt elsewhere, of a move that
-//! a crash cut off, of a clone.
+//! a crash cut off, of a clone. A clone that is refused while the ledger names units on the disk is let in, to be cleared, when it
+//! names none any more.
 //!
 //! The ledger decides: a unit is dropped only if the ledger has its volume and names another disk for it, and the drop carries the
 //! volume's epoch, so that no older request makes the unit again.
@@ -28,6 +29,12 @@ impl Leftovers {
     /// For one gateway; what `moving` says is on its way is left alone.
     pub fn new(objects: Arc<Objects>, moving: Moving) -> Leftovers {
         Leftovers { objects, moving }
+    }
+
+    /// Whether a unit is on the disk, or on its way there.
+    fn is_named(&self, disk: &Disk) -> bool {
+        let volumes = self.objects.volumes.all();
+        volumes.iter().any(|volume| volume.disks.contains(&disk.id)) || self.moving.is_target(disk.id)
     }
 
     /// Drops what is not the disk's; says how many units, or that the disk could not be asked.
@@ -77,6 +84,11 @@ impl Worker for Leftovers {
     async fn step(&self) -> Result<Step> {
         let mut worked = false;
         for disk in self.objects.disks.all().iter() {
+            if disk.is_stale() && !self.is_named(disk) {
+                self.objects.disks.set_cleared(disk.id);
+                tracing::info!(disk = %disk.label, "a copy of the disk is let in: nothing on it counts any more");
+                worked = true;
+            }
             let (Some(client), Health::Online) = (&disk.client, &disk.health) else {
                 continue;
             };

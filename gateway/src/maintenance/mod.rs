@@ -1,10 +1,11 @@
-//! Work that nobody has to think about: garbage, orphans, repair, what scrubbing found, sealing full volumes; giving up on
-//! disks that stay away, rebuilding what they held, and clearing those that return; making disks equally full when asked.
+//! Work that nobody has to think about: garbage, orphans, repair, what scrubbing found, the census, sealing full volumes; giving
+//! up on disks that stay away, rebuilding what they held, and clearing those that return; making disks equally full when asked.
 //!
 //! Each is a [`worker::Worker`] with a name, a state that operators can see, and a pace. None of them decides by the
 //! wall clock: what may be deleted follows from ledger rows, leases and who is reading.
 
 pub mod absence;
+pub mod census;
 pub mod garbage;
 pub mod leftovers;
 pub mod orphans;

@@ -59,6 +59,11 @@ impl Moving {
         self.lock().contains(&(unit, disk))
     }
 
+    /// Whether any unit is on its way to this disk.
+    pub fn is_target(&self, disk: DiskId) -> bool {
+        self.lock().iter().any(|(_, to)| *to == disk)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashSet<(UnitId, DiskId)>> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }

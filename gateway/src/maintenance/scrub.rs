@@ -1,4 +1,5 @@
-//! Queues for repair what the storage nodes found wrong while they verified their disks.
+//! Queues for repair what the storage nodes found wrong while they verified their disks; tells them the pace that operators want,
+//! and remembers when they came to the end.
 //!
 //! The nodes do the reading, each at its own pace; this asks them now and then. A finding counts as heard when it is queued, and
 //! may be told twice, after either of the two restarted: repair then finds the shard right.
@@ -12,9 +13,11 @@ use crate::object::Objects;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use storage_node::protocol::{DiskId, Finding, FindingKind, Findings};
+use storage_node::protocol::{DiskId, Finding, FindingKind, Findings, VerifyOrder, VerifyStatus};
 
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Two times of one end of a pass, told twice, are no further apart than this.
+const SAME_MS: u64 = 60_000;
 
 /// See the module.
 pub struct Scrub {
@@ -50,6 +53,32 @@ impl Scrub {
             .ok()
     }
 
+    /// Tells a disk's node the pace, if it is another one.
+    async fn set_pace(&self, disk: &Disk, verify: &VerifyStatus, cycle_s: u64) {
+        let Some(client) = disk.client.as_ref().filter(|_| verify.cycle_s != Some(cycle_s)) else {
+            return;
+        };
+        let order = VerifyOrder {
+            cycle_s: Some(cycle_s),
+            now: false,
+        };
+        if let Err(error) = client.verify(disk.id, disk.incarnation, &order, DEADLINE).await {
+            tracing::debug!(disk = disk.label, %error, "the pace of verifying was not taken");
+        }
+    }
+
+    /// Remembers when a pass came to its end, for people.
+    async fn note_end(&self, disk: &Disk, verify: &VerifyStatus) -> Result<()> {
+        let Some(ago) = verify.ended_s_ago else {
+            return Ok(());
+        };
+        let at_ms = self.objects.clock.now_ms().saturating_sub(ago * 1_000);
+        if disk.verified_ms + SAME_MS < at_ms {
+            self.objects.disks.note_verified(disk.id, at_ms).await?;
+        }
+        Ok(())
+    }
+
     /// Queues a finding if it is about a shard that the disk should have.
     async fn queue(&self, disk: &Disk, finding: Finding) -> Result<bool> {
         let row_key = key::volume(finding.unit.volume);
@@ -83,6 +112,7 @@ impl Worker for Scrub {
 
     async fn step(&self) -> Result<Step> {
         let mut queued = false;
+        let cycle_s = self.objects.scrub_row().await?.verify_cycle_s;
         let disks = self.objects.disks.all();
         for disk in disks.iter().filter(|disk| disk.health == Health::Online) {
             let Some(findings) = self.ask(disk).await else {
@@ -92,6 +122,12 @@ impl Worker for Scrub {
                 queued |= self.queue(disk, finding).await?;
             }
             self.heard().insert(disk.id, (findings.opened, findings.last));
+            if let Some(verify) = disk.status.as_ref().and_then(|status| status.verify) {
+                if cycle_s > 0 {
+                    self.set_pace(disk, &verify, cycle_s).await;
+                }
+                self.note_end(disk, &verify).await?;
+            }
         }
         Ok(if queued { Step::Worked } else { Step::Idle })
     }

@@ -7,7 +7,7 @@ use super::readers::BlobKey;
 use crate::ledger::model::SealsRow;
 use crate::ledger::{CommitBuilder, key};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
@@ -21,10 +21,13 @@ pub struct Abandoned {
 #[derive(Default)]
 struct Waiting {
     /// Blobs that uploads are writing, by volume.
-    pending: HashMap<u64, usize>,
+    pending: HashMap<u64, HashSet<u64>>,
     blobs: Vec<BlobKey>,
     /// Taken, and in the ledger at any moment: they count until they are.
-    taken: usize,
+    taken: HashSet<BlobKey>,
+    /// Blobs of commits whose outcome nobody told: the ledger may name them at any time, until this gateway's lease ends.
+    /// There is one commit of them, or few: a ledger that fails like that is not asked for long.
+    unknown: HashSet<BlobKey>,
 }
 
 /// Blobs that are being made garbage rows; dropped without [`Taken::done`] they wait again.
@@ -37,16 +40,20 @@ pub struct Taken {
 impl Taken {
     /// They are rows now.
     pub fn done(mut self) {
-        self.from.lock().taken -= self.blobs.len();
-        self.blobs.clear();
+        let mut waiting = self.from.lock();
+        self.blobs.drain(..).for_each(|blob| {
+            waiting.taken.remove(&blob);
+        });
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut waiting = self.from.lock();
-        waiting.taken -= self.blobs.len();
-        waiting.blobs.append(&mut self.blobs);
+        for blob in self.blobs.drain(..) {
+            waiting.taken.remove(&blob);
+            waiting.blobs.push(blob);
+        }
     }
 }
 
@@ -62,7 +69,7 @@ impl Abandoned {
         let mut waiting = self.lock();
         let at = waiting.blobs.len().saturating_sub(most);
         let blobs = waiting.blobs.split_off(at);
-        waiting.taken += blobs.len();
+        waiting.taken.extend(&blobs);
         Taken {
             from: self.clone(),
             blobs,
@@ -72,12 +79,24 @@ impl Abandoned {
     /// How many no row names yet.
     pub fn len(&self) -> usize {
         let waiting = self.lock();
-        waiting.blobs.len() + waiting.taken
+        waiting.blobs.len() + waiting.taken.len()
     }
 
     /// Whether an upload has a blob in this volume that no row names yet, and that is not waiting to be garbage.
     pub fn is_writing(&self, volume: u64) -> bool {
         self.lock().pending.contains_key(&volume)
+    }
+
+    /// Takes out of these blobs of a volume those that this gateway may still name, or make garbage, by itself.
+    pub fn retain_settled(&self, volume: u64, blobs: &mut BTreeSet<u64>) {
+        let waiting = self.lock();
+        if let Some(pending) = waiting.pending.get(&volume) {
+            blobs.retain(|blob| !pending.contains(blob));
+        }
+        let others = waiting.blobs.iter().chain(&waiting.taken).chain(&waiting.unknown);
+        for (_, blob) in others.filter(|(of, _)| *of == volume) {
+            blobs.remove(blob);
+        }
     }
 
     /// Whether none waits.
@@ -119,7 +138,8 @@ pub struct PendingBlobs {
 impl PendingBlobs {
     /// One more; called before its first shard is sent.
     pub fn add(&mut self, blob: BlobKey) {
-        *self.abandoned.lock().pending.entry(blob.0).or_default() += 1;
+        let mut waiting = self.abandoned.lock();
+        waiting.pending.entry(blob.0).or_default().insert(blob.1);
         self.blobs.push(blob);
     }
 
@@ -143,18 +163,25 @@ impl PendingBlobs {
         })
     }
 
-    /// The ledger names them now, or may: they are not to be collected.
-    pub fn keep(mut self) {
+    /// The ledger names them now.
+    pub fn named(mut self) {
         let blobs = std::mem::take(&mut self.blobs);
+        self.forget(&blobs);
+    }
+
+    /// The ledger may name them now, or later: they are not to be collected.
+    pub fn may_be_named(mut self) {
+        let blobs = std::mem::take(&mut self.blobs);
+        self.abandoned.lock().unknown.extend(&blobs);
         self.forget(&blobs);
     }
 
     fn forget(&self, blobs: &[BlobKey]) {
         let mut waiting = self.abandoned.lock();
-        for (volume, _) in blobs {
-            if let Some(count) = waiting.pending.get_mut(volume) {
-                *count -= 1;
-                if *count == 0 {
+        for (volume, blob) in blobs {
+            if let Some(pending) = waiting.pending.get_mut(volume) {
+                pending.remove(blob);
+                if pending.is_empty() {
                     waiting.pending.remove(volume);
                 }
             }
@@ -166,8 +193,43 @@ impl Drop for PendingBlobs {
     fn drop(&mut self) {
         let blobs = std::mem::take(&mut self.blobs);
         if !blobs.is_empty() {
+            self.abandoned.add(blobs.iter().copied());
             self.forget(&blobs);
-            self.abandoned.add(blobs);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever a blob is on its way from being written to a row, it is not settled.
+    #[test]
+    fn a_blob_is_settled_only_when_this_process_is_done_with_it() {
+        let abandoned = Abandoned::default();
+        let is_settled = |blob: u64| {
+            let mut blobs = BTreeSet::from([blob]);
+            abandoned.retain_settled(7, &mut blobs);
+            !blobs.is_empty()
+        };
+        let mut named = abandoned.guard();
+        let mut unknown = abandoned.guard();
+        let mut dropped = abandoned.guard();
+        for (guard, blob) in [(&mut named, 1), (&mut unknown, 2), (&mut dropped, 3)] {
+            guard.add((7, blob));
+            assert!(!is_settled(blob));
+        }
+        named.named();
+        unknown.may_be_named();
+        drop(dropped);
+        assert!(is_settled(1) && !is_settled(2) && !is_settled(3));
+        assert!(!abandoned.is_writing(7));
+        drop(abandoned.take(10)); // Not committed: it waits again.
+        assert!(!is_settled(3));
+        let taken = abandoned.take(10);
+        assert!(!is_settled(3));
+        taken.done();
+        assert!(is_settled(3) && !is_settled(2));
+        assert!(abandoned.is_empty());
     }
 }

@@ -116,7 +116,7 @@ impl Objects {
                 let fence = commit.preconditions.len() - 1;
                 match objects.ledger.commit(commit).await {
                     Ok(_) => {
-                        pending.into_iter().for_each(PendingBlobs::keep);
+                        pending.into_iter().for_each(PendingBlobs::named);
                         objects.abandoned.wake();
                         return Ok(answer);
                     }
@@ -128,7 +128,7 @@ impl Objects {
                     Err(error @ LedgerError::OutOfBounds { .. }) => return Err(error.into()),
                     Err(error) => {
                         // Whether it applied is unknown: the sweep after the next start will know.
-                        pending.into_iter().for_each(PendingBlobs::keep);
+                        pending.into_iter().for_each(PendingBlobs::may_be_named);
                         return Err(error.into());
                     }
                 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod budget;
+mod census;
 mod garbage;
 mod ledger_failure;
 mod listing;
@@ -17,6 +18,7 @@ mod reads;
 mod rebalance;
 mod rebuild;
 mod repair;
+mod returning;
 mod round_trips;
 mod scrub;
 mod support;

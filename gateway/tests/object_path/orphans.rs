@@ -226,6 +226,7 @@ fn config(cluster: &Cluster) -> GatewayConfig {
         memory_bytes: 256 << 20,
         rebuild_floor: gateway::maintenance::rebuild::pace::FLOOR,
         grace: std::time::Duration::from_secs(600),
+        census_cycle: GatewayConfig::CENSUS_CYCLE,
     }
 }
 

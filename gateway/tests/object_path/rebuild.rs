@@ -405,7 +405,7 @@ async fn a_unit_waits_for_the_upload_that_writes_to_its_volume() {
     let before = units_of(&world, 0);
     maintenance.settle().await;
     assert_eq!(units_of(&world, 0), before);
-    uploads.keep();
+    uploads.named();
     maintenance.settle().await;
     assert_eq!(units_of(&world, 0), 0);
     assert_clean_without(&world, &[0]).await;

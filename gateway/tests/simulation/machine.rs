@@ -219,8 +219,28 @@ impl Machine {
         }
     }
 
-    /// Does something with a disk; the clock stands still meanwhile, because engines have threads of their own.
+    /// Does something with a disk that was admitted.
     pub async fn with_engine<T, F>(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        act: impl FnOnce(Arc<Engine>) -> F + Send + 'static,
+    ) -> Answer<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, NodeError>> + Send,
+    {
+        let admitted = move |engine: Arc<Engine>| async move {
+            match engine.is_admitted() {
+                true => act(engine).await,
+                false => Err(NodeError::WrongDisk),
+            }
+        };
+        self.with_opened(disk, incarnation, admitted).await
+    }
+
+    /// Does something with a disk; the clock stands still meanwhile, because engines have threads of their own.
+    pub async fn with_opened<T, F>(
         &self,
         disk: DiskId,
         incarnation: u64,
@@ -340,5 +360,7 @@ fn disk_status(engine: &Engine, path: &str) -> DiskStatus {
         live_bytes: status.live_bytes,
         shards: status.shards,
         corrupt_shards: status.corrupt_shards,
+        opening: Some(engine.opening()),
+        verify: Some(engine.verify_status()),
     }
 }

@@ -422,6 +422,42 @@ impl StorageClient for Link {
         self.way.carry(&self.life, name, deadline, request).await
     }
 
+    async fn verify(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        order: &VerifyOrder,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let order = *order;
+        let name = Name::new("verify".into());
+        let request = move |machine: Arc<Machine>| async move {
+            let verify = move |engine: Arc<storage_node::engine::Engine>| async move {
+                engine.order_verifying(&order)
+            };
+            machine.with_engine(disk, incarnation, verify).await
+        };
+        self.way.carry(&self.life, name, deadline, request).await
+    }
+
+    async fn admit(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        request: &AdmitRequest,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let wanted = *request;
+        let name = Name::new(format!("admit {disk}"));
+        let request = move |machine: Arc<Machine>| async move {
+            let admit = move |engine: Arc<storage_node::engine::Engine>| async move {
+                engine.admit(&wanted, deadline).await
+            };
+            machine.with_opened(disk, incarnation, admit).await
+        };
+        self.way.carry(&self.life, name, deadline, request).await
+    }
+
     async fn format(&self, request: &FormatRequest, deadline: Duration) -> Result<(), NodeError> {
         let wanted = request.clone();
         let name = Name::new("format".into());

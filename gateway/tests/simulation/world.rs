@@ -154,6 +154,7 @@ impl World {
             kernel: Kernel::from_environment().expect("a kernel"),
             memory_bytes: MEMORY_BYTES,
             grace: GRACE,
+            census_cycle: GatewayConfig::CENSUS_CYCLE,
         };
         let clock = Arc::new(SimulatedClock(tokio::time::Instant::now()));
         let started = Gateway::start(&config, ledger, nodes, clock).await;

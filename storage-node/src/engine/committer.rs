@@ -22,7 +22,9 @@ use crate::device::{AlignedBuf, BLOCK, Completion, DeviceError, DeviceErrorKind}
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind};
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
-use crate::protocol::{NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad_block, seal_seed};
+use crate::protocol::{
+    Admission, NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad_block, seal_seed,
+};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -190,6 +192,25 @@ impl Committer {
         superblocks::write(&*self.shared.device, &self.superblock)
     }
 
+    /// Says in the superblock that a gateway took this medium for the disk; never one that it took before.
+    fn remember_admission(&mut self, admission: Admission) -> Result<(), NodeError> {
+        let known = self.superblock.admission;
+        if known != admission && admission.number <= known.number {
+            let what = format!(
+                "the disk has admission {}, which is not before {}",
+                known.number, admission.number
+            );
+            return Err(NodeError::BadRequest { what });
+        }
+        self.look_at_disk();
+        self.shared.check_serving()?;
+        self.superblock.admission = admission;
+        self.write_superblock()
+            .map_err(|error| self.shared.fence_with(&error))?;
+        *self.shared.lock_admission() = (admission, true);
+        Ok(())
+    }
+
     /// Makes durable what recovery read, which may still be in the drive's cache, and then its decisions. In that order: a
     /// cut that outlives the records it was judged by would name a place that another record takes.
     pub(super) fn settle(&mut self, new_cuts: &[CutPlace], loose_headers: &[u32]) -> Result<(), NodeError> {
@@ -289,6 +310,10 @@ impl Committer {
                 let _ = request.reply.send(Err(error));
                 continue;
             }
+            if let Change::Admit(admission) = request.change {
+                let _ = request.reply.send(self.remember_admission(admission)); // The caller may have left.
+                continue;
+            }
             match self.admit(&mut batch, &mut pending, &request) {
                 Ok(records) => pending.admitted.push(Admitted {
                     reply: request.reply,
@@ -372,6 +397,7 @@ impl Committer {
                 .admit_put(batch, pending, address, shard)
                 .map(|head| vec![head]),
             Change::Delete(blobs) => self.admit_delete(batch, pending, address, blobs),
+            Change::Admit(_) => Ok(Vec::new()), // Is no record.
             Change::DropUnit => {
                 let draft = self.mark_draft(RecordKind::UnitDropped, address.unit, 0, address.epoch);
                 let head = self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?;

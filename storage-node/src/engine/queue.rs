@@ -3,7 +3,7 @@
 //! Invariant: a request is accepted whole or refused with `Overloaded`; one that was accepted is answered, also when
 //! the disk is fenced or the node shuts down.
 
-use crate::protocol::{NodeError, SealedShard, UnitAddress};
+use crate::protocol::{Admission, NodeError, SealedShard, UnitAddress};
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub enum Change {
     Delete(Vec<u64>),
     /// Drop the unit.
     DropUnit,
+    /// Remember this admission of the disk.
+    Admit(Admission),
 }
 
 /// A change, where it goes, and who waits for it.
@@ -48,7 +50,7 @@ impl Request {
         match &self.change {
             Change::Put(shard) => shard.payload.len() + 1024,
             Change::Delete(blobs) => blobs.len() * 128,
-            Change::DropUnit => 128,
+            Change::DropUnit | Change::Admit(_) => 128,
         }
     }
 }

@@ -116,7 +116,7 @@ pub fn write(device: &dyn Device, superblock: &Superblock) -> Result<(), DeviceE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{ClusterId, DiskId};
+    use crate::protocol::{Admission, ClusterId, DiskId};
 
     /// Every way in which each copy is old, new or bad.
     #[test]
@@ -133,6 +133,7 @@ mod tests {
             flushed: 0,
             verified: 0,
             headers: 0,
+            admission: Admission::default(),
         };
         for case in 0..81u32 {
             let kinds: [u32; SUPERBLOCK_COPIES] =

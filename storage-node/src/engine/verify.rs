@@ -7,7 +7,8 @@
 //!   else it would come back at the next start.
 //! - The summary of a sealed extent lists what is there ([`summary`]).
 //!
-//! It goes extent by extent, from a cursor that the superblock remembers, at a pace: so many bytes a second that the whole
+//! How fast, and whether at all, it is told while it runs ([`Verifying`]): a pass that is asked for begins at the first extent, and
+//! goes as fast as is decent. It goes extent by extent, from a cursor that the superblock remembers, at a pace: so many bytes a second that the whole
 //! disk takes one cycle. It reads in bursts; between them it holds no buffers and no extent, but the list of what is live in one.
 //! In a burst it reads gently, unless it is behind its pace: on a disk that others keep busy.
 
@@ -22,14 +23,14 @@ use crate::format::FormatError;
 use crate::format::extent::SYSTEM_UNIT;
 use crate::format::record::{HEAD_BYTES_MAX, RecordHead, RecordKind, RecordPlace};
 use crate::protocol::{
-    Finding, FindingKind, Findings, SHARD_BYTES_MAX, ShardKey, UnitId, bad_block, seal_seed,
+    Finding, FindingKind, Findings, SHARD_BYTES_MAX, ShardKey, UnitId, VerifyStatus, bad_block, seal_seed,
 };
 use std::collections::VecDeque;
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use summary::{Summed, Use};
 
@@ -53,6 +54,8 @@ const INDEX_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } els
 const INDEX_PAUSE: Duration = Duration::from_millis(20);
 /// A verifier that has nothing to do looks again after this long.
 const REST: Duration = Duration::from_secs(60);
+/// A pass that was asked for reads at most so much: less than any disk can.
+const AT_ONCE_BYTES_PER_S: f64 = (64u64 << 20) as f64;
 
 /// What one pass over some extents did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +84,16 @@ impl Found {
         }
     }
 
+    /// Which opening of the disk this is.
+    pub fn opened(&self) -> u64 {
+        self.opened
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn add(&self, finding: Finding) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, found) = &mut *kept;
@@ -104,12 +117,94 @@ impl Found {
     }
 }
 
-/// Sleeps so that reading goes at a pace, or until it is told to stop.
+/// What verifying was told, and what it did since the disk was opened.
+#[derive(Debug, Default)]
+pub struct Verifying(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    cycle: Option<Duration>,
+    /// A pass was asked for, and is not over.
+    at_once: bool,
+    /// It begins with the next extent.
+    anew: bool,
+    passes: u64,
+    ended: Option<Instant>,
+}
+
+impl Verifying {
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pass takes so long from now on.
+    pub fn set_cycle(&self, cycle: Duration) {
+        self.lock().cycle = Some(cycle);
+    }
+
+    /// A pass begins, in place of the one on its way.
+    pub fn begin_anew(&self) {
+        let mut told = self.lock();
+        (told.at_once, told.anew) = (true, true);
+    }
+
+    /// What operators see of it.
+    pub fn status(&self) -> VerifyStatus {
+        let told = self.lock();
+        VerifyStatus {
+            cycle_s: told.cycle.map(|cycle| cycle.as_secs()),
+            at_once: told.at_once,
+            passes: told.passes,
+            ended_s_ago: told.ended.map(|ended| ended.elapsed().as_secs()),
+            ..VerifyStatus::default()
+        }
+    }
+
+    /// The extent to go on with, where it would be this one otherwise.
+    fn go_on(&self, number: u32) -> u32 {
+        match std::mem::take(&mut self.lock().anew) {
+            true => 0,
+            false => number,
+        }
+    }
+
+    /// How long there is to wait before an extent is begun; for ever if none.
+    fn wait(&self, number: u32) -> Option<Duration> {
+        let told = self.lock();
+        match (told.at_once, told.cycle) {
+            (true, _) => Some(Duration::ZERO),
+            (false, None) => None,
+            (false, Some(cycle)) if number == 0 => Some(REST.min(cycle)),
+            (false, Some(_)) => Some(Duration::ZERO),
+        }
+    }
+
+    /// The pace at which so many bytes are read; none where nobody asks for it.
+    fn bytes_per_s(&self, used: u64) -> Option<f64> {
+        let told = self.lock();
+        match (told.at_once, told.cycle) {
+            (true, _) => Some(AT_ONCE_BYTES_PER_S),
+            (false, cycle) => cycle.map(|cycle| used as f64 / cycle.as_secs_f64().max(1e-3)),
+        }
+    }
+
+    /// The last extent was verified. Not the end of a pass that is asked for anew.
+    fn end_pass(&self) {
+        let mut told = self.lock();
+        if !told.anew {
+            (told.at_once, told.ended) = (false, Some(Instant::now()));
+            told.passes += 1;
+        }
+    }
+}
+
+/// Sleeps so that reading goes at a pace, or until it is told to stop. Whoever verifies and is told something goes on at the pace
+/// that is wanted now.
 pub struct Pace {
     bytes_per_s: f64,
     started: Instant,
     done: u64,
-    stop: Option<Receiver<()>>,
+    orders: Option<(Receiver<()>, Arc<Shared>)>,
 }
 
 impl Pace {
@@ -118,13 +213,13 @@ impl Pace {
         Pace::new(f64::INFINITY, None)
     }
 
-    /// So many bytes a second, until somebody says stop.
-    pub fn new(bytes_per_s: f64, stop: Option<Receiver<()>>) -> Pace {
+    /// So many bytes a second; with orders until somebody says otherwise, or stop.
+    pub fn new(bytes_per_s: f64, orders: Option<(Receiver<()>, Arc<Shared>)>) -> Pace {
         Pace {
             bytes_per_s,
             started: Instant::now(),
             done: 0,
-            stop,
+            orders,
         }
     }
 
@@ -152,13 +247,20 @@ impl Pace {
         self.sleep(self.due().saturating_sub(self.started.elapsed()))
     }
 
-    fn sleep(&self, time: Duration) -> bool {
-        match &self.stop {
-            Some(stop) => stop.recv_timeout(time) == Err(RecvTimeoutError::Timeout),
-            None => {
-                std::thread::sleep(time);
+    /// Says whether to go on. Ends early when it is told something.
+    fn sleep(&mut self, time: Duration) -> bool {
+        let Some((orders, shared)) = &self.orders else {
+            std::thread::sleep(time);
+            return true;
+        };
+        match orders.recv_timeout(time) {
+            Ok(()) => {
+                if let Some(bytes_per_s) = shared.verifying.bytes_per_s(used_bytes(shared)) {
+                    self.set(bytes_per_s);
+                }
                 true
             }
+            Err(error) => error == RecvTimeoutError::Timeout,
         }
     }
 }
@@ -171,30 +273,45 @@ pub fn burst(late: Duration) -> (u32, Gait) {
     }
 }
 
-/// Verifies a disk for as long as it is open: each cycle once, `stop` ends it.
-pub fn run(shared: &Arc<Shared>, cycle: Duration, stop: Receiver<()>) {
-    let mut pace = Pace::new(f64::INFINITY, Some(stop));
+/// Verifies a disk for as long as it is open, as it is told; ends when nobody can tell it anything any more.
+pub fn run(shared: &Arc<Shared>, orders: Receiver<()>) {
+    let mut pace = Pace::new(f64::INFINITY, Some((orders, shared.clone())));
+    let extents = shared.layout.extents();
     loop {
-        let extents = shared.layout.extents();
         let number = shared.verify_cursor.load(Ordering::Relaxed) % extents;
-        if number == 0 && !pace.sleep(REST.min(cycle)) {
+        let number = shared.verifying.go_on(number);
+        shared.verify_cursor.store(number, Ordering::Relaxed);
+        let waited = shared.verifying.wait(number);
+        let told = Instant::now();
+        if waited != Some(Duration::ZERO) && !pace.sleep(waited.unwrap_or(REST)) {
             return;
         }
-        let used: u64 = shared
-            .index()
-            .extents
-            .iter()
-            .map(|extent| u64::from(extent.end))
-            .sum();
-        pace.set(used as f64 / cycle.as_secs_f64().max(1e-3));
+        // Told something else meanwhile: it counts from now.
+        if waited.is_none_or(|wait| told.elapsed() < wait) {
+            continue;
+        }
+        if let Some(bytes_per_s) = shared.verifying.bytes_per_s(used_bytes(shared)) {
+            pace.set(bytes_per_s);
+        }
         if shared.fence.get().is_some() || verify_extent(shared, number, &mut pace).is_none() {
             return;
         }
-        shared
-            .verify_cursor
-            .store((number + 1) % extents, Ordering::Relaxed);
+        let next = (number + 1) % extents;
+        shared.verify_cursor.store(next, Ordering::Relaxed);
+        if next == 0 {
+            shared.verifying.end_pass();
+        }
         shared.queue.nudge();
     }
+}
+
+fn used_bytes(shared: &Shared) -> u64 {
+    shared
+        .index()
+        .extents
+        .iter()
+        .map(|extent| u64::from(extent.end))
+        .sum()
 }
 
 /// Verifies one extent. None if it was told to stop half-way, or the disk went out of service.
@@ -400,7 +517,12 @@ fn settle_doubt(shared: &Shared, unit: UnitId, key: ShardKey, entry: &Entry) -> 
 
 /// Valid records that are not live must be dead for a reason, which the index may learn a moment later. How many are not, or
 /// none if it was told to stop.
-fn settle_unknown(shared: &Shared, unit: UnitId, mut unknown: Vec<RecordHead>, pace: &Pace) -> Option<u64> {
+fn settle_unknown(
+    shared: &Shared,
+    unit: UnitId,
+    mut unknown: Vec<RecordHead>,
+    pace: &mut Pace,
+) -> Option<u64> {
     let started = Instant::now();
     loop {
         unknown.retain(|head| !is_explained(&shared.index(), unit, head));

@@ -15,16 +15,17 @@
 //!  96  verified       4   the extent that verifying goes on with
 //! 100  zero           4
 //! 104  headers        8   every extent header of a smaller sequence was flushed
-//! 112  zero          16
+//! 112  admission      8   number of the last admission that a gateway gave it; 0 before the first
+//! 120  nonce          8   of that admission
 //! ```
 //! It changes to reserve generations, so that a generation is never used twice, even when the newest extent header is
 //! lost; and when a disk falls idle or stops, to say that its last batch was flushed, so that later damage there is not
-//! taken for a torn write. It is of version 2 before the first summary is written: a program of version 1 would append
+//! taken for a torn write; and when a gateway admits the disk. It is of version 2 before the first summary is written: a program of version 1 would append
 //! behind one, so it must refuse the disk. Copies 0 and 2 are written and flushed before 1 and 3, so a crash leaves either the old or the new one.
 
 use super::bytes::{get_u32, get_u64, get_u128, put};
 use super::{FormatError, NUMBER_LIMIT};
-use crate::protocol::{ClusterId, DiskId};
+use crate::protocol::{Admission, ClusterId, DiskId};
 
 /// The bytes of an encoded superblock.
 pub const SUPERBLOCK_BYTES: usize = 128;
@@ -64,6 +65,8 @@ pub struct Superblock {
     pub verified: u32,
     /// Every extent header of a smaller sequence was flushed.
     pub headers: u64,
+    /// The last admission that a gateway gave the disk.
+    pub admission: Admission,
 }
 
 impl Superblock {
@@ -82,6 +85,8 @@ impl Superblock {
         put(&mut b, 88, &self.flushed.to_le_bytes());
         put(&mut b, 96, &self.verified.to_le_bytes());
         put(&mut b, 104, &self.headers.to_le_bytes());
+        put(&mut b, 112, &self.admission.number.to_le_bytes());
+        put(&mut b, 120, &self.admission.nonce.to_le_bytes());
         let crc = crc32fast::hash(&b[12..]);
         put(&mut b, 8, &crc.to_le_bytes());
         b
@@ -100,7 +105,10 @@ impl Superblock {
         if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
             return Err(FormatError::Version(version));
         }
-        if [56, 80, 88, 104].iter().any(|at| get_u64(b, *at) >= NUMBER_LIMIT) {
+        if [56, 80, 88, 104, 112]
+            .iter()
+            .any(|at| get_u64(b, *at) >= NUMBER_LIMIT)
+        {
             return Err(FormatError::Content("superblock: impossible numbers"));
         }
         Ok(Superblock {
@@ -115,6 +123,10 @@ impl Superblock {
             flushed: get_u64(b, 88),
             verified: get_u32(b, 96),
             headers: get_u64(b, 104),
+            admission: Admission {
+                number: get_u64(b, 112),
+                nonce: get_u64(b, 120),
+            },
         })
     }
 }

@@ -12,7 +12,7 @@ use super::summary::{
 };
 use super::superblock::{FORMAT_VERSION, SUPERBLOCK_BYTES, SUPERBLOCK_COPIES, Superblock};
 use crate::device::BLOCK;
-use crate::protocol::{ClusterId, DiskId, SHARD_BYTES_MAX, ShardKey, UnitId, block_count};
+use crate::protocol::{Admission, ClusterId, DiskId, SHARD_BYTES_MAX, ShardKey, UnitId, block_count};
 use proptest::prelude::*;
 
 const IDENTITY: DiskIdentity = DiskIdentity {
@@ -33,6 +33,7 @@ fn superblock() -> Superblock {
         flushed: 0,
         verified: 0,
         headers: 0,
+        admission: Admission::default(),
     }
 }
 

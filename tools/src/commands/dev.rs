@@ -118,6 +118,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
         memory_bytes: memory,
         grace: args.grace,
         rebuild_floor: REBUILD_FLOOR,
+        census_cycle: GatewayConfig::CENSUS_CYCLE,
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
     let listeners = Listeners {

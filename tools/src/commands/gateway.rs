@@ -148,6 +148,7 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
         memory_bytes: memory,
         grace: config.grace.unwrap_or(GRACE),
         rebuild_floor: config.rebuild_floor.unwrap_or(REBUILD_FLOOR),
+        census_cycle: GatewayConfig::CENSUS_CYCLE,
     };
     let gateway =
         Gateway::start_inviting(&options, ledger, nodes, Some(invitation), Arc::new(SystemClock)).await?;

@@ -10,6 +10,7 @@ pub mod init;
 pub mod node;
 pub mod places;
 pub mod rebalance;
+pub mod scrub;
 pub mod status;
 
 use std::time::Duration;

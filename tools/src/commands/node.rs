@@ -256,6 +256,7 @@ async fn serve_member(path: &Path, args: RunArgs) -> CommandResult {
         cluster: Some(member.cluster),
         verify_cycle: args.verify.cycle_or(config.verify_every)?,
         takes_blank: true,
+        waits_for_admission: true,
         ..NodeOptions::default()
     };
     let node = open(config.disks.unwrap_or_default(), options).await?;

@@ -1,5 +1,7 @@
-//! `cairn volume list|show`, `cairn object locate`, `cairn rebuild status|pace`: where data is, and what is being made whole.
+//! `cairn volume list|show`, `cairn object locate`, `cairn rebuild status|pace`: where data is, when it was last looked at, and what is
+//! being made whole.
 
+use super::scrub::ago;
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
 use crate::duration::parse_duration;
@@ -8,6 +10,7 @@ use clap::{Args, Subcommand};
 use gateway::admin::operations::{Located, UnitDetail, VolumeDetail};
 use gateway::admin::server::PaceRequest;
 use gateway::admin::status::Status;
+use gateway::clock::{Clock, SystemClock};
 use gateway::maintenance::rebuild::pace::Wanted;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
@@ -159,6 +162,23 @@ fn volume_table(volumes: &[VolumeDetail]) -> String {
     out
 }
 
+/// The units of an object's volume: where they are, and when they were last looked at.
+fn seen_units(volume: &VolumeDetail, now_ms: u64) -> String {
+    let seen = |at: Option<u64>| at.map_or_else(|| "not yet".into(), |at| ago(now_ms, at));
+    let line = |(line, unit): (&str, &UnitDetail)| {
+        let lacked = match unit.census_missing {
+            0 => String::new(),
+            missing => format!(", lacked {missing} shards then"),
+        };
+        format!(
+            "{line}; disk verified {}, compared with the ledger {}{lacked}\n",
+            seen(unit.verified_ms),
+            seen(unit.census_ms)
+        )
+    };
+    units(volume, "  ").lines().zip(&volume.units).map(line).collect()
+}
+
 fn units(volume: &VolumeDetail, indent: &str) -> String {
     let line = |(index, unit): (usize, &UnitDetail)| {
         let mut notes = vec![unit.state.as_str()];
@@ -191,7 +211,7 @@ pub async fn object(args: ObjectArgs) -> CommandResult {
             format_size(blob.length),
             blob.stripes
         );
-        print!("{}", units(&blob.volume, "  "));
+        print!("{}", seen_units(&blob.volume, SystemClock.now_ms()));
     }
     Ok(())
 }
@@ -253,15 +273,22 @@ mod tests {
     #[test]
     fn a_volume_is_readable() {
         let json = r#"[{"id":3,"scheme":"rs(4,2)","state":"sealed","epoch":2,"spare":1,"readable":true,"unit_bytes":1048576,
-            "units":[{"disk":"disk-1","state":"online","membership":"active","whole":true},
+            "units":[{"disk":"disk-1","state":"online","membership":"active","whole":true,
+                      "verified_ms":300000,"census_ms":540000,"census_missing":2},
                      {"disk":"disk-9","state":"online","membership":"draining","whole":false}]}]"#;
         let volumes: Vec<VolumeDetail> = serde_json::from_str(json).expect("volumes");
-        let text = volume_table(&volumes) + &units(&volumes[0], "  ");
+        let text = volume_table(&volumes) + &units(&volumes[0], "  ") + &seen_units(&volumes[0], 600_000);
         assert!(text.contains("rs(4,2)      sealed      2"), "{text}");
         assert!(text.contains("1 more losses"), "{text}");
         assert!(
             text.contains("disk-9           online, draining, being rebuilt there"),
             "{text}"
         );
+        for part in [
+            "online; disk verified 5 min ago, compared with the ledger 60 s ago, lacked 2 shards then",
+            "rebuilt there; disk verified not yet, compared with the ledger not yet",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 }

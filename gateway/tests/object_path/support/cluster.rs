@@ -87,7 +87,7 @@ impl Cluster {
     pub async fn gateway(&self, memory_bytes: u64) -> Result<Arc<Objects>> {
         let ledger = self.ledger();
         let lease = Arc::new(Lease::take_over(ledger.clone(), "test").await?);
-        let disks = Arc::new(Disks::load(&ledger, self.nodes()).await?);
+        let disks = Arc::new(Disks::load(&ledger, lease.clone(), self.nodes()).await?);
         disks.poll().await;
         let volumes = Arc::new(Volumes::load(ledger.clone(), disks.clone()).await?);
         let objects = Arc::new(Objects {

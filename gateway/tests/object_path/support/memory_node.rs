@@ -11,9 +11,9 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use storage_node::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX, StorageClient};
 use storage_node::protocol::{
-    BLOCK_BYTES, BlockRange, DiskId, DiskState, DiskStatus, Findings, InventoryEntry, NodeError, NodeStatus,
-    SHARD_BYTES_MAX, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, block_count,
-    block_crc, seal_seed,
+    AdmitRequest, BLOCK_BYTES, BlockRange, DiskId, DiskState, DiskStatus, Findings, InventoryEntry,
+    NodeError, NodeStatus, Opening, SHARD_BYTES_MAX, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId,
+    UnitInfo, VerifyOrder, block_count, block_crc, seal_seed,
 };
 
 /// Bytes of a disk that never fills up.
@@ -89,6 +89,19 @@ pub struct MemoryDisk {
     /// What it says verifying found.
     pub findings: Findings,
     late_drops: Vec<UnitAddress>,
+    /// How it was opened, and what its medium remembers.
+    pub opening: Opening,
+    /// Whether it was admitted in that opening: it serves nothing before.
+    pub is_admitted: bool,
+    /// How it was told to be verified.
+    pub orders: Vec<VerifyOrder>,
+}
+
+/// What a copy of a disk has.
+#[derive(Clone)]
+pub struct Image {
+    units: BTreeMap<UnitId, Unit>,
+    opening: Opening,
 }
 
 impl MemoryDisk {
@@ -105,7 +118,39 @@ impl MemoryDisk {
             many: 0,
             findings: Findings::default(),
             late_drops: Vec::new(),
+            opening: Opening {
+                id: 1,
+                ..Opening::default()
+            },
+            is_admitted: false,
+            orders: Vec::new(),
         }
+    }
+
+    /// Its node is started again.
+    pub fn reopen(&mut self) {
+        self.opening.id += 1;
+        self.is_admitted = false;
+    }
+
+    /// Copies the medium.
+    pub fn image(&self) -> Image {
+        Image {
+            units: self.units.clone(),
+            opening: self.opening,
+        }
+    }
+
+    /// Puts a copy in its place; what was there.
+    pub fn swap(&mut self, image: Image) -> Image {
+        let before = self.image();
+        self.units = image.units;
+        self.opening = Opening {
+            id: before.opening.id + 1,
+            ..image.opening
+        };
+        self.is_admitted = false;
+        before
     }
 
     /// Every shard it holds.
@@ -128,7 +173,7 @@ impl MemoryDisk {
 
     /// Checks who asks, and remembers a newer epoch.
     fn admit(&mut self, address: &UnitAddress) -> Result<(), NodeError> {
-        if self.faults.missing || self.incarnation != address.incarnation {
+        if self.faults.missing || self.incarnation != address.incarnation || !self.is_admitted {
             return Err(NodeError::WrongDisk);
         }
         if self.faults.fenced {
@@ -279,6 +324,8 @@ impl MemoryDisk {
             live_bytes,
             shards: self.shards().count() as u64,
             corrupt_shards: 0,
+            opening: Some(self.opening),
+            verify: None,
         }
     }
 }
@@ -484,6 +531,42 @@ impl StorageClient for MemoryNode {
             let old = findings.found.len().saturating_sub(new);
             findings.found.drain(..old);
             Ok(findings)
+        })
+    }
+
+    async fn verify(
+        &self,
+        disk: DiskId,
+        _incarnation: u64,
+        order: &VerifyOrder,
+        _deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.on(disk, |d| {
+            d.orders.push(*order);
+            Ok(())
+        })
+    }
+
+    async fn admit(
+        &self,
+        disk: DiskId,
+        _incarnation: u64,
+        request: &AdmitRequest,
+        _deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.on(disk, |d| {
+            let known = d.opening.admission;
+            if request.opening != d.opening.id {
+                return Err(NodeError::WrongDisk);
+            }
+            if known != request.admission && known.number >= request.admission.number {
+                return Err(NodeError::BadRequest {
+                    what: "an older admission".into(),
+                });
+            }
+            d.opening.admission = request.admission;
+            d.is_admitted = true;
+            Ok(())
         })
     }
 

@@ -8,7 +8,7 @@ use crate::engine::verify::{Pace, burst};
 use crate::format::summary::{
     SUMMARY_FOOTER_BYTES, SummaryEntry, SummaryFooter, Tail, seeded_crc, summary_len, summary_start,
 };
-use crate::protocol::{Finding, FindingKind};
+use crate::protocol::{Finding, FindingKind, VerifyOrder};
 use std::sync::atomic::AtomicBool;
 
 fn filled() -> (SimulatedDisk, Vec<ShardKey>) {
@@ -260,6 +260,51 @@ fn the_cursor_survives_and_the_pace_stops_at_once() {
     drop(engine);
     let engine = Engine::open(disk.device()).unwrap();
     assert_eq!(engine.shared.verify_cursor.load(Ordering::Relaxed), cursor);
+}
+
+/// A pass that is asked for does not wait for the one on its way, which would take days, and begins at the first extent.
+#[test]
+fn a_pass_that_is_asked_for_is_made_at_once_whatever_the_cycle() {
+    let now = VerifyOrder {
+        now: true,
+        ..VerifyOrder::default()
+    };
+    for cycle in [None, Some(Duration::from_secs(864_000))] {
+        let (disk, keys) = filled();
+        let engine = Engine::open(disk.device()).unwrap();
+        if let Some(cycle) = cycle {
+            engine.shared.verify_cursor.store(1, Ordering::Relaxed);
+            engine.start_verifying(cycle).unwrap();
+        }
+        for pass in 1..3 {
+            engine.order_verifying(&now).unwrap();
+            eventually("the pass is over", || engine.verify_status().passes == pass);
+            assert!(engine.metrics().verified_shards >= pass * keys.len() as u64);
+            let status = engine.verify_status();
+            assert_eq!((status.at_once, status.ended_s_ago.is_some()), (false, true));
+            assert_eq!(status.cycle_s, cycle.map(|cycle| cycle.as_secs()));
+        }
+    }
+}
+
+/// In the middle of an extent that would take hours, too.
+#[test]
+fn another_pace_counts_at_once() {
+    let (disk, keys) = filled();
+    let engine = Engine::open(disk.device()).unwrap();
+    engine.shared.verify_cursor.store(1, Ordering::Relaxed);
+    engine.start_verifying(Duration::from_secs(864_000)).unwrap();
+    eventually("it has begun", || engine.metrics().verified_bytes > 0);
+    let before = engine.metrics().verified_shards;
+    let faster = VerifyOrder {
+        cycle_s: Some(1),
+        now: false,
+    };
+    engine.order_verifying(&faster).unwrap();
+    eventually("it went around", || {
+        engine.metrics().verified_shards >= before + 2 * keys.len() as u64
+    });
+    assert!(engine.verify_status().passes > 0);
 }
 
 /// A disk that is gone, or was overwritten as a whole, is fenced once and not reported shard by shard.

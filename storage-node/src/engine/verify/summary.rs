@@ -133,7 +133,7 @@ impl Summed {
 
     /// What looked wrong is looked at again until it is right, or has been wrong for long enough. Says whether it is a finding;
     /// none if it was told to stop.
-    pub fn settle(&self, shared: &Shared, pace: &Pace) -> Option<bool> {
+    pub fn settle(&self, shared: &Shared, pace: &mut Pace) -> Option<bool> {
         let Some(doubt) = &self.doubt else {
             return Some(false);
         };
