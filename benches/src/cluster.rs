@@ -108,6 +108,7 @@ impl Cluster {
             memory_bytes: MEMORY_BYTES,
             grace: Duration::from_secs(3600),
             rebuild_floor: FLOOR,
+            census_cycle: GatewayConfig::CENSUS_CYCLE,
         };
         let nodes: Vec<Arc<dyn StorageClient>> = vec![node.clone()];
         let started = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock));

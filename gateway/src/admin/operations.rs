@@ -507,7 +507,7 @@ impl Objects {
     }
 
     /// What is known of a volume, and of the last census of its units where they are.
-    async fn volume_detail_censused(&self, volume: &Volume) -> Result<VolumeDetail> {
+    async fn volume_detail_censused(&self, volume: &Volume) -> crate::error::Result<VolumeDetail> {
         let mut detail = self.volume_detail(volume);
         let census = self.last_census(volume.id).await?.unwrap_or_default();
         for ((unit, disk), seen) in detail.units.iter_mut().zip(&volume.disks).zip(&census.units) {

@@ -101,7 +101,7 @@ impl Admitting {
     pub async fn admit(
         &self,
         disk: DiskId,
-        client: &Arc<dyn StorageClient>,
+        client: &dyn StorageClient,
         shown: &Opening,
         is_cleared: bool,
     ) -> Result<Option<DiskRow>> {

@@ -380,7 +380,7 @@ impl Disks {
         let Some(disk) = self.get(id) else { return };
         let admitted = self
             .admitting
-            .admit(id, &node.client, &opening, disk.is_cleared)
+            .admit(id, &*node.client, &opening, disk.is_cleared)
             .await;
         let is_it = |disk: &Disk| disk.id == id;
         match &admitted {

@@ -10,10 +10,11 @@ use gateway::ledger::{CommitBuilder, key};
 use gateway::maintenance::census::Census;
 use gateway::maintenance::census::record::CensusReport;
 use gateway::maintenance::leftovers::Leftovers;
-use gateway::maintenance::rebuild::{Moving, Progress, Rebuild};
+use gateway::maintenance::rebuild::pace::FLOOR;
+use gateway::maintenance::rebuild::{Moving, Rebuild, Shared};
 use gateway::maintenance::worker::{Step, Worker};
 use gateway::object::put::Expected;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use storage_node::protocol::{SealedShard, ShardKey, UnitId, block_crc, seal_seed};
 use tokio::sync::{Notify, watch};
@@ -330,11 +331,11 @@ async fn a_blob_deleted_during_a_drain_is_found_on_the_new_disk() {
     let world = filled().await;
     let moving = Moving::default();
     let (_stop, stopped) = watch::channel(false);
-    let progress = Arc::<Mutex<Progress>>::default();
+    let shared = Arc::new(Shared::new(&world.objects, FLOOR));
     let rebuild = Arc::new(Rebuild::new(
         world.objects.clone(),
         moving.clone(),
-        progress,
+        shared,
         stopped,
     ));
     let volumes = world.objects.volumes.all();
@@ -403,8 +404,8 @@ async fn what_could_not_be_looked_at_is_not_clean() {
         .await
         .unwrap();
     let (_stop, stopped) = watch::channel(false);
-    let progress = Arc::<Mutex<Progress>>::default();
-    let rebuild = Rebuild::new(world.objects.clone(), Moving::default(), progress, stopped);
+    let shared = Arc::new(Shared::new(&world.objects, FLOOR));
+    let rebuild = Rebuild::new(world.objects.clone(), Moving::default(), shared, stopped);
     assert_eq!(rebuild.step().await.unwrap(), Step::Worked);
     let report = take(&world).await;
     assert!(!report.clean && report.skipped_units > 0, "{report:?}");

@@ -318,9 +318,7 @@ async fn retries_are_bounded() {
     assert!(world.get("object").await.unwrap() == content(1, 5 << 20));
     while world.objects.retries.spend() {}
     world.cluster.node.each(|_, disk| {
-        disk.faults.get = Some(NodeError::Unreachable {
-            what: "a test".into(),
-        });
+        disk.faults.get = Some(NodeError::Overloaded); // Which is held against no disk.
     });
     let _may_be_the_last = world.get("object").await; // The write and the read earned a little.
     let refused = world.get("object").await;

@@ -9,9 +9,10 @@ use gateway::cluster::disks::Health;
 use gateway::ledger::model::{DiskRow, Membership};
 use gateway::ledger::{CommitBuilder, key};
 use gateway::maintenance::leftovers::Leftovers;
-use gateway::maintenance::rebuild::{Moving, Progress, Rebuild};
+use gateway::maintenance::rebuild::pace::FLOOR;
+use gateway::maintenance::rebuild::{Moving, Rebuild, Shared};
 use gateway::maintenance::worker::{Step, Worker};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Objects, of which the first `overwritten` are written over, the next `deleted` are deleted, and some come.
@@ -96,8 +97,8 @@ impl Contents {
 fn rebuilding(world: &World) -> (Rebuild, Leftovers, watch::Sender<bool>) {
     let moving = Moving::default();
     let (stop, stopped) = watch::channel(false);
-    let progress = Arc::<Mutex<Progress>>::default();
-    let rebuild = Rebuild::new(world.objects.clone(), moving.clone(), progress, stopped);
+    let shared = Arc::new(Shared::new(&world.objects, FLOOR));
+    let rebuild = Rebuild::new(world.objects.clone(), moving.clone(), shared, stopped);
     (rebuild, Leftovers::new(world.objects.clone(), moving), stop)
 }
 
