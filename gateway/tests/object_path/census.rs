@@ -4,8 +4,8 @@
 use crate::support::cluster::{BUCKET, World};
 use crate::support::content::{content, stalled};
 use crate::support::memory_node::Faults;
-use crate::support::store::{When, puts};
-use gateway::ledger::model::{BlobRow, IdRangeRow, LeaseRow, Membership};
+use crate::support::store::{When, puts, puts_volume};
+use gateway::ledger::model::{BlobRow, IdRangeRow, LeaseRow, Membership, VolumeRow};
 use gateway::ledger::{CommitBuilder, key};
 use gateway::maintenance::census::Census;
 use gateway::maintenance::census::record::CensusReport;
@@ -345,7 +345,8 @@ async fn a_blob_deleted_during_a_drain_is_found_on_the_new_disk() {
     let drained = volumes[0].disks[0];
     world.objects.decide(drained, Membership::Draining).await.unwrap();
     // Copied, and the move is about to be committed.
-    let mut held = world.cluster.store.hold(When::Before, puts(b'v'));
+    let is_moved = move |row: &VolumeRow| !row.disks.iter().any(|disk| disk[..] == drained.0.to_be_bytes());
+    let mut held = world.cluster.store.hold(When::Before, puts_volume(is_moved));
     let step = tokio::spawn({
         let rebuild = rebuild.clone();
         async move { rebuild.step().await }
@@ -405,11 +406,24 @@ async fn what_could_not_be_looked_at_is_not_clean() {
         .unwrap();
     let (_stop, stopped) = watch::channel(false);
     let shared = Arc::new(Shared::new(&world.objects, FLOOR));
-    let rebuild = Rebuild::new(world.objects.clone(), Moving::default(), shared, stopped);
-    assert_eq!(rebuild.step().await.unwrap(), Step::Worked);
+    let rebuild = Arc::new(Rebuild::new(
+        world.objects.clone(),
+        Moving::default(),
+        shared,
+        stopped,
+    ));
+    let is_whole = |row: &VolumeRow| row.incomplete.is_empty() && row.epoch > 1;
+    let mut held = world.cluster.store.hold(When::Before, puts_volume(is_whole));
+    let step = tokio::spawn({
+        let rebuild = rebuild.clone();
+        async move { rebuild.step().await }
+    });
+    held.arrived().await;
     let report = take(&world).await;
     assert!(!report.clean && report.skipped_units > 0, "{report:?}");
     assert_eq!((report.missing_shards, report.disks_away), (0, 0));
+    held.go_on();
+    step.await.unwrap().unwrap();
     while rebuild.step().await.unwrap() == Step::Worked {}
     assert!(take(&world).await.clean);
 }

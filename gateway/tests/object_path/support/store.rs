@@ -3,7 +3,9 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use gateway::ledger::memory::{CommitFault, MemoryStore};
+use gateway::ledger::model::VolumeRow;
 use gateway::ledger::store::{Commit, Direction, KeyRange, LedgerError, Mutation, Row, Store, Versioned};
+use prost::Message;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
 
@@ -96,6 +98,18 @@ pub fn puts(table: u8) -> impl Fn(&Commit) -> bool + Send + 'static {
             .mutations
             .iter()
             .any(|m| matches!(m, Mutation::Put { key, .. } if key[0] == table))
+    }
+}
+
+/// Commits that write such a row of a volume.
+pub fn puts_volume(which: impl Fn(&VolumeRow) -> bool + Send + 'static) -> impl Fn(&Commit) -> bool + Send {
+    move |commit| {
+        commit.mutations.iter().any(|m| match m {
+            Mutation::Put { key, value } if key[0] == b'v' => {
+                which(&VolumeRow::decode(value.clone()).unwrap())
+            }
+            _ => false,
+        })
     }
 }
 
