@@ -127,9 +127,9 @@ impl Progress {
     /// Takes in some more of a volume's bytes, which go on at `next`, or else are all.
     pub fn counted(&mut self, so_far: Counting, bytes: u64, next: Option<u64>) {
         // Somebody may have begun to count it again.
-        if !self
+        if self
             .counting
-            .is_some_and(|now| (now.volume, now.from) == (so_far.volume, so_far.from))
+            .is_none_or(|now| (now.volume, now.from) != (so_far.volume, so_far.from))
         {
             return;
         }

@@ -92,7 +92,7 @@ fn it_has_its_floor_however_long_clients_wait() {
     world.run(5, false);
     world.doubles_at = MIB as f64;
     let rate = world.run(20, true);
-    assert!(rate >= FLOOR * 95 / 100 && rate <= FLOOR * 12 / 10, "{rate}");
+    assert!((FLOOR * 95 / 100..=FLOOR * 12 / 10).contains(&rate), "{rate}");
 }
 
 #[test]
