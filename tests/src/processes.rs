@@ -406,6 +406,24 @@ impl Processes {
         status::wait_until("the node is online", PATIENCE, is_online, seen);
     }
 
+    /// Scrubs all disks and takes a census, again and again while it finds something: what it finds is repaired or collected, and then
+    /// nothing is found.
+    #[track_caller]
+    pub fn wait_until_clean(&self) {
+        let mut told = String::new();
+        for _ in 0..10 {
+            let scrubbed = self.cairn(&["scrub", "start", "--wait"]);
+            told = said(&scrubbed);
+            if scrubbed.status.success() {
+                assert!(told.ends_with("clean\n"), "{told}");
+                return;
+            }
+            assert!(told.contains("not clean"), "{told}");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        panic!("never clean: {told}\n{}", self.status());
+    }
+
     /// Waits until the gateway has lost this node.
     pub fn wait_until_lost(&self, index: usize) {
         let is_lost = || self.node(index)["state"] == "lost";
@@ -504,6 +522,12 @@ pub(crate) fn cairn_after(prefix: &[String]) -> Command {
         command.env_remove(name);
     });
     command
+}
+
+/// All that a command printed.
+pub fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
 }
 
 /// Runs a command to its end, which must come in time.

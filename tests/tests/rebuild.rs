@@ -4,23 +4,17 @@
 // A failed `unwrap` is a failed test, in the functions beside the tests too.
 #![allow(clippy::unwrap_used)]
 
-use std::process::Output;
 use std::time::Duration;
 
 use cairn_tests::faults;
 use cairn_tests::load::{self, SIZES};
 use cairn_tests::model::Model;
-use cairn_tests::processes::Processes;
+use cairn_tests::processes::{Processes, said};
 use cairn_tests::status::wait_until;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const BUCKET: &str = "rebuild";
-
-fn text(output: &Output) -> String {
-    let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
-}
 
 fn disk_of(cluster: &Processes, node: usize) -> Value {
     let disks = cluster.status()["disks"].as_array().unwrap().clone();
@@ -114,32 +108,32 @@ fn a_dead_disk_is_replaced_in_one_command_and_a_drained_one_ends_empty() {
     });
     let refused = cluster.cairn(&["disk", "replace", &dead, "--yes"]);
     assert!(
-        !refused.status.success() && text(&refused).contains("no node has an empty disk"),
+        !refused.status.success() && said(&refused).contains("no node has an empty disk"),
         "{}",
-        text(&refused)
+        said(&refused)
     );
     cluster.add_blank_disk(2);
     let planned = cluster.cairn(&["disk", "replace", &dead, "--dry-run"]);
-    assert!(text(&planned).contains("to 6 disks"), "{}", text(&planned));
+    assert!(said(&planned).contains("to 6 disks"), "{}", said(&planned));
     let replaced = cluster.cairn(&["disk", "replace", &dead, "--yes"]);
-    assert!(replaced.status.success(), "{}", text(&replaced));
+    assert!(replaced.status.success(), "{}", said(&replaced));
     let waited = cluster.cairn(&["rebuild", "status", "--wait"]);
     assert!(
-        text(&waited).contains("nothing is to be rebuilt"),
+        said(&waited).contains("nothing is to be rebuilt"),
         "{}",
-        text(&waited)
+        said(&waited)
     );
     let removed = cluster.cairn(&["disk", "remove", &dead, "--yes"]);
-    assert!(removed.status.success(), "{}", text(&removed));
+    assert!(removed.status.success(), "{}", said(&removed));
     assert_right(&cluster, &mut model);
 
     // Every shard is somewhere, whole.
     let key = model.contents()[0].0.to_owned();
     let located = cluster.cairn(&["object", "locate", BUCKET, &key]);
     assert!(
-        located.status.success() && !text(&located).contains("being rebuilt"),
+        located.status.success() && !said(&located).contains("being rebuilt"),
         "{}",
-        text(&located)
+        said(&located)
     );
 
     let drained = disk_of(&cluster, 5)["label"].as_str().unwrap().to_owned();
@@ -148,12 +142,12 @@ fn a_dead_disk_is_replaced_in_one_command_and_a_drained_one_ends_empty() {
     assert_eq!(plan["spare_then"], plan["spare_now"], "{plan}");
     let asked = cluster.cairn(&["disk", "drain", &drained]);
     assert!(
-        !asked.status.success() && text(&asked).contains("say --yes"),
+        !asked.status.success() && said(&asked).contains("say --yes"),
         "{}",
-        text(&asked)
+        said(&asked)
     );
     let done = cluster.cairn(&["disk", "drain", &drained, "--yes"]);
-    assert!(done.status.success(), "{}", text(&done));
+    assert!(done.status.success(), "{}", said(&done));
     wait_until(
         "the disk is drained",
         PATIENCE,
@@ -176,18 +170,18 @@ fn what_would_lose_data_is_refused_until_the_disk_is_named_twice() {
     let disk = disk_of(&cluster, 3)["label"].as_str().unwrap().to_owned();
     let refused = cluster.cairn(&["disk", "retire", &disk, "--yes"]);
     assert!(
-        !refused.status.success() && text(&refused).contains("could not be read without"),
+        !refused.status.success() && said(&refused).contains("could not be read without"),
         "{}",
-        text(&refused)
+        said(&refused)
     );
-    assert!(text(&refused).contains("LOSES"), "{}", text(&refused));
+    assert!(said(&refused).contains("LOSES"), "{}", said(&refused));
     let wrong = cluster.cairn(&["disk", "retire", &disk, "--yes", "--force", "disk-9"]);
-    assert!(!wrong.status.success(), "{}", text(&wrong));
+    assert!(!wrong.status.success(), "{}", said(&wrong));
     assert_eq!(disk_of(&cluster, 3)["membership"], "active");
     let unknown = cluster.cairn(&["disk", "retire", "nodisk", "--yes"]);
     assert!(
-        text(&unknown).contains("there is no disk \"nodisk\""),
+        said(&unknown).contains("there is no disk \"nodisk\""),
         "{}",
-        text(&unknown)
+        said(&unknown)
     );
 }

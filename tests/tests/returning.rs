@@ -5,22 +5,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use cairn_tests::load::{self, SIZES};
 use cairn_tests::model::Model;
-use cairn_tests::processes::Processes;
+use cairn_tests::processes::{Processes, said};
 use cairn_tests::status::wait_until;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const BUCKET: &str = "returning";
-
-fn text(output: &Output) -> String {
-    let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
-}
 
 fn start(further: &[&str]) -> (Processes, Model) {
     let mut cluster = Processes::start_with(8, 1, "rs(4,2)", further);
@@ -64,23 +59,6 @@ fn assert_right(cluster: &Processes, model: &mut Model) {
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
-/// What was found is repaired and collected, and then nothing is found.
-#[track_caller]
-fn assert_becomes_clean(cluster: &Processes) {
-    let mut told = String::new();
-    for _ in 0..10 {
-        let scrubbed = cluster.cairn(&["scrub", "start", "--wait"]);
-        told = text(&scrubbed);
-        if scrubbed.status.success() {
-            assert!(told.ends_with("clean\n"), "{told}");
-            return;
-        }
-        assert!(told.contains("not clean"), "{told}");
-        std::thread::sleep(Duration::from_secs(1));
-    }
-    panic!("never clean: {told}\n{}", cluster.status());
-}
-
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp")
         .arg("--sparse=always")
@@ -108,7 +86,7 @@ fn a_disk_that_returns_before_or_after_it_was_replaced_brings_nothing_back() {
     change(&cluster, &mut model, "meanwhile-");
     cluster.restart_node(1);
     assert_right(&cluster, &mut model);
-    assert_becomes_clean(&cluster);
+    cluster.wait_until_clean();
     // After.
     cluster.kill_node(1);
     cluster.wait_until_lost(1);
@@ -121,7 +99,7 @@ fn a_disk_that_returns_before_or_after_it_was_replaced_brings_nothing_back() {
         disk["membership"] == "active" && disk["state"] == "online"
     });
     assert_right(&cluster, &mut model);
-    assert_becomes_clean(&cluster);
+    cluster.wait_until_clean();
 }
 
 #[test]
@@ -151,9 +129,9 @@ fn an_old_copy_of_a_disk_serves_nothing_and_its_space_is_free_when_the_disk_was_
         |disk| disk["membership"] == "active" && disk["state"] == "online" && disk["units"] == 0,
     );
     assert_right(&cluster, &mut model);
-    assert_becomes_clean(&cluster);
+    cluster.wait_until_clean();
     let key = model.contents()[0].0.to_owned();
-    let located = || text(&cluster.cairn(&["object", "locate", BUCKET, &key]));
+    let located = || said(&cluster.cairn(&["object", "locate", BUCKET, &key]));
     let is_seen = || located().contains("disk verified") && !located().contains("not yet");
     wait_until("every unit was looked at", PATIENCE, is_seen, located);
 }
@@ -173,7 +151,7 @@ fn what_a_new_copy_of_a_disk_lacks_is_made_again_and_the_disk_itself_is_an_old_c
     std::fs::rename(&aside, &disk).unwrap();
     cluster.restart_node(3);
     assert_right(&cluster, &mut model);
-    assert_becomes_clean(&cluster);
+    cluster.wait_until_clean();
     assert_right(&cluster, &mut model);
     cluster.kill_node(3);
     cluster.wait_until_lost(3);
@@ -188,9 +166,9 @@ fn the_pace_of_verifying_reaches_every_node_and_those_that_come_later() {
     let (mut cluster, _) = start(&[]);
     let paced = cluster.cairn(&["scrub", "pace", "3d"]);
     assert!(
-        text(&paced).contains("every disk is read once in 3 d"),
+        said(&paced).contains("every disk is read once in 3 d"),
         "{}",
-        text(&paced)
+        said(&paced)
     );
     let cycles = |cluster: &Processes| -> Vec<Value> {
         let disks = cluster.admin_json("/v1/scrub")["disks"]
@@ -213,7 +191,7 @@ fn the_pace_of_verifying_reaches_every_node_and_those_that_come_later() {
     let seen = || cluster.admin_json("/v1/scrub").to_string();
     wait_until("it has it again", PATIENCE, || are_set(&cluster), seen);
     let refused = cluster.cairn(&["scrub", "pace", "3s"]);
-    assert!(!refused.status.success() && text(&refused).contains("at least a minute"));
-    let status = text(&cluster.cairn(&["scrub", "status"]));
+    assert!(!refused.status.success() && said(&refused).contains("at least a minute"));
+    let status = said(&cluster.cairn(&["scrub", "status"]));
     assert!(status.contains("every disk is read once in 3 d"), "{status}");
 }
