@@ -201,6 +201,8 @@ fn a_machine_that_is_out_is_rebuilt_and_two_more_may_be_lost() {
     assert_hardly_noticed(&report, &[]);
     model.merge(report.model);
     assert_right(&cluster, &mut model);
+    client.abort_uploads(BUCKET).unwrap();
+    cluster.wait_until_clean();
 
     cluster.kill_node(5);
     cluster.unplug_node(7);
@@ -212,9 +214,9 @@ fn a_machine_that_is_out_is_rebuilt_and_two_more_may_be_lost() {
     for node in [2, 5] {
         cluster.restart_node(node);
     }
-    client.abort_uploads(BUCKET).unwrap();
     wait_until_quiet(&cluster);
     assert_right(&cluster, &mut model);
+    cluster.wait_until_clean();
 }
 
 fn disks_of(cluster: &Processes, node: usize) -> Vec<serde_json::Value> {

@@ -103,7 +103,11 @@ pub async fn start(gateway: &Gateway, request: &StartRequest) -> Result<StartAns
     let objects = &gateway.objects;
     let chosen: Vec<Arc<Disk>> = match &request.disk {
         Some(name) => vec![objects.find_disk(name)?],
-        None => objects.disks.all().to_vec(),
+        None => {
+            let all = objects.disks.all();
+            let counts = |disk: &&Arc<Disk>| disk.health == Health::Online || !disk.is_given_up();
+            all.iter().filter(counts).cloned().collect()
+        }
     };
     let order = &VerifyOrder {
         cycle_s: None,

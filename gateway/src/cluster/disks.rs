@@ -198,6 +198,11 @@ impl Disk {
         self.owner.is_none() && self.at.is_none()
     }
 
+    /// Whether what it held is rebuilt elsewhere: nothing that is on it counts any more.
+    pub fn is_given_up(&self) -> bool {
+        matches!(self.membership, Membership::Out | Membership::Absent)
+    }
+
     /// Whether new shards may go there.
     pub fn writable(&self) -> bool {
         self.health == Health::Online

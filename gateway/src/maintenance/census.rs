@@ -22,9 +22,7 @@ use super::rebuild::Moving;
 use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
 use crate::error::{Error, Result};
-use crate::ledger::model::{
-    CensusRow, Membership, ScrubRow, SuspectRow, UnitCensusRow, VolumeCensusRow, VolumeRow,
-};
+use crate::ledger::model::{CensusRow, ScrubRow, SuspectRow, UnitCensusRow, VolumeCensusRow, VolumeRow};
 use crate::ledger::{CommitBuilder, key};
 use crate::object::Objects;
 use crate::placement::volumes::Volume;
@@ -244,7 +242,7 @@ impl Census {
     /// A unit that can be compared: whole, on a disk that is there and not given up.
     fn unit(&self, volume: &Volume, index: u8) -> Option<Unit> {
         let disk = self.objects.disks.get(volume.disks[usize::from(index)])?;
-        let stays = matches!(disk.membership, Membership::Active | Membership::Draining);
+        let stays = !disk.is_given_up();
         if !stays || disk.health != Health::Online || !volume.is_whole(index) {
             return None;
         }
@@ -312,7 +310,7 @@ impl Census {
         for disk in self.objects.disks.all().iter() {
             match self.strays(disk).await? {
                 Some(found) => strays += found,
-                None if disk.membership == Membership::Out => {}
+                None if disk.is_given_up() => {} // Its units that are not elsewhere yet were skipped.
                 None => away += 1,
             }
         }
@@ -403,7 +401,7 @@ impl Census {
         let mut put_off = self.put_off.lock().unwrap_or_else(|e| e.into_inner());
         put_off.retain(|_, until| Instant::now() < *until);
         let disks = self.objects.disks.all();
-        let stays = |disk: &&Arc<Disk>| matches!(disk.membership, Membership::Active | Membership::Draining);
+        let stays = |disk: &&Arc<Disk>| !disk.is_given_up();
         let there = disks
             .iter()
             .filter(|disk| disk.health == Health::Online)
