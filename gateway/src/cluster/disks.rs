@@ -198,7 +198,7 @@ impl Disk {
         self.owner.is_none() && self.at.is_none()
     }
 
-    /// Whether what it held is rebuilt elsewhere: nothing that is on it counts any more.
+    /// Whether its units are to be rebuilt elsewhere. Those that are not yet are still named there.
     pub fn is_given_up(&self) -> bool {
         matches!(self.membership, Membership::Out | Membership::Absent)
     }

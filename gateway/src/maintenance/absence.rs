@@ -43,7 +43,7 @@ impl Absence {
         let now = Instant::now();
         let mut since = self.since.lock().unwrap_or_else(|e| e.into_inner());
         let disks = self.objects.disks.all();
-        let counts = |disk: &&Arc<Disk>| matches!(disk.membership, Membership::Active | Membership::Draining);
+        let counts = |disk: &&Arc<Disk>| !disk.is_given_up();
         let is_away = |disk: &&Arc<Disk>| matches!(disk.health, Health::Down(_));
         let away: Vec<&Arc<Disk>> = disks.iter().filter(is_away).collect();
         if away.len() * AWAY_SHARE > disks.iter().filter(counts).count().max(AWAY_SHARE) {

@@ -242,8 +242,7 @@ impl Census {
     /// A unit that can be compared: whole, on a disk that is there and not given up.
     fn unit(&self, volume: &Volume, index: u8) -> Option<Unit> {
         let disk = self.objects.disks.get(volume.disks[usize::from(index)])?;
-        let stays = !disk.is_given_up();
-        if !stays || disk.health != Health::Online || !volume.is_whole(index) {
+        if disk.is_given_up() || disk.health != Health::Online || !volume.is_whole(index) {
             return None;
         }
         Some(Unit {
@@ -401,12 +400,10 @@ impl Census {
         let mut put_off = self.put_off.lock().unwrap_or_else(|e| e.into_inner());
         put_off.retain(|_, until| Instant::now() < *until);
         let disks = self.objects.disks.all();
-        let stays = |disk: &&Arc<Disk>| !disk.is_given_up();
         let there = disks
             .iter()
-            .filter(|disk| disk.health == Health::Online)
-            .filter(stays);
-        let there = there.filter(|disk| !put_off.contains_key(&disk.id));
+            .filter(|disk| disk.health == Health::Online && !disk.is_given_up())
+            .filter(|disk| !put_off.contains_key(&disk.id));
         there
             .filter_map(|disk| Some((disk.clone(), disk.in_doubt()?)))
             .collect()
