@@ -1,7 +1,8 @@
-//! What operators see and do: status, metrics, health, nodes and disks; on an address of its own.
+//! What operators see and do: status, metrics, health, nodes, disks and where things are; on an address of its own.
 
 pub mod nodes;
 pub mod operations;
+pub mod places;
 pub mod rebalance;
 pub mod scrub;
 pub mod server;

@@ -3,8 +3,8 @@
 //! How long a disk has been away is measured by this process, from when it noticed; a gateway that starts begins anew. Nothing is
 //! decided about data: the disk's units are moved one by one, each by a commit of its own, and what it still has when
 //! it returns is still good.
-//! Invariant: when many disks are away at once, it is taken for a network that is split, and nobody is given up. Who is still
-//! away when it is no longer split is waited for anew: machines do not come back in the same moment.
+//! Invariant: when many of the disks that are still counted on are away at once, it is taken for a network that is split, and nobody
+//! is given up. Who is still away when it is no longer split is waited for anew: machines do not come back in the same moment.
 
 use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
@@ -43,17 +43,16 @@ impl Absence {
         let now = Instant::now();
         let mut since = self.since.lock().unwrap_or_else(|e| e.into_inner());
         let disks = self.objects.disks.all();
-        let counts = |disk: &&Arc<Disk>| !disk.is_given_up();
-        let is_away = |disk: &&Arc<Disk>| matches!(disk.health, Health::Down(_));
-        let away: Vec<&Arc<Disk>> = disks.iter().filter(is_away).collect();
-        if away.len() * AWAY_SHARE > disks.iter().filter(counts).count().max(AWAY_SHARE) {
+        let counted: Vec<&Arc<Disk>> = disks.iter().filter(|disk| !disk.is_given_up()).collect();
+        let is_away = |disk: &&&Arc<Disk>| matches!(disk.health, Health::Down(_));
+        let away: Vec<&Arc<Disk>> = counted.iter().filter(is_away).copied().collect();
+        if away.len() * AWAY_SHARE > counted.len().max(AWAY_SHARE) {
             since.clear();
             return Vec::new();
         }
         since.retain(|id, _| away.iter().any(|disk| disk.id == *id));
         let too_long = |disk: &&Arc<Disk>| *since.entry(disk.id).or_insert(now) + self.grace <= now;
-        let overdue: Vec<&Arc<Disk>> = away.into_iter().filter(too_long).collect();
-        overdue.into_iter().filter(counts).cloned().collect()
+        away.into_iter().filter(too_long).cloned().collect()
     }
 }
 

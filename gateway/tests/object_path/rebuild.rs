@@ -222,6 +222,24 @@ async fn nobody_is_given_up_when_many_are_away() {
     assert_readable(&world, &objects).await;
 }
 
+/// Who is given up and stays away is no sign of a split: the next machine that dies is given up too.
+#[tokio::test]
+async fn those_given_up_before_do_not_keep_others_from_it() {
+    let (world, _) = filled("rs(4,2)", 12).await;
+    let absence = Absence::new(world.objects.clone(), Duration::ZERO);
+    let maintenance = maintenance(&world);
+    for lost in [&[0, 1][..], &[2, 3], &[4]] {
+        world.lose(lost).await;
+        world.poll().await;
+        assert_eq!(absence.step().await.unwrap(), Step::Worked, "{lost:?}");
+        for disk in lost {
+            let membership = world.objects.disks.get(world.disk(*disk)).unwrap().membership;
+            assert_eq!(membership, Membership::Absent);
+        }
+        maintenance.settle().await;
+    }
+}
+
 /// Machines do not come back in the same moment when a network is whole again.
 #[tokio::test(start_paused = true)]
 async fn who_returns_last_from_a_split_is_waited_for_anew() {

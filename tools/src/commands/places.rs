@@ -7,7 +7,7 @@ use crate::admin_client::AdminArgs;
 use crate::duration::parse_duration;
 use crate::size::{format_size, parse_size};
 use clap::{Args, Subcommand};
-use gateway::admin::operations::{Located, UnitDetail, VolumeDetail};
+use gateway::admin::places::{Located, UnitDetail, VolumeDetail};
 use gateway::admin::server::PaceRequest;
 use gateway::admin::status::Status;
 use gateway::clock::{Clock, SystemClock};
