@@ -101,7 +101,7 @@ impl Objects {
                 state: state.into(),
                 membership: membership.into(),
                 whole: volume.is_whole(index),
-                verified_ms: disk.map(|disk| disk.verified_ms).filter(|at| *at > 0),
+                verified_ms: disk.and_then(|disk| disk.last_verified_ms(self.clock.now_ms())),
                 census_ms: None,
                 census_missing: 0,
             }

@@ -77,23 +77,24 @@ pub struct PaceRequest {
 pub async fn status(objects: &Objects) -> crate::error::Result<ScrubStatus> {
     let row = objects.scrub_row().await?;
     let disks = objects.disks.all();
+    let now_ms = objects.clock.now_ms();
     Ok(ScrubStatus {
         verify_cycle_s: (row.verify_cycle_s > 0).then_some(row.verify_cycle_s),
-        disks: disks.iter().map(disk_scrub).collect(),
+        disks: disks.iter().map(|disk| disk_scrub(disk, now_ms)).collect(),
         census: row.now.as_ref().map(CensusReport::new),
         volumes: objects.volumes.all().len(),
         last_census: row.last.as_ref().map(CensusReport::new),
     })
 }
 
-fn disk_scrub(disk: &Arc<Disk>) -> DiskScrub {
+fn disk_scrub(disk: &Arc<Disk>, now_ms: u64) -> DiskScrub {
     let status = disk.status.as_ref();
     DiskScrub {
         label: disk.label.clone(),
         online: disk.health == Health::Online,
         opening: status.and_then(|status| status.opening).map(|opening| opening.id),
         verify: status.and_then(|status| status.verify),
-        verified_ms: (disk.verified_ms > 0).then_some(disk.verified_ms),
+        verified_ms: disk.last_verified_ms(now_ms),
         in_doubt: disk.in_doubt().is_some(),
     }
 }
@@ -126,7 +127,7 @@ pub async fn start(gateway: &Gateway, request: &StartRequest) -> Result<StartAns
     let (mut disks, mut not) = (Vec::new(), Vec::new());
     for (disk, told) in futures::future::join_all(each).await {
         match told {
-            Ok(()) => disks.push(disk_scrub(disk)),
+            Ok(()) => disks.push(disk_scrub(disk, objects.clock.now_ms())),
             Err(why) => not.push((disk.label.clone(), why)),
         }
     }

@@ -71,7 +71,7 @@ pub struct Disk {
     pub status: Option<DiskStatus>,
     /// How it has behaved.
     pub conduct: Arc<Conduct>,
-    /// When verifying last came to its end, in milliseconds since 1970; 0 if it has not.
+    /// When verifying last came to its end as the ledger has it, in milliseconds since 1970; 0 if it has not.
     pub verified_ms: u64,
     /// The admission that its medium has, or is being given.
     admission: Option<AdmissionRow>,
@@ -111,6 +111,15 @@ impl Disk {
             conduct: Arc::new(Conduct::new(&row.label)),
             misses: 0,
         }
+    }
+
+    /// When verifying last came to its end, in milliseconds since 1970: as its node says, or as the ledger has it, whichever is
+    /// later. The ledger is told only by and by.
+    pub fn last_verified_ms(&self, now_ms: u64) -> Option<u64> {
+        let status = self.status.as_ref().filter(|_| self.health == Health::Online);
+        let ended_s_ago = status.and_then(|status| status.verify?.ended_s_ago);
+        let of_node = ended_s_ago.map(|ago| now_ms.saturating_sub(ago.saturating_mul(1_000)));
+        of_node.max((self.verified_ms > 0).then_some(self.verified_ms))
     }
 
     /// Takes in what a node shows of it. The opening that it has to be admitted in before it is used, if it has.
@@ -587,5 +596,47 @@ fn log_change(disk: &Disk, health: &Health) {
         Health::Online => info!(disk = %disk.label, "disk online"),
         Health::Suspect(why) => warn!(disk = %disk.label, why, "disk suspect: no new writes to it"),
         Health::Down(why) => warn!(disk = %disk.label, why, "disk down"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use storage_node::protocol::VerifyStatus;
+
+    #[test]
+    fn a_pass_counts_as_soon_as_the_node_says_so() {
+        let row = DiskRow {
+            verified_ms: 2_000,
+            ..DiskRow::default()
+        };
+        let mut disk = Disk::from_row(DiskId(1), &row);
+        disk.status = Some(DiskStatus {
+            disk: disk.id,
+            incarnation: 0,
+            path: String::new(),
+            state: DiskState::Online,
+            backend: String::new(),
+            capacity_bytes: 0,
+            free_bytes: 0,
+            live_bytes: 0,
+            shards: 0,
+            corrupt_shards: 0,
+            opening: None,
+            verify: Some(VerifyStatus {
+                ended_s_ago: Some(3),
+                ..VerifyStatus::default()
+            }),
+        });
+        assert_eq!(
+            disk.last_verified_ms(10_000),
+            Some(2_000),
+            "what a disk said that is away is old"
+        );
+        disk.health = Health::Online;
+        assert_eq!(disk.last_verified_ms(10_000), Some(7_000));
+        assert_eq!(disk.last_verified_ms(4_000), Some(2_000));
+        (disk.verified_ms, disk.status) = (0, None);
+        assert_eq!(disk.last_verified_ms(10_000), None);
     }
 }
