@@ -267,7 +267,7 @@ impl Objects {
         // Of a node's disks, those that it makes sense for; of one disk, the plan has refused what does not.
         match request.action {
             Action::Drain => {
-                let disks = of(|m| matches!(m, Membership::Active | Membership::Draining));
+                let disks = of(|m| !m.is_given_up());
                 self.decide_all(&disks, Membership::Draining).await?
             }
             Action::Retire => self.decide_all(&of(|_| true), Membership::Out).await?,

@@ -2,7 +2,6 @@
 
 use super::operations::{Answer, Refusal};
 use super::status::membership_word;
-use crate::cluster::disks::Health;
 use crate::error::Error;
 use crate::ledger::model::VolumeState;
 use crate::object::Objects;
@@ -85,14 +84,7 @@ impl Objects {
             let disk = self.disks.get(*id);
             let (state, membership) = match &disk {
                 None => ("removed", "out"),
-                Some(disk) => (
-                    match disk.health {
-                        Health::Online => "online",
-                        Health::Suspect(_) => "suspect",
-                        Health::Down(_) => "down",
-                    },
-                    membership_word(disk.membership),
-                ),
+                Some(disk) => (disk.standing().word(), membership_word(disk.membership)),
             };
             UnitDetail {
                 disk: disk

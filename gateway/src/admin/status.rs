@@ -380,10 +380,11 @@ pub fn node_lines(objects: &Objects) -> Vec<NodeLine> {
 }
 
 fn disk_line(disk: &Disk, units: usize) -> DiskLine {
-    let (state, reason) = match disk.standing() {
-        Health::Online => ("online", None),
-        Health::Suspect(why) => ("suspect", Some(why)),
-        Health::Down(why) => ("down", Some(why)),
+    let standing = disk.standing();
+    let state = standing.word();
+    let reason = match standing {
+        Health::Online => None,
+        Health::Suspect(why) | Health::Down(why) => Some(why),
     };
     let wrong = disk.conduct.wrong_seen();
     let (last_wrong, last_wrong_s) = wrong.last.map(|(what, ago)| (what, ago.as_secs())).unzip();

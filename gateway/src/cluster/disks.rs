@@ -50,6 +50,17 @@ pub enum Health {
     Down(String),
 }
 
+impl Health {
+    /// What it is called where people and programs read it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Health::Online => "online",
+            Health::Suspect(_) => "suspect",
+            Health::Down(_) => "down",
+        }
+    }
+}
+
 /// A disk as the gateway knows it.
 #[derive(Clone)]
 pub struct Disk {
@@ -209,7 +220,7 @@ impl Disk {
 
     /// Whether its units are to be rebuilt elsewhere. Those that are not yet are still named there.
     pub fn is_given_up(&self) -> bool {
-        matches!(self.membership, Membership::Out | Membership::Absent)
+        self.membership.is_given_up()
     }
 
     /// Whether new shards may go there.

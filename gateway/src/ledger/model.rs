@@ -326,6 +326,13 @@ pub enum Membership {
     Absent = 3,
 }
 
+impl Membership {
+    /// Whether what such a disk holds is to be rebuilt elsewhere.
+    pub fn is_given_up(self) -> bool {
+        matches!(self, Membership::Out | Membership::Absent)
+    }
+}
+
 /// A machine that serves disks.
 #[derive(Clone, PartialEq, Message)]
 pub struct NodeRow {

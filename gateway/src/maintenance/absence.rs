@@ -43,10 +43,10 @@ impl Absence {
         let now = Instant::now();
         let mut since = self.since.lock().unwrap_or_else(|e| e.into_inner());
         let disks = self.objects.disks.all();
-        let counted: Vec<&Arc<Disk>> = disks.iter().filter(|disk| !disk.is_given_up()).collect();
-        let is_away = |disk: &&&Arc<Disk>| matches!(disk.health, Health::Down(_));
-        let away: Vec<&Arc<Disk>> = counted.iter().filter(is_away).copied().collect();
-        if away.len() * AWAY_SHARE > counted.len().max(AWAY_SHARE) {
+        let counted = || disks.iter().filter(|disk| !disk.is_given_up());
+        let is_away = |disk: &&Arc<Disk>| matches!(disk.health, Health::Down(_));
+        let away: Vec<&Arc<Disk>> = counted().filter(is_away).collect();
+        if away.len() * AWAY_SHARE > counted().count().max(AWAY_SHARE) {
             since.clear();
             return Vec::new();
         }

@@ -113,6 +113,14 @@ async fn wrong_answers_cost_nothing_and_name_the_disk() {
         let status = status(&world).await;
         let line = status.disks.iter().find(|line| line.label == disk.label).unwrap();
         assert_eq!(line.state, "suspect");
+        let volumes = world.objects.volumes.all();
+        let mut units = volumes
+            .iter()
+            .flat_map(|volume| world.objects.volume_detail(volume).units);
+        assert_eq!(
+            units.find(|unit| unit.disk == disk.label).unwrap().state,
+            "suspect"
+        );
         assert_eq!(line.wrong_answers.values().sum::<u64>(), wrong);
         assert!(line.last_wrong.is_some() && !status.healthy && status.degraded.disks == 1);
         // It is used again once it behaves, and what it was caught with is forgotten by nobody.
