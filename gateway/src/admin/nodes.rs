@@ -164,7 +164,7 @@ fn strange(gateway: &Gateway, node: &Node) -> Vec<StrangeLine> {
         let reason = match (known, disk.state) {
             (Some(known), _) if known.node.as_ref() == Some(info) => return None,
             (Some(known), _) => format!("{} belongs elsewhere", known.label),
-            (None, DiskState::Fenced { reason }) => reason,
+            (None, DiskState::Fenced { reason }) => without_path(reason, &disk.path),
             (None, DiskState::Online) => format!("the ledger has no disk {}", disk.disk),
         };
         Some(StrangeLine {
@@ -174,6 +174,12 @@ fn strange(gateway: &Gateway, node: &Node) -> Vec<StrangeLine> {
         })
     };
     node.shown().into_iter().filter_map(line).collect()
+}
+
+/// A device's errors begin with its path, which the line has already.
+fn without_path(reason: String, path: &str) -> String {
+    let rest = reason.strip_prefix(path).and_then(|rest| rest.strip_prefix(": "));
+    rest.map(str::to_owned).unwrap_or(reason)
 }
 
 /// A new token.
@@ -230,4 +236,20 @@ pub async fn add_disks(gateway: &Gateway, request: AddRequest) -> Result<AddAnsw
     Ok(AddAnswer {
         disks: added.into_iter().map(line).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_path;
+
+    #[test]
+    fn a_reason_does_not_repeat_its_path() {
+        let missing = "/dev/sdx: No such file or directory (os error 2)".to_owned();
+        assert_eq!(
+            without_path(missing, "/dev/sdx"),
+            "No such file or directory (os error 2)"
+        );
+        let other = "/dev/sdxy: No such file".to_owned();
+        assert_eq!(without_path(other.clone(), "/dev/sdx"), other);
+    }
 }
