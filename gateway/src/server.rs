@@ -141,7 +141,7 @@ impl Gateway {
                 adopting,
             })
         });
-        let volumes = Arc::new(Volumes::load(ledger.clone(), disks.clone()).await?);
+        let volumes = Arc::new(Volumes::load(ledger.clone(), lease.clone(), disks.clone()).await?);
         let metrics = Metrics::new().map_err(|e| Error::Internal(format!("metrics: {e}")))?;
         let objects = Arc::new(Objects {
             ledger,

@@ -286,7 +286,12 @@ impl Objects {
     }
 
     /// Forgets disks, and their node if it is about that.
+    ///
+    /// The ledger says whether a unit is on them: nothing comes to a disk that is not in service, so what it says now holds.
     async fn remove(&self, subject: &Subject, disks: &[DiskId]) -> Answer<()> {
+        if self.volumes.units_on(disks).await? > 0 {
+            return Err(Refusal::Outdated);
+        }
         let mut rows: Vec<Bytes> = disks.iter().map(|id| key::disk(id.0)).collect();
         let node = match subject {
             Subject::Disk(_) => None,

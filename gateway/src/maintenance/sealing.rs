@@ -1,4 +1,4 @@
-//! Seals volumes that are full, so that new blobs go elsewhere.
+//! Seals volumes that are full, so that new blobs go elsewhere, and settles what became of volumes that were begun.
 
 use super::worker::{Step, Worker};
 use crate::error::Result;
@@ -23,6 +23,7 @@ impl Worker for Sealing {
     }
 
     async fn step(&self) -> Result<Step> {
+        self.objects.volumes.settle_begun().await?;
         for volume in self.objects.volumes.full() {
             self.objects.volumes.seal(volume).await?;
             tracing::info!(volume, "volume sealed");

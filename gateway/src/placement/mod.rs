@@ -1,6 +1,7 @@
 //! Where data goes: which volume takes a blob (`volumes`), and which disks make a new volume (`choose`, pure),
 //! and which units move to make disks equally full (`rebalance`, pure).
 
+mod begun;
 pub mod choose;
 pub mod rebalance;
 pub mod relocations;

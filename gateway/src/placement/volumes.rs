@@ -4,10 +4,13 @@
 //! narrower scheme with the same parity. Rows are cached; a volume's disks change only with its epoch, and a node
 //! that refuses an old epoch makes the reader fetch the row anew.
 
+use super::begun::Begun;
 use super::choose::{self, Candidate};
 use crate::cluster::disks::{Disk, Disks, Health};
+use crate::cluster::lease::Lease;
 use crate::error::{Error, Result};
-use crate::ledger::model::{VolumeRow, VolumeState};
+use crate::ledger::model::{DiskRow, Membership, VolumeRow, VolumeState};
+use crate::ledger::store::LedgerError;
 use crate::ledger::{CommitBuilder, Ledger, Typed, key};
 use bytes::Bytes;
 use ec_core::Scheme;
@@ -17,6 +20,8 @@ use std::sync::{Arc, RwLock};
 use storage_node::protocol::{DiskId, UnitAddress, UnitId};
 use tokio::sync::Mutex;
 
+/// How often a volume is looked for, or made, before the upload that wants it fails.
+const PICK_ATTEMPTS: usize = 4;
 /// Volumes of one scheme that are open at once, when there are enough disks for different groups.
 const OPEN_VOLUMES: usize = 4;
 /// A volume is sealed when its units have used this share of the smallest of its disks.
@@ -127,14 +132,16 @@ impl Cache {
 /// All volumes.
 pub struct Volumes {
     ledger: Ledger,
+    lease: Arc<Lease>,
     disks: Arc<Disks>,
     cache: RwLock<Cache>,
     creating: Mutex<()>,
+    begun: Begun,
 }
 
 impl Volumes {
     /// Reads the volumes from the ledger.
-    pub async fn load(ledger: Ledger, disks: Arc<Disks>) -> Result<Volumes> {
+    pub async fn load(ledger: Ledger, lease: Arc<Lease>, disks: Arc<Disks>) -> Result<Volumes> {
         let mut cache = Cache::default();
         let mut damaged = None;
         ledger
@@ -155,9 +162,11 @@ impl Volumes {
             Some(error) => Err(error),
             None => Ok(Volumes {
                 ledger,
+                lease,
                 disks,
                 cache: RwLock::new(cache),
                 creating: Mutex::new(()),
+                begun: Begun::default(),
             }),
         }
     }
@@ -207,6 +216,16 @@ impl Volumes {
     /// An open volume for a new blob of the wanted scheme, or of a narrower one of the same parity when too few
     /// disks can be written. `avoid` holds disks that just failed in this request; `salt` spreads the choice.
     pub async fn pick(&self, wanted: Scheme, avoid: &HashSet<DiskId>, salt: u64) -> Result<Arc<Volume>> {
+        for _ in 1..PICK_ATTEMPTS {
+            match self.pick_now(wanted, avoid, salt).await {
+                Err(Error::Conflict) => {} // A disk's row changed meanwhile.
+                picked => return picked,
+            }
+        }
+        self.pick_now(wanted, avoid, salt).await
+    }
+
+    async fn pick_now(&self, wanted: Scheme, avoid: &HashSet<DiskId>, salt: u64) -> Result<Arc<Volume>> {
         let candidates = self.candidates(avoid, wanted);
         let healthy = choose::domains(&candidates);
         let Some(scheme) = wanted.narrowed(healthy) else {
@@ -264,7 +283,8 @@ impl Volumes {
         whole: bool,
         fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
     ) -> Result<Arc<Volume>> {
-        self.change(volume, fence, |row| {
+        let target = self.expect_active(CommitBuilder::new(), &[to]).await?;
+        self.change(volume, target, fence, |row| {
             if let Some(disk) = row.disks.get_mut(usize::from(index)) {
                 *disk = Bytes::copy_from_slice(&to.0.to_be_bytes());
             }
@@ -284,7 +304,7 @@ impl Volumes {
         volume: &Volume,
         fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
     ) -> Result<Arc<Volume>> {
-        self.change(volume, fence, |row| {
+        self.change(volume, CommitBuilder::new(), fence, |row| {
             row.epoch += 1;
             row.set_state(VolumeState::Sealed);
         })
@@ -298,16 +318,17 @@ impl Volumes {
         index: u8,
         fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
     ) -> Result<Arc<Volume>> {
-        self.change(volume, fence, |row| {
+        self.change(volume, CommitBuilder::new(), fence, |row| {
             row.incomplete.retain(|i| *i != u32::from(index))
         })
         .await
     }
 
-    /// Changes a volume's row if it still has the epoch it was decided by.
+    /// Changes a volume's row, as part of a commit, if it still has the epoch it was decided by.
     async fn change(
         &self,
         volume: &Volume,
+        commit: CommitBuilder,
         fence: impl FnOnce(CommitBuilder) -> CommitBuilder,
         change: impl FnOnce(&mut VolumeRow),
     ) -> Result<Arc<Volume>> {
@@ -317,9 +338,7 @@ impl Volumes {
             return Err(Error::Conflict);
         };
         change(&mut row);
-        let commit = CommitBuilder::new()
-            .expect(&row_key, Some(version))
-            .put(row_key, &row);
+        let commit = commit.expect(&row_key, Some(version)).put(row_key, &row);
         self.ledger.commit(fence(commit).build()).await?;
         self.refresh(volume.id).await
     }
@@ -400,18 +419,86 @@ impl Volumes {
                 .collect(),
             incomplete: Vec::new(),
         };
-        let row_key = key::volume(id);
-        self.ledger
-            .commit(
-                CommitBuilder::new()
-                    .expect(&row_key, None)
-                    .put(row_key, &row)
-                    .build(),
-            )
-            .await?;
-        let volume = Arc::new(Volume::from_row(id, &row)?);
-        self.write().insert(volume.clone());
+        let volume = self.record(id, row).await?;
         tracing::info!(volume = id, %scheme, "volume created");
         Ok(volume)
+    }
+
+    /// Writes the row of a new volume, and takes it in. Whoever waits for it may leave at any moment, and the answer may be lost:
+    /// until it is known what became of the row, it is among those that were begun.
+    async fn record(&self, id: u64, row: VolumeRow) -> Result<Arc<Volume>> {
+        let volume = Arc::new(Volume::from_row(id, &row)?);
+        let row_key = key::volume(id);
+        let commit = self.expect_active(CommitBuilder::new(), &volume.disks).await?;
+        let commit = commit.expect(&row_key, None).put(row_key, &row);
+        self.begun.add(id, row);
+        let committed = self.ledger.commit(self.lease.fence(commit).build()).await;
+        if let Ok(_) | Err(LedgerError::Conflict { .. }) = committed {
+            self.begun.remove(id);
+        }
+        committed?;
+        self.write().insert(volume.clone());
+        Ok(volume)
+    }
+
+    /// Finds out what became of volumes that were begun. One that has no row gets it: a commit that is still on its way then
+    /// finds it there, and fails.
+    pub async fn settle_begun(&self) -> Result<()> {
+        if self.begun.is_empty() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.creating.lock().await;
+        for (id, row) in self.begun.all() {
+            match self.record(id, row).await {
+                Ok(_) => tracing::info!(volume = id, "volume created, as was begun before"),
+                // It is there, or cannot be any more: a disk of it is not in service, nor will it be as it was.
+                Err(Error::Conflict) => {
+                    if self.ledger.get::<VolumeRow>(key::volume(id)).await?.is_some() {
+                        self.refresh(id).await?;
+                    }
+                    self.begun.remove(id);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to a commit that these disks are in service, as they are now: none of them is emptied, given up or removed before it.
+    async fn expect_active(&self, mut commit: CommitBuilder, disks: &[DiskId]) -> Result<CommitBuilder> {
+        let keys: Vec<Bytes> = disks.iter().map(|id| key::disk(id.0)).collect();
+        let rows = self.ledger.get_many::<DiskRow>(keys.clone()).await?;
+        for (row_key, found) in keys.iter().zip(rows) {
+            let found = found.filter(|found| found.row.membership() == Membership::Active);
+            let version = found.ok_or(Error::Conflict)?.version;
+            commit = commit.expect(row_key, Some(version));
+        }
+        Ok(commit)
+    }
+
+    /// How many units the ledger has on these disks. Volumes that were not known here are, after that.
+    pub async fn units_on(&self, disks: &[DiskId]) -> Result<usize> {
+        let names: Vec<[u8; 16]> = disks.iter().map(|id| id.0.to_be_bytes()).collect();
+        let (mut units, mut volumes) = (0, Vec::new());
+        self.ledger
+            .for_each(
+                key::table(b'v'),
+                |row_key, Typed { row, .. }: Typed<VolumeRow>| {
+                    let on_them = row
+                        .disks
+                        .iter()
+                        .filter(|disk| names.iter().any(|name| *disk == name.as_slice()))
+                        .count();
+                    if on_them > 0 {
+                        units += on_them;
+                        volumes.extend(key::single_number(&row_key));
+                    }
+                },
+            )
+            .await?;
+        for id in volumes {
+            self.refresh(id).await?;
+        }
+        Ok(units)
     }
 }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod begun_volumes;
 mod budget;
 mod census;
 mod garbage;

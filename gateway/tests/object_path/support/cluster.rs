@@ -89,7 +89,7 @@ impl Cluster {
         let lease = Arc::new(Lease::take_over(ledger.clone(), "test").await?);
         let disks = Arc::new(Disks::load(&ledger, lease.clone(), self.nodes()).await?);
         disks.poll().await;
-        let volumes = Arc::new(Volumes::load(ledger.clone(), disks.clone()).await?);
+        let volumes = Arc::new(Volumes::load(ledger.clone(), lease.clone(), disks.clone()).await?);
         let objects = Arc::new(Objects {
             ledger,
             lease,
