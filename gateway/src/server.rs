@@ -294,13 +294,11 @@ async fn poll_disks(disks: Arc<Disks>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// Until nothing is left of what was begun before this start.
+/// Goes on with what was begun and not ended, before this start or since: an answer may have been lost.
 async fn resume_adding(membership: Arc<Membership>, mut stop: watch::Receiver<bool>) {
     while !*stop.borrow() {
-        match membership.adopting.resume().await {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "adding disks cannot be resumed"),
+        if let Err(error) = membership.adopting.resume().await {
+            tracing::warn!(%error, "adding disks cannot be resumed");
         }
         tokio::select! {
             _ = tokio::time::sleep(RESUME_PERIOD) => {}

@@ -88,9 +88,15 @@ impl Faults {
         self.dead.retain(|(_, id)| known.contains(&id.0));
     }
 
-    /// Adds the disks that machines show and nobody has used yet.
+    /// Goes on with disks that were begun to be added, and adds those that machines show and nobody has used yet.
     async fn add_blank(&mut self, serving: &Serving) {
         let adopting = self.run.world.adopting(serving);
+        tokio::select! {
+            resumed = adopting.resume() => if let Err(error) = resumed {
+                self.run.trace.note(format!("not resumed: {error}"));
+            },
+            () = serving.life.over() => return,
+        }
         let blank = adopting.blank();
         if blank.is_empty() {
             return;
