@@ -30,10 +30,15 @@ impl Objects {
     pub fn relocation(&self, volume: &Volume, index: u8) -> Option<DiskId> {
         let to = self.relocations.target(volume.unit(index))?;
         let is_elsewhere = to != volume.disks[usize::from(index)];
+        (is_elsewhere && self.may_take(volume, index, to)).then_some(to)
+    }
+
+    /// Whether a unit may be on a disk: it can be written, and is in no failure domain of the volume's other units.
+    pub fn may_take(&self, volume: &Volume, index: u8, to: DiskId) -> bool {
         let level = self.disks.level(volume.disks.len());
         let others = (0..).zip(&volume.disks).filter(|(i, _)| *i != index);
         let others = others.map(|(_, disk)| *disk);
-        (is_elsewhere && may_take(|id| self.disks.get(id), level, others, to)).then_some(to)
+        may_take(|id| self.disks.get(id), level, others, to)
     }
 
     /// What would make the disks equally full, but for these units.
@@ -120,7 +125,7 @@ impl Objects {
     }
 }
 
-/// Whether a unit may be on a disk: it can be written, and is in no failure domain of the volume's other units.
+/// The same, of any disks.
 fn may_take(
     disk: impl Fn(DiskId) -> Option<Arc<Disk>>,
     level: Level,

@@ -235,7 +235,8 @@ impl Rebuild {
             .iter()
             .find(|(moving, _)| *moving == unit)
             .map(|(_, to)| *to);
-        let usable = |to: &DiskId| self.objects.disks.get(*to).is_some_and(|disk| disk.writable());
+        // Another unit of the volume may have moved there meanwhile, or near it.
+        let usable = |to: &DiskId| self.objects.may_take(volume, index, *to);
         if let Some(known) = known.filter(|known| !usable(known)) {
             self.moving.lock().remove(&(unit, known)); // What it got is a leftover now.
         }

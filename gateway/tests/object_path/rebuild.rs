@@ -12,10 +12,11 @@ use gateway::maintenance::rebuild::pace::{FLOOR, Wanted};
 use gateway::maintenance::rebuild::{Moving, Rebuild, Shared};
 use gateway::maintenance::worker::{Step, Worker};
 use gateway::object::shard_reader::StripeSource;
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use storage_node::protocol::{BlockRange, NodeError, UnitId};
+use storage_node::protocol::{BlockRange, DiskId, NodeError, UnitId};
 use tokio::sync::watch;
 
 struct Maintenance {
@@ -401,6 +402,43 @@ async fn a_leftover_that_is_dropped_late_is_not_the_unit_that_is_there_by_then()
         "{census:#?}"
     );
     assert_readable(&world, &objects).await;
+}
+
+/// While a unit is copied to a disk, another one of its volume is lost and takes the place there: two of a volume are never on one disk.
+#[tokio::test]
+async fn a_drain_does_not_end_where_another_unit_has_come_to_be() {
+    let world = World::new("rs(2,2)", 5).await;
+    let bytes = content(1, 300_000);
+    world.lose(&[4]).await;
+    world.put("object", &bytes).await.unwrap();
+    world.heal().await;
+    let maintenance = maintenance(&world);
+    world
+        .objects
+        .decide(world.disk(0), Membership::Draining)
+        .await
+        .unwrap();
+    let no_space = Faults {
+        put: Some(NodeError::NoSpace),
+        ..Default::default()
+    };
+    world.fault(4, no_space);
+    let copied = maintenance.rebuild.step().await;
+    assert!(!matches!(copied, Ok(Step::Idle)), "the copy was begun");
+    world.fault(4, Faults::default());
+    world.lose(&[1]).await;
+    world
+        .objects
+        .decide(world.disk(1), Membership::Out)
+        .await
+        .unwrap();
+    maintenance.settle().await;
+    for volume in world.objects.volumes.all() {
+        let disks: HashSet<DiskId> = volume.disks.iter().copied().collect();
+        assert_eq!(disks.len(), volume.disks.len(), "{volume:?}");
+        assert!(!disks.contains(&world.disk(1)), "{volume:?}");
+    }
+    assert_eq!(world.get("object").await.unwrap(), bytes);
 }
 
 #[tokio::test]
