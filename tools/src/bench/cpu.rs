@@ -21,10 +21,10 @@ pub struct CpuSeconds {
 }
 
 impl CpuSeconds {
-    /// Asks both.
-    pub async fn now(admin: &Endpoint) -> CpuSeconds {
+    /// Asks both; the server, if it is known where.
+    pub async fn now(admin: Option<&Endpoint>) -> CpuSeconds {
         let metrics = tokio::time::timeout(METRICS_DEADLINE, async {
-            let asked = Connection::new(admin.clone())
+            let asked = Connection::new(admin?.clone())
                 .ask(Method::GET, Uri::from_static("/metrics"))
                 .await;
             asked.ok().map(|(_, text)| text)
@@ -38,6 +38,15 @@ impl CpuSeconds {
             client: std::fs::read_to_string("/proc/self/stat")
                 .ok()
                 .and_then(|stat| process_seconds(&stat)),
+        }
+    }
+
+    /// What both have used, in two spans of time.
+    pub fn plus(self, other: CpuSeconds) -> CpuSeconds {
+        let sum = |a: Option<f64>, b: Option<f64>| Some(a? + b?);
+        CpuSeconds {
+            server: sum(self.server, other.server),
+            client: sum(self.client, other.client),
         }
     }
 

@@ -52,6 +52,20 @@ impl Outcome {
     pub fn errors(&self) -> u64 {
         self.tallies.iter().map(|tally| tally.errors).sum()
     }
+
+    /// Adds what came of the same load at another time.
+    pub fn merge(&mut self, other: Outcome) {
+        for tally in other.tallies {
+            match self.tallies.iter_mut().find(|mine| mine.op == tally.op) {
+                Some(mine) => mine.merge(&tally),
+                None => self.tallies.push(tally),
+            }
+        }
+        self.tallies
+            .sort_by_key(|tally| Op::ALL.iter().position(|op| *op == tally.op));
+        self.elapsed += other.elapsed;
+        self.first_error = self.first_error.take().or(other.first_error);
+    }
 }
 
 /// What came of one operation.

@@ -7,8 +7,8 @@
 //! plan      what to measure                     signer   where requests go, presigned
 //! content   the bytes of objects                client   one connection
 //! objects   sets of objects, their requests     load     the loop that is measured
-//! session   one cell after the other            cpu      processor time of both sides
-//!                                               report   table and JSON
+//! side      one of the servers                  cpu      processor time of client and server
+//! session   one cell after the other            report   table and JSON
 //! ```
 
 mod client;
@@ -19,6 +19,7 @@ mod objects;
 mod plan;
 mod report;
 mod session;
+mod side;
 mod signer;
 
 #[cfg(test)]
@@ -54,6 +55,23 @@ pub struct BenchArgs {
         hide_env_values = true
     )]
     secret_key: String,
+    /// Another S3 endpoint to compare with: every cell is measured at both, in turn
+    #[arg(long, value_name = "URL", value_parser = Endpoint::parse)]
+    against: Option<Endpoint>,
+    /// Its access key, if it is another one
+    #[arg(long, env = "CAIRN_AGAINST_ACCESS_KEY", requires = "against")]
+    against_access_key: Option<String>,
+    /// Its secret key
+    #[arg(
+        long,
+        env = "CAIRN_AGAINST_SECRET_KEY",
+        requires = "against_access_key",
+        hide_env_values = true
+    )]
+    against_secret_key: Option<String>,
+    /// In how many turns each cell is measured: a noisy neighbour then meets both endpoints alike
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// The region requests are signed for
     #[arg(long, default_value = "us-east-1")]
     region: String,
@@ -72,7 +90,7 @@ pub struct BenchArgs {
     /// Operations measured together, with weights: put=30,get=70
     #[arg(long, value_name = "OP=N,…", conflicts_with = "ops")]
     mix: Option<Mix>,
-    /// How long each cell lasts (deletes alone: until the objects are gone)
+    /// How long each turn of a cell lasts (deletes alone: until the objects are gone)
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     duration: Duration,
     /// Objects of each size: read from one such set, written over another

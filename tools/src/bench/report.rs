@@ -13,6 +13,7 @@ const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), 
 /// What was measured of one operation, or of all operations of a mix together.
 #[derive(Debug)]
 pub struct Row {
+    endpoint: String,
     mix: String,
     op: String,
     size: u64,
@@ -28,8 +29,16 @@ pub struct Row {
 }
 
 /// The rows of one cell: one for its operation, or for a mix one each and one for all together.
-pub fn rows(mix: &Mix, size: u64, concurrency: usize, outcome: &Outcome, cpu: CpuSeconds) -> Vec<Row> {
+pub fn rows(
+    endpoint: &str,
+    mix: &Mix,
+    size: u64,
+    concurrency: usize,
+    outcome: &Outcome,
+    cpu: CpuSeconds,
+) -> Vec<Row> {
     let row = |op: &str, tally: &Tally, cpu: Option<CpuSeconds>| Row {
+        endpoint: endpoint.to_owned(),
         mix: mix.to_string(),
         op: op.to_owned(),
         size,
@@ -88,6 +97,7 @@ impl Row {
             .latency_us
             .map(|us| json!({ "p50": us[0], "p90": us[1], "p99": us[2], "p99_9": us[3], "max": us[4] }));
         json!({
+            "endpoint": self.endpoint,
             "mix": self.mix,
             "op": self.op,
             "size_bytes": self.size,
@@ -106,9 +116,45 @@ impl Row {
         })
     }
 
+    fn is_of_same_cell(&self, other: &Row) -> bool {
+        (&self.mix, &self.op, self.size, self.concurrency)
+            == (&other.mix, &other.op, other.size, other.concurrency)
+    }
+
+    /// What each figure is of the other's, as cells.
+    fn as_share_of(&self, other: &Row) -> Vec<String> {
+        let share = |mine: Option<f64>, its: Option<f64>| match (mine, its) {
+            (Some(mine), Some(its)) if its > 0.0 => three_digits(mine / its, "×"),
+            _ => "-".to_owned(),
+        };
+        let mut cells = vec![
+            "of it".to_owned(),
+            self.op.clone(),
+            format_size(self.size),
+            self.concurrency.to_string(),
+        ];
+        cells.extend(vec![String::new(); 3]);
+        cells.push(share(Some(self.requests_per_s()), Some(other.requests_per_s())));
+        cells.push(share(Some(self.mib_per_s()), Some(other.mib_per_s())));
+        for i in 0..=QUANTILES.len() {
+            let latency = |row: &Row| Some(row.latency_us?[i] as f64);
+            cells.push(share(latency(self), latency(other)));
+        }
+        cells.push(share(
+            self.per_gib(|cpu| cpu.server),
+            other.per_gib(|cpu| cpu.server),
+        ));
+        cells.push(share(
+            self.per_gib(|cpu| cpu.client),
+            other.per_gib(|cpu| cpu.client),
+        ));
+        cells
+    }
+
     fn cells(&self) -> Vec<String> {
         let cpu = |value: Option<f64>| value.map_or("-".to_owned(), |value| three_digits(value, ""));
         let mut cells = vec![
+            self.endpoint.clone(),
             self.op.clone(),
             format_size(self.size),
             self.concurrency.to_string(),
@@ -128,17 +174,29 @@ impl Row {
     }
 }
 
-/// The table, its columns as wide as they have to be.
+/// The table, its columns as wide as they have to be. Rows of a second server are followed by what the first is of it.
 pub fn table(rows: &[Row]) -> String {
     let mut header: Vec<String> = [
-        "op", "size", "conc", "time", "requests", "errors", "req/s", "MiB/s",
+        "endpoint", "op", "size", "conc", "time", "requests", "errors", "req/s", "MiB/s",
     ]
     .map(str::to_owned)
     .to_vec();
     header.extend(QUANTILES.map(|(name, _)| name.to_owned()));
     header.extend(["max", "server s/GiB", "client s/GiB"].map(str::to_owned));
     let mut lines = vec![header];
-    lines.extend(rows.iter().map(Row::cells));
+    for (at, row) in rows.iter().enumerate() {
+        lines.push(row.cells());
+        let same_cell = |first: &&Row| first.is_of_same_cell(row) && first.endpoint != row.endpoint;
+        lines.extend(
+            rows[..at]
+                .iter()
+                .rfind(same_cell)
+                .map(|first| first.as_share_of(row)),
+        );
+    }
+    if rows.iter().all(|row| row.endpoint == rows[0].endpoint) {
+        lines.iter_mut().for_each(|line| drop(line.remove(0)));
+    }
     let width = |column: usize| {
         lines
             .iter()
@@ -206,7 +264,7 @@ mod tests {
             elapsed: Duration::from_secs(2),
             first_error: None,
         };
-        let rows = rows(&Mix::only(Op::Get), 1 << 20, 16, &outcome, CPU);
+        let rows = rows("here:9000", &Mix::only(Op::Get), 1 << 20, 16, &outcome, CPU);
         assert_eq!(rows[0].latency_us, Some([500, 900, 990, 999, 1000]));
         let json = rows[0].json();
         assert_eq!(
@@ -235,13 +293,44 @@ mod tests {
             elapsed: Duration::from_secs(1),
             first_error: None,
         };
-        let rows = rows(&"put=30,get=70".parse().unwrap(), 10, 1, &outcome, CPU);
+        let rows = rows(
+            "here:9000",
+            &"put=30,get=70".parse().unwrap(),
+            10,
+            1,
+            &outcome,
+            CPU,
+        );
         let seen: Vec<_> = rows
             .iter()
             .map(|row| (row.op.as_str(), row.requests, row.cpu.is_some()))
             .collect();
         assert_eq!(seen, [("put", 30, false), ("get", 70, false), ("all", 100, true)]);
         assert_eq!(rows[2].latency_us.map(|us| (us[0], us[4])), Some((120, 170)));
+    }
+
+    #[test]
+    fn a_second_server_is_followed_by_a_comparison() {
+        let outcome = |count: u64| Outcome {
+            tallies: vec![tally(Op::Get, 1..=count, 1 << 20)],
+            elapsed: Duration::from_secs(1),
+            first_error: None,
+        };
+        let mix = Mix::only(Op::Get);
+        let mut all = rows("here:9000", &mix, 1 << 20, 16, &outcome(1000), CPU);
+        assert!(!table(&all).contains("here"), "one server needs no name");
+        all.extend(rows("there:9000", &mix, 1 << 20, 16, &outcome(500), CPU));
+        let table = table(&all);
+        let words: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            (words[1][0], words[2][0], words.len()),
+            ("here:9000", "there:9000", 4)
+        );
+        assert_eq!(words[3][..7], ["of", "it", "get", "1", "MiB", "16", "2.00×"]);
+        assert_eq!(words[3][8..10], ["2.00×", "2.00×"], "p50 and p90");
     }
 
     #[test]
@@ -253,9 +342,9 @@ mod tests {
             elapsed: Duration::ZERO,
             first_error: None,
         };
-        let rows = rows(&Mix::only(Op::Head), 0, 1, &outcome, CPU);
+        let rows = rows("here:9000", &Mix::only(Op::Head), 0, 1, &outcome, CPU);
         assert!(rows[0].json()["latency_us"].is_null());
-        assert_eq!(rows[0].cells()[8..], ["-", "-", "-", "-", "-", "-", "-"]);
+        assert_eq!(rows[0].cells()[9..], ["-", "-", "-", "-", "-", "-", "-"]);
     }
 
     #[test]

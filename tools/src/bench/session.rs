@@ -1,16 +1,14 @@
 //! A run: for each size, sign and write the objects, measure cell after cell, remove the objects; whatever happens, remove them.
 
-use super::client::{Connection, refusal};
 use super::content::Content;
 use super::cpu::CpuSeconds;
 use super::load::{Load, Outcome, drive};
 use super::objects::{ObjectSet, mixed};
 use super::plan::{Mix, Op, working_set};
 use super::report::{self, Row};
-use super::signer::Signer;
+use super::side::Side;
 use super::{BenchArgs, BenchError};
 use crate::size::format_size;
-use http::{Method, StatusCode};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -26,7 +24,8 @@ const CONTENT_SEED: u64 = 0xCA1;
 /// Everything a run needs.
 pub struct Session {
     args: BenchArgs,
-    signer: Signer,
+    /// The server, and perhaps one to compare it with.
+    sides: Vec<Side>,
     content: Content,
     /// Of this run's keys, so that runs do not meet.
     prefix: String,
@@ -63,8 +62,9 @@ impl Report {
     }
 }
 
-/// The objects of one size.
-struct Sets {
+/// The objects of one size at one server.
+struct Sets<'a> {
+    side: &'a Side,
     read: Arc<ObjectSet>,
     written: Arc<ObjectSet>,
 }
@@ -72,21 +72,16 @@ struct Sets {
 impl Session {
     /// Prepares a run; nothing is sent yet.
     pub fn new(args: BenchArgs) -> Result<Session, String> {
-        let signer = Signer::new(
-            &args.endpoint,
-            &args.bucket,
-            &args.region,
-            &args.access_key,
-            &args.secret_key,
-        )?;
+        let sides = Side::all(&args)?;
         let cells = args.mixes().len() * args.sizes.len() * args.concurrency.len();
+        let turns = cells * sides.len() * args.rounds as usize;
         // indicatif hides itself when standard error is no terminal.
         let target = if args.json {
             ProgressDrawTarget::hidden()
         } else {
             ProgressDrawTarget::stderr()
         };
-        let millis = cells as u64 * args.duration.as_millis() as u64;
+        let millis = turns as u64 * args.duration.as_millis() as u64;
         let style =
             ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}").map_err(|e| e.to_string())?;
         let bar = ProgressBar::with_draw_target(Some(millis), target).with_style(style);
@@ -94,7 +89,7 @@ impl Session {
         let stop = Arc::new(AtomicBool::new(false));
         Ok(Session {
             args,
-            signer,
+            sides,
             content: Content::new(CONTENT_SEED),
             prefix,
             bar,
@@ -140,6 +135,8 @@ impl Session {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "endpoint": self.args.endpoint.address,
+            "against": self.args.against.as_ref().map(|against| &against.address),
+            "rounds": self.args.rounds,
             "bucket": self.args.bucket,
             "duration_s": self.args.duration.as_secs_f64(),
             "verify": self.args.verify,
@@ -149,65 +146,31 @@ impl Session {
     }
 
     async fn run_in_bucket(&self, report: &mut Report) -> Result<(), BenchError> {
-        let mut connection = Connection::new(self.args.endpoint.clone());
-        let created = self.create_bucket(&mut connection).await?;
+        let mut created = Vec::new();
         let mut result = Ok(());
+        for side in &self.sides {
+            match side.create_bucket().await {
+                Ok(true) => created.push(side),
+                Ok(false) => {}
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
         for &size in &self.args.sizes {
-            result = self.run_size(size, report).await;
             if result.is_err() || self.stop.load(Ordering::Relaxed) {
                 break;
             }
+            result = self.run_size(size, report).await;
         }
-        if created && !self.args.keep {
-            result = result.and(self.delete_bucket(&mut connection).await);
+        for side in created.into_iter().filter(|_| !self.args.keep) {
+            result = result.and(side.delete_bucket().await);
         }
         result
     }
 
-    /// Creates the bucket if there is none; says whether it did.
-    async fn create_bucket(&self, connection: &mut Connection) -> Result<bool, BenchError> {
-        let head = connection.ask(Method::HEAD, self.signer.head_bucket()).await;
-        match head.map_err(BenchError::Server)? {
-            (StatusCode::OK, _) => return Ok(false),
-            (StatusCode::NOT_FOUND, _) => {}
-            (status, _) => {
-                return Err(BenchError::Server(format!(
-                    "looking for bucket {}: {status}",
-                    self.args.bucket
-                )));
-            }
-        }
-        match connection
-            .ask(Method::PUT, self.signer.create_bucket())
-            .await
-            .map_err(BenchError::Server)?
-        {
-            (StatusCode::OK, _) => Ok(true),
-            (status, text) => Err(BenchError::Server(format!(
-                "creating the bucket: {}",
-                refusal(status, &text)
-            ))),
-        }
-    }
-
-    async fn delete_bucket(&self, connection: &mut Connection) -> Result<(), BenchError> {
-        match connection
-            .ask(Method::DELETE, self.signer.delete_bucket())
-            .await
-            .map_err(BenchError::Server)?
-        {
-            (StatusCode::NO_CONTENT, _) => Ok(()),
-            (status, text) => Err(BenchError::Server(format!(
-                "removing the bucket: {}",
-                refusal(status, &text)
-            ))),
-        }
-    }
-
     /// All cells of one size.
     async fn run_size(&self, size: u64, report: &mut Report) -> Result<(), BenchError> {
-        let sets = self.sign(size);
-        let measured = self.measure_size(size, &sets, report).await;
+        let all: Vec<Sets<'_>> = self.sides.iter().map(|side| self.sign(side, size)).collect();
+        let measured = self.measure_size(size, &all, report).await;
         if self.args.keep {
             return measured;
         }
@@ -215,18 +178,20 @@ impl Session {
             .set_message(format!("removing the objects of {}", format_size(size)));
         // Also what may never have been written: a delete of nothing is no error.
         let mut removed = Ok(());
-        for set in [&sets.read, &sets.written] {
-            removed = removed.and(self.for_each(set, Op::Delete, Arc::default()).await);
+        for sets in &all {
+            for set in [&sets.read, &sets.written] {
+                removed = removed.and(self.for_each(sets.side, set, Op::Delete, Arc::default()).await);
+            }
         }
         measured.and(removed)
     }
 
-    fn sign(&self, size: u64) -> Sets {
+    fn sign<'a>(&self, side: &'a Side, size: u64) -> Sets<'a> {
         let count = working_set(self.args.objects, size, self.args.working_set);
         let set = |name: &str, first: u32, ops: &[Op]| {
             let prefix = format!("{}{size}/{name}/", self.prefix);
             Arc::new(ObjectSet::new(
-                &self.signer,
+                &side.signer,
                 &self.content,
                 &prefix,
                 first,
@@ -251,46 +216,81 @@ impl Session {
         let read = [count_if(!reads.is_empty()), reads].concat();
         let written = count_if(wanted(Op::Put) || wanted(Op::Delete));
         Sets {
+            side,
             read: set("read", 0, &read),
             written: set("written", count, &written),
         }
     }
 
-    async fn measure_size(&self, size: u64, sets: &Sets, report: &mut Report) -> Result<(), BenchError> {
+    async fn measure_size(&self, size: u64, all: &[Sets<'_>], report: &mut Report) -> Result<(), BenchError> {
         self.bar
             .set_message(format!("writing objects of {}", format_size(size)));
-        // Without operations that read, the set has no requests and this does nothing.
-        self.for_each(&sets.read, Op::Put, self.stop.clone()).await?;
+        for sets in all {
+            // Without operations that read, the set has no requests and this does nothing.
+            self.for_each(sets.side, &sets.read, Op::Put, self.stop.clone())
+                .await?;
+        }
         for mix in self.args.mixes() {
             for &concurrency in &self.args.concurrency {
-                if mix == Mix::only(Op::Delete) {
-                    self.for_each(&sets.written, Op::Put, self.stop.clone()).await?;
-                }
-                if self.stop.load(Ordering::Relaxed) {
+                let concurrency = usize::from(concurrency);
+                let Some(cells) = self.measure_in_turns(&mix, size, concurrency, all).await? else {
                     return Ok(());
+                };
+                for (sets, (outcome, cpu)) in all.iter().zip(cells) {
+                    report.errors += outcome.errors();
+                    report.first_error = report.first_error.take().or_else(|| outcome.first_error.clone());
+                    let endpoint = &sets.side.endpoint.address;
+                    report
+                        .rows
+                        .extend(report::rows(endpoint, &mix, size, concurrency, &outcome, cpu));
                 }
-                let (outcome, cpu) = self.measure(&mix, size, concurrency.into(), sets).await?;
-                report.errors += outcome.errors();
-                report.first_error = report.first_error.take().or_else(|| outcome.first_error.clone());
-                report
-                    .rows
-                    .extend(report::rows(&mix, size, concurrency.into(), &outcome, cpu));
             }
         }
         Ok(())
     }
 
-    /// One cell.
+    /// One cell at every server, in turns. None if somebody wants it to end.
+    async fn measure_in_turns(
+        &self,
+        mix: &Mix,
+        size: u64,
+        concurrency: usize,
+        all: &[Sets<'_>],
+    ) -> Result<Option<Vec<(Outcome, CpuSeconds)>>, BenchError> {
+        let mut cells: Vec<Option<(Outcome, CpuSeconds)>> = all.iter().map(|_| None).collect();
+        for _ in 0..self.args.rounds {
+            for (sets, cell) in all.iter().zip(&mut cells) {
+                if *mix == Mix::only(Op::Delete) {
+                    self.for_each(sets.side, &sets.written, Op::Put, self.stop.clone())
+                        .await?;
+                }
+                if self.stop.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                let (outcome, cpu) = self.measure(mix, size, concurrency, sets).await?;
+                match cell {
+                    Some((total, total_cpu)) => {
+                        total.merge(outcome);
+                        *total_cpu = total_cpu.plus(cpu);
+                    }
+                    None => *cell = Some((outcome, cpu)),
+                }
+            }
+        }
+        Ok(Some(cells.into_iter().flatten().collect()))
+    }
+
+    /// One turn of a cell.
     async fn measure(
         &self,
         mix: &Mix,
         size: u64,
         concurrency: usize,
-        sets: &Sets,
+        sets: &Sets<'_>,
     ) -> Result<(Outcome, CpuSeconds), BenchError> {
         let source = mixed(mix.clone(), sets.read.clone(), sets.written.clone(), concurrency);
         let load = Load {
-            endpoint: self.args.endpoint.clone(),
+            endpoint: sets.side.endpoint.clone(),
             concurrency,
             duration: Some(self.args.duration),
             verify: self.args.verify,
@@ -306,17 +306,23 @@ impl Session {
                 format_size(size)
             ));
         };
-        let before = CpuSeconds::now(&self.args.admin).await;
+        let before = sets.side.cpu().await;
         let outcome = drive(&load, source, progress).await.map_err(BenchError::Server)?;
-        let cpu = CpuSeconds::now(&self.args.admin).await.since(before);
+        let cpu = sets.side.cpu().await.since(before);
         self.bar.set_position(start + millis(self.args.duration));
         Ok((outcome, cpu))
     }
 
     /// Does something to every object of a set, outside of the measurement.
-    async fn for_each(&self, set: &Arc<ObjectSet>, op: Op, stop: Arc<AtomicBool>) -> Result<(), BenchError> {
+    async fn for_each(
+        &self,
+        side: &Side,
+        set: &Arc<ObjectSet>,
+        op: Op,
+        stop: Arc<AtomicBool>,
+    ) -> Result<(), BenchError> {
         let load = Load {
-            endpoint: self.args.endpoint.clone(),
+            endpoint: side.endpoint.clone(),
             concurrency: PREPARING_CONNECTIONS,
             duration: None,
             verify: false,

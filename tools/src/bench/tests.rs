@@ -158,6 +158,43 @@ async fn every_operation_is_measured_and_nothing_stays() {
 }
 
 #[tokio::test]
+async fn two_servers_take_turns() {
+    let (here, there) = (Server::start(Fault::None).await, Server::start(Fault::None).await);
+    let flags = format!(
+        "--against {} --rounds 3 --sizes 1KiB --concurrency 2 --ops put,get,delete --objects 10",
+        there.endpoint
+    );
+    let (report, result) = here.bench(&flags).await;
+    result.unwrap();
+    let json = report.json();
+    let cells = json["cells"].as_array().unwrap();
+    let address = |server: &Server| server.endpoint.trim_start_matches("http://").to_owned();
+    let seen: Vec<_> = cells
+        .iter()
+        .map(|cell| {
+            (
+                cell["op"].as_str().unwrap(),
+                cell["endpoint"].as_str().unwrap().to_owned(),
+            )
+        })
+        .collect();
+    let expected: Vec<_> = ["put", "get", "delete"]
+        .into_iter()
+        .flat_map(|op| [(op, address(&here)), (op, address(&there))])
+        .collect();
+    assert_eq!(seen, expected);
+    let elapsed = cells[0]["elapsed_s"].as_f64().unwrap();
+    assert!(
+        (0.6..6.0).contains(&elapsed),
+        "three turns of 200 ms, not {elapsed} s"
+    );
+    assert_eq!(cells[4]["requests"], 30, "deleted ten in each of three turns");
+    assert!(cells[0]["server_cpu_s"].is_number() && cells[1]["server_cpu_s"].is_null());
+    assert_eq!(report.text().lines().count(), 1 + 3 * 3);
+    assert_eq!((here.left(), there.left()), (Vec::new(), Vec::new()));
+}
+
+#[tokio::test]
 async fn a_mix_is_one_cell() {
     let server = Server::start(Fault::None).await;
     let (report, result) = server
@@ -260,6 +297,8 @@ fn flags_parse() {
         "--mix put=1 --ops get",
         "--duration 0s",
         "--objects 0",
+        "--rounds 0",
+        "--against-access-key x",
         "--endpoint https://example.org",
     ] {
         assert!(args(bad).is_err(), "{bad}");
