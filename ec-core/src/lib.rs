@@ -6,6 +6,7 @@
 //!   changed ([`Codec::update`]); and lost shards by a [`RepairPlan`], which says what to read.
 //! - [`Kernel`] is the machine code that does it: chosen when the process runs, or forced.
 //! - [`stripe`] maps a byte range of a blob to stripes, shards and offsets.
+//! - [`md5`] is the digest that clients know, of many uploads at once.
 //! - [`seal`] is the checksums a shard carries from the gateway to the disk and back.
 //!
 //! ```text
@@ -27,6 +28,7 @@ mod error;
 mod gf256;
 mod lrc;
 mod matrix;
+pub mod md5;
 mod plan;
 mod reed_solomon;
 mod scheme;
