@@ -20,17 +20,22 @@ fn begin_put(world: &World) -> JoinHandle<Result<()>> {
     })
 }
 
+/// An upload that leaves before, or just after, the volume that it wants is recorded.
+async fn cut_off_a_put(world: &World, when: When) {
+    let mut held = world.cluster.store.hold(when, puts(b'v'));
+    let cut_off = begin_put(world);
+    held.arrived().await;
+    cut_off.abort();
+    assert!(cut_off.await.unwrap_err().is_cancelled());
+}
+
 /// An upload is cut off while the volume that it wants is being recorded: the volume is known soon after, or never was, and
 /// meanwhile no disk of it can be removed.
 #[tokio::test]
 async fn a_volume_that_was_begun_is_not_forgotten() {
     for when in [When::Before, When::After] {
         let world = World::new("rs(4,2)", 6).await;
-        let mut held = world.cluster.store.hold(when, puts(b'v'));
-        let cut_off = begin_put(&world);
-        held.arrived().await;
-        cut_off.abort();
-        assert!(cut_off.await.unwrap_err().is_cancelled());
+        cut_off_a_put(&world, when).await;
         assert!(world.objects.volumes.all().is_empty());
 
         let disk = world.objects.disks.get(world.disk(0)).unwrap();
@@ -69,11 +74,7 @@ async fn a_volume_that_was_begun_is_not_forgotten() {
 async fn a_volume_that_was_begun_is_taken_in() {
     for when in [When::Before, When::After] {
         let world = World::new("rs(4,2)", 6).await;
-        let mut held = world.cluster.store.hold(when, puts(b'v'));
-        let cut_off = begin_put(&world);
-        held.arrived().await;
-        cut_off.abort();
-        assert!(cut_off.await.unwrap_err().is_cancelled());
+        cut_off_a_put(&world, when).await;
         world.objects.volumes.settle_begun().await.unwrap();
         let [volume] = &world.objects.volumes.all()[..] else {
             panic!("one volume")
