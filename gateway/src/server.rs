@@ -28,6 +28,7 @@ use crate::maintenance::scrub::Scrub;
 use crate::maintenance::sealing::Sealing;
 use crate::maintenance::worker::Running;
 use crate::metrics::Metrics;
+use crate::object::hashing::Hashing;
 use crate::object::tokens::Tokens;
 use crate::object::{Codecs, Objects};
 use crate::placement::volumes::Volumes;
@@ -161,6 +162,7 @@ impl Gateway {
             relocations: Default::default(),
             gate: Default::default(),
             codecs: Codecs::new(config.kernel),
+            hashing: Hashing::start(config.kernel)?,
         });
         take_in_usage(&objects).await;
         objects.finish_bucket_deletions().await?;

@@ -3,8 +3,13 @@
 //! CRCs are computed by crc-fast and combine: the checksum of a multipart object over its whole content
 //! (FULL_OBJECT) comes from those of its parts. Digests are raw bytes here, big-endian for CRCs as S3 has them.
 
+use super::hashing::Hashing;
+use super::off_reactor;
+use crate::error::Result;
+use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
-use md5::{Digest as _, Md5};
+use ec_core::md5::Md5;
+use sha2::Digest as _;
 
 /// A checksum algorithm of S3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,21 +165,27 @@ impl ContentHasher {
         }
     }
 
-    /// Takes in more bytes. Never call it on the reactor.
-    pub fn update(&mut self, bytes: &[u8]) {
-        // Both digests visit a block while it is in the cache.
-        for block in bytes.chunks(64 * 1024) {
-            self.md5.update(block);
-            if let Some((_, hasher)) = &mut self.checksum {
-                hasher.update(block);
-            }
-        }
+    /// Takes in more bytes, both digests at once, off the reactor.
+    pub async fn update(self, hashing: &Hashing, bytes: Bytes) -> Result<ContentHasher> {
+        let md5 = hashing.update(self.md5, bytes.clone());
+        let checksum = async {
+            let Some((algorithm, mut hasher)) = self.checksum else {
+                return Ok(None);
+            };
+            off_reactor(move || {
+                hasher.update(&bytes);
+                Some((algorithm, hasher))
+            })
+            .await
+        };
+        let (md5, checksum) = tokio::try_join!(md5, checksum)?;
+        Ok(ContentHasher { md5, checksum })
     }
 
     /// The digests.
     pub fn finish(self) -> ContentDigests {
         ContentDigests {
-            md5: self.md5.finalize().into(),
+            md5: self.md5.finish(),
             checksum: self
                 .checksum
                 .map(|(algorithm, hasher)| (algorithm, hasher.finish())),
@@ -206,8 +217,15 @@ mod tests {
         assert_eq!(check(Algorithm::Crc64Nvme), "ae8b14860a799888");
         assert_eq!(check(Algorithm::Sha1), "f7c3bc1d808e04732adf679965ccc34ca7ae3441");
         assert_eq!(&check(Algorithm::Sha256)[..16], "15e2b0d3c33891eb");
+    }
+
+    #[tokio::test]
+    async fn both_digests_are_of_the_same_bytes() {
+        let hashing = Hashing::start(ec_core::Kernel::best()).unwrap();
         let mut hasher = ContentHasher::new(Some(Algorithm::Crc32));
-        hasher.update(b"abc");
+        for bytes in ["a", "", "bc"] {
+            hasher = hasher.update(&hashing, bytes.into()).await.unwrap();
+        }
         let digests = hasher.finish();
         assert_eq!(hex(&digests.md5), "900150983cd24fb0d6963f7d28e17f72");
         assert_eq!(

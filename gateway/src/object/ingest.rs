@@ -6,7 +6,7 @@
 use super::abandoned::PendingBlobs;
 use super::blob_writer::{BlobWriter, stripe_bytes};
 use super::digest::{Algorithm, ContentDigests, ContentHasher};
-use super::{Body, Objects, PUT_BYTES_MAX, SMALL_BYTES_MAX, off_reactor};
+use super::{Body, Objects, PUT_BYTES_MAX, SMALL_BYTES_MAX};
 use crate::budget::{Reserved, accounted};
 use crate::error::{Error, Result};
 use crate::ledger::model::BlobRef;
@@ -75,11 +75,7 @@ async fn pump(
             true => None,
             false => objects.budget.writes.try_reserve(with_parity(objects, next_len)),
         };
-        let bytes = chunk.clone();
-        let hash = off_reactor(move || {
-            hasher.update(&bytes);
-            hasher
-        });
+        let hash = hasher.update(&objects.hashing, chunk.clone());
         let (hashed, written, filled) = tokio::join!(hash, writer.write(chunk, ended), async {
             match ahead {
                 Some(reserved) => source.fill(next_len, reserved).await.map(Some),

@@ -19,6 +19,7 @@ pub mod delete;
 pub mod digest;
 pub mod encode;
 pub mod get;
+pub mod hashing;
 pub mod ingest;
 pub mod latencies;
 pub mod list;
@@ -95,6 +96,8 @@ pub struct Objects {
     pub gate: Gate,
     /// A codec per scheme in use.
     pub codecs: Codecs,
+    /// MD5 of uploads.
+    pub hashing: hashing::Hashing,
 }
 
 /// Codecs, made once per scheme, all for one kernel.

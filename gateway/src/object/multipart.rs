@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ledger::model::{BlobRef, ChecksumRow, Headers, ObjectRow, PartRow, PartSize, UploadRow};
 use crate::ledger::{CommitBuilder, Typed, key};
 use bytes::Bytes;
-use md5::{Digest as _, Md5};
+use ec_core::md5::Md5;
 use std::sync::Arc;
 
 /// The highest part number.
@@ -455,13 +455,11 @@ fn choose_parts<'a>(
 
 /// The object that parts make, in order. Its time is set at the commit.
 fn assemble(parts: &[(u32, &PartRow)], upload: &UploadRow, id: u128) -> Result<ObjectRow> {
-    let md5 = parts
-        .iter()
-        .fold(Md5::new(), |md5, (_, part)| md5.chain_update(&part.md5))
-        .finalize();
+    let mut md5 = Md5::new();
+    parts.iter().for_each(|(_, part)| md5.update(&part.md5));
     Ok(ObjectRow {
         size: parts.iter().map(|(_, part)| part.size).sum(),
-        etag: format!("{}-{}", hex(&md5), parts.len()),
+        etag: format!("{}-{}", hex(&md5.finish()), parts.len()),
         modified_ms: 0,
         blobs: parts
             .iter()

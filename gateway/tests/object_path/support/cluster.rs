@@ -21,6 +21,7 @@ use gateway::metrics::Metrics;
 use gateway::object::condition::{ReadConditions, WriteConditions};
 use gateway::object::copy::Source;
 use gateway::object::get::Wanted;
+use gateway::object::hashing::Hashing;
 use gateway::object::put::{Expected, Stored};
 use gateway::object::tokens::Tokens;
 use gateway::object::{Body, Codecs, Objects};
@@ -108,6 +109,7 @@ impl Cluster {
             relocations: Default::default(),
             gate: Default::default(),
             codecs: Codecs::new(Kernel::from_environment().unwrap()),
+            hashing: Hashing::start(Kernel::from_environment().unwrap())?,
         });
         objects.finish_bucket_deletions().await?;
         Ok(objects)
