@@ -108,6 +108,14 @@ pub trait Device: Send + Sync {
     fn write_parts(&self, offset: u64, parts: Vec<AlignedBytes>) -> Completion<()>;
     /// Makes every completed write durable.
     fn flush(&self) -> Completion<()>;
+    /// As [`Device::write_parts`], for who would wait for it: on the caller's thread where the backend can. Blocks.
+    fn write_now(&self, offset: u64, parts: Vec<AlignedBytes>) -> Result<(), DeviceError> {
+        self.write_parts(offset, parts).wait()
+    }
+    /// As [`Device::flush`], for who would wait for it: on the caller's thread where the backend can. Blocks.
+    fn flush_now(&self) -> Result<(), DeviceError> {
+        self.flush().wait()
+    }
     /// Reserves space for a range, so that running out of it is known before anything is written. Blocks.
     fn allocate(&self, offset: u64, len: u64) -> Result<(), DeviceError>;
     /// Whether the disk is still there and as large as it was.

@@ -8,8 +8,7 @@ use super::{
     DiskFile, completion,
 };
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -95,38 +94,17 @@ fn serve(shared: &Shared) {
 }
 
 fn perform(file: &DiskFile, operation: Operation) {
-    let failed = |kind, error: io::Error| DeviceError::new(kind, error.to_string());
     match operation {
         Operation::Read(offset, mut buf, completer) => {
             let result = file.file().read_exact_at(&mut buf, offset);
-            completer.complete(result.map(|()| buf).map_err(|e| failed(DeviceErrorKind::Read, e)));
+            let failed = |error: io::Error| DeviceError::new(DeviceErrorKind::Read, error.to_string());
+            completer.complete(result.map(|()| buf).map_err(failed));
         }
         Operation::Write(offset, parts, completer) => {
-            let result = write_all(file.file(), offset, &parts);
-            completer.complete(result.map_err(|e| failed(DeviceErrorKind::Write, e)));
+            completer.complete(file.write_all(offset, &parts));
         }
-        Operation::Flush(completer) => {
-            let result = file.file().sync_data();
-            completer.complete(result.map_err(|e| failed(DeviceErrorKind::Flush, e)));
-        }
+        Operation::Flush(completer) => completer.complete(file.flush()),
     }
-}
-
-fn write_all(file: &File, mut offset: u64, parts: &[AlignedBytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-    let mut left = &mut slices[..];
-    while !left.is_empty() {
-        match rustix::io::pwritev(file, left, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                offset += written as u64;
-                IoSlice::advance_slices(&mut left, written);
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 impl Device for Fallback {
@@ -150,6 +128,14 @@ impl Device for Fallback {
         let (completer, completion) = completion();
         self.submit(Operation::Flush(completer));
         completion
+    }
+
+    fn write_now(&self, offset: u64, parts: Vec<AlignedBytes>) -> Result<(), DeviceError> {
+        self.shared.file.write_all(offset, &parts)
+    }
+
+    fn flush_now(&self) -> Result<(), DeviceError> {
+        self.shared.file.flush()
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<(), DeviceError> {

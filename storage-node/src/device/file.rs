@@ -4,9 +4,9 @@
 //! it is open, and a file that was removed, or a file or device that was truncated under us, is noticed by [`DiskFile::check`].
 #![allow(unsafe_code)]
 
-use super::{DeviceError, DeviceErrorKind, align_down};
+use super::{AlignedBytes, DeviceError, DeviceErrorKind, align_down};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, IoSlice, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -112,6 +112,31 @@ impl DiskFile {
     /// The file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Writes all the parts, one behind the other from `offset` on.
+    pub fn write_all(&self, mut offset: u64, parts: &[AlignedBytes]) -> Result<(), DeviceError> {
+        let failed = |error: io::Error| DeviceError::new(DeviceErrorKind::Write, error.to_string());
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut left = &mut slices[..];
+        while !left.is_empty() {
+            match rustix::io::pwritev(&self.file, left, offset) {
+                Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    pub fn flush(&self) -> Result<(), DeviceError> {
+        let failed = |error: io::Error| DeviceError::new(DeviceErrorKind::Flush, error.to_string());
+        self.file.sync_data().map_err(failed)
     }
 
     /// Reserves space for a range; a no-op on block devices and where the filesystem cannot.

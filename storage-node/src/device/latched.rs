@@ -41,6 +41,17 @@ impl Latched {
     }
 }
 
+impl Latched {
+    fn latching_now(&self, act: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+        if let Some(failure) = self.failure.get() {
+            return Err(failure.clone());
+        }
+        act().inspect_err(|error| {
+            self.failure.get_or_init(|| error.clone());
+        })
+    }
+}
+
 impl Device for Latched {
     fn info(&self) -> &DeviceInfo {
         self.device.info()
@@ -56,6 +67,14 @@ impl Device for Latched {
 
     fn flush(&self) -> Completion<()> {
         self.latching(|| self.device.flush())
+    }
+
+    fn write_now(&self, offset: u64, parts: Vec<AlignedBytes>) -> Result<(), DeviceError> {
+        self.latching_now(|| self.device.write_now(offset, parts))
+    }
+
+    fn flush_now(&self) -> Result<(), DeviceError> {
+        self.latching_now(|| self.device.flush_now())
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<(), DeviceError> {

@@ -407,6 +407,14 @@ impl Device for Uring {
         completion
     }
 
+    fn write_now(&self, offset: u64, parts: Vec<AlignedBytes>) -> Result<(), DeviceError> {
+        self.file.write_all(offset, &parts)
+    }
+
+    fn flush_now(&self) -> Result<(), DeviceError> {
+        self.file.flush()
+    }
+
     fn allocate(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
         self.file.allocate(offset, len)
     }

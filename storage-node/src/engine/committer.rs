@@ -4,6 +4,7 @@
 //! Invariants:
 //! - A batch may be written while the one before it is still in flight, never two before it. Its records say what was
 //!   flushed by then, and where in their extent the loose part begins.
+//! - A small batch that is alone is written, flushed and answered by this thread.
 //! - Background work, and whatever else writes to the disk, waits until nothing is in flight.
 //! - `Extent::end` moves on when a batch is laid out: nothing is written there twice, since a failed write fences the disk.
 //! - A failed write or flush fences the disk; nothing is retried, and everybody who waits is told.
@@ -12,13 +13,13 @@
 
 use super::batch::{Batch, Draft, LogEnd};
 use super::compaction::Job;
-use super::flusher::{Admitted, Decided, Flusher, IN_FLIGHT_MAX, Pending, Started, make_durable};
+use super::flusher::{self, Admitted, Decided, Flusher, IN_FLIGHT_MAX, Pending, Started, make_durable};
 use super::index::{Extent, ExtentUse, Mark};
 use super::queue::{Change, Request};
 use super::rests::Rests;
 use super::summaries::Summaries;
 use super::{Shared, WRITE_CHECK_INTERVAL, superblocks};
-use crate::device::{AlignedBuf, BLOCK, Completion, DeviceError, DeviceErrorKind};
+use crate::device::{AlignedBuf, AlignedBytes, BLOCK, Completion, DeviceError, DeviceErrorKind};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::{CutPlace, RecordHead, RecordKind};
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
@@ -44,6 +45,11 @@ const DRAIN_PATIENCE: Duration = Duration::from_millis(5);
 pub const READY_MIN: usize = 3;
 /// How long a disk is idle before its last batch is marked as flushed.
 const MARK_AFTER: Duration = Duration::from_millis(500);
+
+/// A batch of at most this many bytes is written by the committer itself, if nothing else is in flight.
+const ALONE_BYTES_MAX: u64 = if cfg!(test) { 8 << 10 } else { 256 << 10 };
+/// And so many writes one after the other; more go to the device together.
+const WRITES_ALONE_MAX: usize = 2;
 
 /// Numbers that only grow; recovery says where they stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +97,12 @@ pub struct Committer {
     pub(super) flusher: Flusher,
     /// What the flusher has not finished yet, oldest first.
     pub(super) in_flight: VecDeque<InFlight>,
+}
+
+/// A write that was laid out.
+struct Laid {
+    at: u64,
+    parts: Vec<AlignedBytes>,
 }
 
 /// What must be known of a batch until it is flushed.
@@ -341,14 +353,18 @@ impl Committer {
         no_space
     }
 
-    /// Starts a batch's writes and leaves the rest to the flusher.
+    /// Starts a batch's writes and leaves the rest to the flusher; does it all here and now where that takes no longer.
     fn submit(&mut self, batch: Batch, mut pending: Pending) {
         if batch.is_empty() && self.headers.is_empty() && pending.is_empty() {
             return;
         }
         let (number, bytes) = (batch.number(), batch.bytes());
+        if self.in_flight.is_empty() && bytes <= ALONE_BYTES_MAX {
+            return self.finish_alone(batch, pending);
+        }
         let decided = std::mem::take(&mut pending.decided);
-        let (writes, starts) = self.start_writes(batch);
+        let (writes, starts) = self.lay_out(batch);
+        let writes = self.start(writes);
         self.in_flight.push_back(InFlight { decided, starts });
         self.shared.queue.batch_started();
         let started = Started {
@@ -360,6 +376,39 @@ impl Committer {
         if !self.flusher.hand_over(started) {
             self.shared.fence_because("the flusher stopped");
         }
+    }
+
+    /// Writes a small batch while nothing else is in flight, flushes and answers. To hand it from thread to thread, to be waited for
+    /// in the end all the same, would cost more than the work.
+    fn finish_alone(&mut self, batch: Batch, pending: Pending) {
+        let (number, bytes) = (batch.number(), batch.bytes());
+        let (writes, _) = self.lay_out(batch);
+        let result = match writes.is_empty() {
+            true => self.shared.check_serving(),
+            false => self
+                .write_now(writes, bytes)
+                .map_err(|error| self.shared.fence_with(&error))
+                .map(|()| self.counters.flushed = number),
+        };
+        flusher::conclude(&self.shared, pending, &result);
+    }
+
+    fn write_now(&self, writes: Vec<Laid>, bytes: u64) -> Result<(), DeviceError> {
+        let device = &self.shared.device;
+        match writes.len() {
+            ..=WRITES_ALONE_MAX => {
+                for write in writes {
+                    device.write_now(write.at, write.parts)?;
+                }
+            }
+            _ => flusher::wait_for(self.start(writes))?,
+        }
+        flusher::flush(&self.shared, bytes)
+    }
+
+    fn start(&self, writes: Vec<Laid>) -> Vec<Completion<()>> {
+        let start = |write: Laid| self.shared.device.write_parts(write.at, write.parts);
+        writes.into_iter().map(start).collect()
     }
 
     /// Whether a blob was deleted, by the index, a batch in flight or the one in the making.
@@ -622,18 +671,19 @@ impl Committer {
             return Ok(());
         }
         let (number, bytes) = (batch.number(), batch.bytes());
-        let (writes, _) = self.start_writes(batch);
+        let (writes, _) = self.lay_out(batch);
         if writes.is_empty() {
             return Ok(());
         }
+        let writes = self.start(writes);
         make_durable(&self.shared, writes, bytes).map_err(|error| self.shared.fence_with(&error))?;
         self.counters.flushed = number;
         Ok(())
     }
 
-    /// Starts the writes of a batch, the staged headers and the summaries that are due, and advances the logs; and where its
+    /// The writes of a batch, the staged headers and the summaries that are due, for which it advances the logs; and where its
     /// part of each extent starts.
-    fn start_writes(&mut self, mut batch: Batch) -> (Vec<Completion<()>>, HashMap<u32, u32>) {
+    fn lay_out(&mut self, mut batch: Batch) -> (Vec<Laid>, HashMap<u32, u32>) {
         let due = self.summaries.is_due(self.counters.flushed);
         if batch.is_empty() && self.headers.is_empty() && !due {
             return (Vec::new(), HashMap::new());
@@ -642,20 +692,21 @@ impl Committer {
             self.shared.fence_with(&error);
             Vec::new()
         });
-        let (device, layout) = (&self.shared.device, &self.shared.layout);
+        let layout = &self.shared.layout;
         let mut writes = Vec::new();
-        writes.extend(summaries.into_iter().map(|(at, bytes)| device.write(at, bytes)));
+        let mut lay = |at, parts| writes.push(Laid { at, parts });
+        summaries.into_iter().for_each(|(at, bytes)| lay(at, vec![bytes]));
         for header in self.headers.drain(..) {
             let mut block = AlignedBuf::zeroed(BLOCK);
             let bytes = header.encode(&self.shared.identity);
             block[..bytes.len()].copy_from_slice(&bytes);
             let (block, start) = (block.share(), layout.extent_offset(header.extent));
-            writes.push(device.write(start, block.clone()));
-            writes.push(device.write(start + u64::from(layout.data_end()), block));
+            lay(start, vec![block.clone()]);
+            lay(start + u64::from(layout.data_end()), vec![block]);
         }
         for write in batch.encode(&self.shared.identity) {
             let at = layout.extent_offset(write.extent) + u64::from(write.offset);
-            writes.push(device.write_parts(at, write.parts));
+            lay(at, write.parts);
         }
         let mut index = self.shared.index_mut();
         let mut starts = HashMap::new();

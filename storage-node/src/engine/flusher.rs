@@ -156,21 +156,35 @@ fn finish(shared: &Shared, batch: Started) -> Option<u64> {
         true => make_durable(shared, writes, bytes).map_err(|error| shared.fence_with(&error)),
         false => shared.check_serving(),
     };
+    conclude(shared, pending, &result);
+    (written && result.is_ok()).then_some(number)
+}
+
+/// Takes what is durable now into the index, then answers.
+pub fn conclude(shared: &Shared, pending: Pending, result: &Result<(), NodeError>) {
     if result.is_ok() {
         take_in(shared, &pending);
     }
     for admitted in pending.admitted {
         let _ = admitted.reply.send(result.clone()); // Who has left needs no answer.
     }
-    (written && result.is_ok()).then_some(number)
 }
 
 /// Waits for the writes of a batch, then for one flush.
 pub fn make_durable(shared: &Shared, writes: Vec<Completion<()>>, bytes: u64) -> Result<(), DeviceError> {
-    // All are waited for, also after a failure: the kernel may still be writing.
+    wait_for(writes)?;
+    flush(shared, bytes)
+}
+
+/// Waits for all of them, also after a failure: the kernel may still be writing.
+pub fn wait_for(writes: Vec<Completion<()>>) -> Result<(), DeviceError> {
     let results: Vec<_> = writes.into_iter().map(|write| write.wait()).collect();
-    results.into_iter().collect::<Result<(), _>>()?;
-    shared.device.flush().wait()?;
+    results.into_iter().collect()
+}
+
+/// Makes a batch of so many bytes durable once its writes have completed.
+pub fn flush(shared: &Shared, bytes: u64) -> Result<(), DeviceError> {
+    shared.device.flush_now()?;
     shared.metrics.batches.add(1);
     shared.metrics.bytes_written.add(bytes);
     Ok(())

@@ -318,16 +318,17 @@ fn a_panic_of_the_committer_or_the_flusher_fences_the_disk_and_says_which() {
         let engine = Engine::open(device.clone()).unwrap();
         let to = unit(1);
         put(&engine, &to, key(1, 0), payload(&to, key(1, 0), 0, 10)).unwrap();
-        let (panics, reason) = match in_flush {
-            true => (&device.panics_in_flush, "the flusher panicked"),
-            false => (&device.panics, "the committer panicked"),
+        // A small batch that is alone is flushed by the committer.
+        let (panics, reason, len) = match in_flush {
+            true => (&device.panics_in_flush, "the flusher panicked", 40_000),
+            false => (&device.panics, "the committer panicked", 10),
         };
         panics.store(true, Ordering::Relaxed);
         let fenced = NodeError::Fenced {
             reason: reason.into(),
         };
         for blob in 2..4 {
-            let failed = put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, 10));
+            let failed = put(&engine, &to, key(blob, 0), payload(&to, key(blob, 0), 0, len));
             assert_eq!(failed, Err(fenced.clone()));
         }
         assert!(matches!(engine.status().state, DiskState::Fenced { .. }));

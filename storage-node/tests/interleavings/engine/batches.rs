@@ -78,6 +78,11 @@ impl Disk {
             completer.complete(Ok(()));
         })
     }
+
+    /// The same, waited for.
+    pub fn flush_now(&self) -> Result<(), DeviceError> {
+        self.flush().wait()
+    }
 }
 
 fn shared(fails_at: Option<u64>) -> Arc<Shared> {
