@@ -5,7 +5,7 @@ use super::abandoned::PendingBlobs;
 use super::deadline::{Deadline, STRIPE_TIME};
 use super::encode;
 use super::seals;
-use super::{Objects, off_reactor};
+use super::{Objects, SMALL_BYTES_MAX, off_reactor};
 use crate::cluster::disks::no_node;
 use crate::error::{Error, Result};
 use crate::ledger::model::{BlobRef, VolumeState};
@@ -22,6 +22,10 @@ use tokio::time::Instant;
 
 /// How many volumes a stripe is offered to before the upload fails.
 const ATTEMPTS_MAX: usize = 5;
+/// So many small blobs in a row go to one volume: those that come at the same time share the batches of its disks.
+const SMALL_RUN: u64 = 64;
+/// Up to this many bytes are coded and sealed where they are: it takes microseconds, less than handing them to another thread.
+const INLINE_CODE_BYTES: usize = SMALL_BYTES_MAX;
 
 struct OpenBlob {
     volume: Arc<Volume>,
@@ -122,7 +126,11 @@ impl<'a> BlobWriter<'a> {
         );
         let codec = self.objects.codecs.get(volume.scheme)?;
         let (bytes, volume_id) = (stripe.clone(), volume.id);
-        let shards = off_reactor(move || encode::encode(&codec, &bytes, volume_id, key)).await??;
+        let work = move || encode::encode(&codec, &bytes, volume_id, key);
+        let shards = match stripe.len() {
+            ..=INLINE_CODE_BYTES => work()?,
+            _ => off_reactor(work).await??,
+        };
         let shard_len = shards.first().map_or(0, |s| s.payload.len() as u64);
         let mut seals = Vec::new();
         seals::append(&mut seals, &shards);
@@ -149,10 +157,12 @@ impl<'a> BlobWriter<'a> {
         }
         while self.open.is_none() {
             let id = self.objects.lease.next_blob().await?;
+            let is_small = self.scheme == self.objects.scheme.small();
+            let salt = if is_small { id / SMALL_RUN } else { id };
             let volume = self
                 .objects
                 .volumes
-                .pick(self.scheme, &self.failed_disks, id)
+                .pick(self.scheme, &self.failed_disks, salt)
                 .await?;
             self.pending.add((volume.id, id));
             // Whoever moves a unit seals its volume first, then asks who is writing to it: one of the two sees the other.
