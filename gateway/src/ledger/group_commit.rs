@@ -124,6 +124,15 @@ impl GroupCommit {
         }
     }
 
+    /// As `shutdown`; blocks.
+    pub fn close(&self) {
+        lock(&self.queue).take();
+        if let Some(writer) = lock(&self.writer).take() {
+            // As in `shutdown`.
+            let _joined = writer.join();
+        }
+    }
+
     /// The writer leaves its loop only when the queue closes, so a queue without a writer means a panic.
     fn writer_died(&self) -> LedgerError {
         self.latch.set("the ledger's writer thread panicked".to_owned())
@@ -132,11 +141,7 @@ impl GroupCommit {
 
 impl Drop for GroupCommit {
     fn drop(&mut self) {
-        lock(&self.queue).take();
-        if let Some(writer) = lock(&self.writer).take() {
-            // As in `shutdown`.
-            let _joined = writer.join();
-        }
+        self.close();
     }
 }
 

@@ -4,13 +4,17 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use ::redb::StorageBackend;
 use ::redb::backends::InMemoryBackend;
+use ::redb::{Builder, Database, StorageBackend, TableDefinition};
 use rand::Rng;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::log::Medium;
+use super::tree::{FORMAT_KEY, FORMAT_MAGIC, FORMAT_VERSION, META, ROWS, initialise};
 use super::*;
 use crate::ledger::conformance;
+use crate::ledger::store::Mutation;
+use std::path::PathBuf;
 
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -94,7 +98,7 @@ async fn get(store: &RedbStore, key: impl AsRef<[u8]>) -> Result<Option<Versione
 #[tokio::test]
 async fn shutdown_closes_the_file_and_refuses_what_comes_after() {
     let (_directory, path) = ledger_path();
-    let store = open(&path).unwrap();
+    let store = Arc::new(open(&path).unwrap());
     store.commit(put("k", "v")).await.unwrap();
     store.shutdown().await;
     assert_eq!(get(&store, "k").await, Err(shut_down()));
@@ -142,7 +146,7 @@ fn a_newer_format_is_refused() {
     drop(open(&path).unwrap());
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
-    let newer = [FORMAT_MAGIC, &2_u32.to_le_bytes()].concat();
+    let newer = [FORMAT_MAGIC, &3_u32.to_le_bytes()].concat();
     transaction
         .open_table(META)
         .unwrap()
@@ -150,7 +154,10 @@ fn a_newer_format_is_refused() {
         .unwrap();
     transaction.commit().unwrap();
     drop(database);
-    refused(&path, "a ledger of format 2; this program understands format 1");
+    refused(
+        &path,
+        "a ledger of format 3; this program understands formats 1 to 2",
+    );
 }
 
 fn refused(path: &Path, why: &str) {
@@ -168,13 +175,14 @@ fn a_crash_while_creating_leaves_nothing_in_the_way() {
     let (directory, path) = ledger_path();
     std::fs::write(path.with_extension("unfinished"), b"half").unwrap();
     drop(open(&path).unwrap());
-    let names: Vec<_> = directory
+    let mut names: Vec<_> = directory
         .path()
         .read_dir()
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    assert_eq!(names, ["ledger"]);
+    names.sort();
+    assert_eq!(names, ["ledger", "ledger-log"]);
 }
 
 #[tokio::test]
@@ -231,25 +239,240 @@ impl StorageBackend for FaultyDisk {
     }
 }
 
-#[tokio::test]
-async fn a_failed_flush_latches() {
+#[derive(Debug)]
+struct FaultyLog(Arc<AtomicBool>);
+
+impl Medium for FaultyLog {
+    fn write(&mut self, _at: u64, _bytes: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self.0.load(Ordering::SeqCst) {
+            true => Err(std::io::Error::other("injected EIO")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A store in memory, and what makes its tree and its log fail.
+fn faulty() -> (RedbStore, Arc<AtomicBool>, Arc<AtomicBool>) {
     let disk = FaultyDisk::default();
-    let fail = Arc::clone(&disk.fail);
+    let (tree_fails, log_fails) = (disk.fail.clone(), Arc::<AtomicBool>::default());
     let database = Builder::new().create_with_backend(disk).unwrap();
-    initialise(&database).unwrap();
-    let store = RedbStore::start(database, Path::new("in memory")).unwrap();
-    store.commit(put("a", "1")).await.unwrap();
-    fail.store(true, Ordering::SeqCst);
-    let failure = store.commit(put("b", "2")).await.unwrap_err();
+    initialise(&database, &[1; 16]).unwrap();
+    let log = Log::new([1; 16], Box::new(FaultyLog(log_fails.clone())));
+    let store = RedbStore::start(Tree::of(database), 0, log, 1 << 20, Path::new("in memory")).unwrap();
+    (store, tree_fails, log_fails)
+}
+
+async fn assert_latched(store: &RedbStore, failure: LedgerError) {
     assert!(failure.to_string().contains("injected EIO"), "{failure}");
-    fail.store(false, Ordering::SeqCst);
     assert_eq!(store.commit(put("c", "3")).await, Err(failure.clone()));
-    assert_eq!(get(&store, "a").await, Err(failure.clone()));
+    assert_eq!(get(store, "a").await, Err(failure.clone()));
     let everything = KeyRange {
         start: Bytes::new(),
         end: None,
     };
     assert_eq!(store.scan(everything, 1, Direction::Forward).await, Err(failure));
+}
+
+#[tokio::test]
+async fn a_failed_flush_of_the_log_latches() {
+    let (store, _, fail) = faulty();
+    store.commit(put("a", "1")).await.unwrap();
+    fail.store(true, Ordering::SeqCst);
+    let failure = store.commit(put("b", "2")).await.unwrap_err();
+    fail.store(false, Ordering::SeqCst);
+    assert_latched(&store, failure).await;
+}
+
+/// A commit that is answered is in the log; that it does not come into the tree is known soon, and whoever comes then is told.
+#[tokio::test]
+async fn a_failed_flush_of_the_tree_latches() {
+    let (store, fail, _) = faulty();
+    fail.store(true, Ordering::SeqCst);
+    store.commit(put("a", "1")).await.unwrap();
+    let failure = loop {
+        match get(&store, "a").await {
+            Ok(row) => assert_eq!(row.unwrap().value, "1"),
+            Err(failure) => break failure,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    fail.store(false, Ordering::SeqCst);
+    assert_latched(&store, failure).await;
+}
+
+/// Waits for a commit while the tree takes no more, and is told that, rather than waiting for ever.
+#[tokio::test]
+async fn a_writer_that_waits_for_the_tree_learns_that_it_failed() {
+    let (store, fail, _) = faulty();
+    fail.store(true, Ordering::SeqCst);
+    let failure = loop {
+        if let Err(failure) = store.commit(put("k", [7; 10_000])).await {
+            break failure;
+        }
+    };
+    assert_latched(&store, failure).await;
+}
+
+#[test]
+fn a_ledger_of_the_format_before_is_taken_up() {
+    let (_directory, path) = ledger_path();
+    let database = Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut meta = transaction.open_table(META).unwrap();
+        let format = [FORMAT_MAGIC, &1_u32.to_le_bytes()].concat();
+        meta.insert(FORMAT_KEY, &format[..]).unwrap();
+        meta.insert("sequence", &7_u64.to_le_bytes()[..]).unwrap();
+        let row = [&7_u64.to_le_bytes()[..], b"v"].concat();
+        transaction
+            .open_table(ROWS)
+            .unwrap()
+            .insert(&b"k"[..], &row[..])
+            .unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = open(&path).unwrap();
+        let row = get(&store, "k").await.unwrap().unwrap();
+        assert_eq!((row.version, &row.value[..]), (7, &b"v"[..]));
+        assert_eq!(store.commit(put("k", "w")).await, Ok(8));
+    });
+    let database = Database::open(&path).unwrap();
+    let described = Tree::of(database).describe().unwrap();
+    assert!(described.log.is_some() && described.sequence == 8);
+    assert_eq!(FORMAT_VERSION, 2);
+}
+
+/// The files of a ledger as a crash would leave them, with these commits in the log alone, one a frame.
+async fn crashed_with(path: &Path, commits: &[&str]) -> Vec<u8> {
+    let store = open(path).unwrap();
+    store.commit(put("first", "1")).await.unwrap();
+    while store.shared.recent.sequence().1 || store.shared.recent.settling().is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await; // Into the tree.
+    }
+    let (tree, log_path) = (std::fs::read(path).unwrap(), log::path_of(path));
+    for key in commits {
+        store.commit(put(key, vec![9; 10_000])).await.unwrap();
+    }
+    let log = std::fs::read(&log_path).unwrap();
+    drop(store);
+    std::fs::write(path, tree).unwrap();
+    std::fs::write(log_path, &log).unwrap();
+    log
+}
+
+/// Where the frames of a log are.
+fn frames(log: &[u8]) -> Vec<usize> {
+    let starts = (0..log.len()).step_by(4096);
+    starts.filter(|&at| log[at..].starts_with(b"cairnlog")).collect()
+}
+
+#[tokio::test]
+async fn a_torn_last_frame_is_forgotten_and_any_other_loss_is_loud() {
+    let (_directory, path) = ledger_path();
+    let log = crashed_with(&path, &["a", "b", "c"]).await;
+    let (tree, log_path) = (std::fs::read(&path).unwrap(), log::path_of(&path));
+    let at = frames(&log);
+    let last_three = &at[at.len() - 3..];
+    for (number, &start) in last_three.iter().enumerate() {
+        // Each page of the frame may be the one that was lost; a flipped bit is as bad.
+        for page in [start, start + 4096, start + 8192] {
+            for torn in [true, false] {
+                let mut log = log.clone();
+                match torn {
+                    true => log[page..page + 4096].fill(0),
+                    false => log[page + 100] ^= 4,
+                }
+                std::fs::write(&path, &tree).unwrap();
+                std::fs::write(&log_path, log).unwrap();
+                if number < 2 {
+                    refused(&path, "is lost");
+                    continue;
+                }
+                let store = open(&path).unwrap();
+                for (key, there) in [("first", true), ("a", true), ("b", true), ("c", false)] {
+                    assert_eq!(get(&store, key).await.unwrap().is_some(), there, "{key}");
+                }
+                // The version of what was torn is used again; what is left of it must not come back.
+                assert_eq!(store.commit(put("d", "4")).await, Ok(4));
+                drop(store);
+                let store = open(&path).unwrap();
+                assert!(
+                    get(&store, "c").await.unwrap().is_none() && get(&store, "d").await.unwrap().is_some()
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_needed_must_be_there_and_whole() {
+    let (_directory, path) = ledger_path();
+    let log = crashed_with(&path, &["a"]).await;
+    let (tree, log_path) = (std::fs::read(&path).unwrap(), log::path_of(&path));
+    std::fs::remove_file(&log_path).unwrap();
+    let refusal = open(&path).unwrap_err().to_string();
+    assert!(refusal.contains(&log_path.display().to_string()), "{refusal}");
+    std::fs::write(&log_path, &log[..log.len() - 1]).unwrap();
+    refused(&path, "cut short");
+    std::fs::write(&log_path, &log).unwrap();
+    std::fs::write(&path, &tree).unwrap();
+    let store = open(&path).unwrap();
+    assert!(get(&store, "a").await.unwrap().is_some());
+    drop(store);
+    // After a clean end the tree has everything: a log that is missing, or another ledger's, is none.
+    std::fs::remove_file(&log_path).unwrap();
+    assert!(get(&open(&path).unwrap(), "a").await.unwrap().is_some());
+}
+
+/// Readers see each row as it is now, whether it is in the log, on its way into the tree, or there, and whether or not it was
+/// read before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn readers_never_see_an_older_row_again() {
+    let (_directory, path) = ledger_path();
+    let store = Arc::new(open(&path).unwrap());
+    let ended = Arc::new(AtomicBool::new(false));
+    let key = |n: u64| format!("key {:02}", n % 50);
+    let readers: Vec<_> = (0..3u64)
+        .map(|reader| {
+            let (store, ended) = (store.clone(), ended.clone());
+            tokio::spawn(async move {
+                let (mut seen, mut n) = (HashMap::new(), reader);
+                while !ended.load(Ordering::Relaxed) {
+                    n += 7;
+                    let version = match n % 3 {
+                        0 => {
+                            let start = Bytes::from(key(n));
+                            let range = KeyRange { start, end: None };
+                            let rows = store.scan(range, 1, Direction::Forward).await.unwrap();
+                            let row = rows.into_iter().next();
+                            row.filter(|row| row.key == key(n))
+                                .map(|row| row.versioned.version)
+                        }
+                        _ => get(&store, key(n)).await.unwrap().map(|row| row.version),
+                    };
+                    let seen = seen.entry(n % 50).or_insert(version);
+                    assert!(version >= *seen, "{version:?} after {seen:?}");
+                    *seen = version;
+                }
+            })
+        })
+        .collect();
+    for n in 0..3_000 {
+        store.commit(put(key(n * 13), vec![3; 700])).await.unwrap();
+        if n % 500 == 0 {
+            tokio::time::sleep(Duration::from_millis(45)).await; // It comes to rest, and into the tree.
+        }
+    }
+    ended.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.await.unwrap();
+    }
 }
 
 const CHILD_LEDGER: &str = "CAIRN_TEST_LEDGER";
