@@ -101,7 +101,7 @@ pub fn lanes(kernel: Kernel) -> usize {
         Kernel::Scalar => 1,
         Kernel::Neon => 4,
         Kernel::Avx2 | Kernel::GfniAvx2 => 8,
-        Kernel::GfniAvx512 => 16,
+        Kernel::Avx512 | Kernel::GfniAvx512 => 16,
     }
 }
 

@@ -52,6 +52,47 @@ pub fn check_blocks(seed: u32, first_block: u32, crcs: &[u32], payload: &[u8]) -
     }
 }
 
+/// The seal of a shard in the making: takes its blocks in as they come, while they are in the processor's caches.
+pub struct Sealing {
+    seed: u32,
+    crcs: Vec<u32>,
+    digest: Option<blake3::Hasher>,
+}
+
+impl Sealing {
+    /// Of a shard whose CRCs have this seed.
+    pub fn new(seed: u32) -> Sealing {
+        Sealing {
+            seed,
+            crcs: Vec::new(),
+            digest: Some(blake3::Hasher::new()),
+        }
+    }
+
+    /// The same, of a shard whose digest is known.
+    pub fn without_digest(seed: u32) -> Sealing {
+        Sealing {
+            digest: None,
+            ..Sealing::new(seed)
+        }
+    }
+
+    /// Takes in the next block: [`BLOCK_BYTES`], or fewer if it is the last.
+    pub fn take_in(&mut self, block: &[u8]) {
+        debug_assert!(block.len() <= BLOCK);
+        self.crcs
+            .push(block_crc(self.seed, self.crcs.len() as u32, block));
+        if let Some(digest) = &mut self.digest {
+            digest.update(block);
+        }
+    }
+
+    /// The CRCs, and the digest if it was not known.
+    pub fn finish(self) -> (Vec<u32>, Option<[u8; 32]>) {
+        (self.crcs, self.digest.map(|digest| *digest.finalize().as_bytes()))
+    }
+}
+
 /// The BLAKE3 digest of a shard.
 pub fn digest(payload: &[u8]) -> [u8; 32] {
     *blake3::hash(payload).as_bytes()

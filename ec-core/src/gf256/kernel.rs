@@ -16,6 +16,8 @@ pub enum Kernel {
     Neon,
     /// Nibble tables with AVX2.
     Avx2,
+    /// Nibble tables with AVX-512.
+    Avx512,
     /// Affine maps in 256-bit registers.
     GfniAvx2,
     /// Affine maps in 512-bit registers.
@@ -24,10 +26,11 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, slowest first.
-    pub const ALL: [Kernel; 5] = [
+    pub const ALL: [Kernel; 6] = [
         Kernel::Scalar,
         Kernel::Neon,
         Kernel::Avx2,
+        Kernel::Avx512,
         Kernel::GfniAvx2,
         Kernel::GfniAvx512,
     ];
@@ -39,6 +42,8 @@ impl Kernel {
             Kernel::Neon => cfg!(target_arch = "aarch64"), // NEON is part of the architecture.
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"),
             #[cfg(target_arch = "x86_64")]
             Kernel::GfniAvx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("gfni"),
             #[cfg(target_arch = "x86_64")]
@@ -94,6 +99,7 @@ impl fmt::Display for Kernel {
             Kernel::Scalar => "scalar",
             Kernel::Neon => "neon",
             Kernel::Avx2 => "avx2",
+            Kernel::Avx512 => "avx512",
             Kernel::GfniAvx2 => "gfni-avx2",
             Kernel::GfniAvx512 => "gfni-avx512",
         })

@@ -23,7 +23,7 @@ use super::scalar;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::tables;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, gfni};
+use super::{avx2, avx512, gfni};
 use crate::error::Result;
 use std::ops::Range;
 
@@ -69,6 +69,8 @@ enum Prepared {
     #[cfg(target_arch = "x86_64")]
     Avx2(Box<[[u8; 32]]>),
     #[cfg(target_arch = "x86_64")]
+    Avx512(Box<[[u8; 32]]>),
+    #[cfg(target_arch = "x86_64")]
     GfniAvx2(Box<[u64]>),
     #[cfg(target_arch = "x86_64")]
     GfniAvx512(Box<[u64]>),
@@ -86,6 +88,8 @@ impl Prepared {
             Kernel::Neon => Prepared::Neon(nibbles()),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2 => Prepared::Avx2(nibbles()),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512 => Prepared::Avx512(nibbles()),
             #[cfg(target_arch = "x86_64")]
             Kernel::GfniAvx2 => Prepared::GfniAvx2(maps()),
             #[cfg(target_arch = "x86_64")]
@@ -217,6 +221,11 @@ impl Pass {
             Prepared::Avx2(tables) => {
                 // SAFETY: as above.
                 unsafe { avx2::multiply(&tables[cells], coefficients, inputs, at, outputs, add) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Prepared::Avx512(tables) => {
+                // SAFETY: as above.
+                unsafe { avx512::multiply(&tables[cells], inputs, at, outputs, add) }
             }
             #[cfg(target_arch = "x86_64")]
             Prepared::GfniAvx2(maps) => {
