@@ -2,54 +2,80 @@
 
 use crate::error::{Error, Result};
 use bytes::{Bytes, BytesMut};
+use ec_core::Codec;
+use ec_core::seal::Sealing;
 use ec_core::stripe::Geometry;
-use ec_core::{Codec, seal};
-use storage_node::protocol::{Seal, SealedShard, ShardKey, UnitId, seal_seed};
+use storage_node::device::AlignedBuf;
+use storage_node::protocol::{BLOCK_BYTES, Seal, SealedShard, ShardKey, UnitId, seal_seed};
 
 /// Codes and seals one stripe of 1 to k × 1 MiB bytes. The data shards are slices of it; only one that the stripe's end
 /// cuts short is copied, to be padded with zeros.
+///
+/// Block after block of all shards: what is coded is sealed while it is in the processor's caches.
 pub fn encode(codec: &Codec, stripe: &Bytes, volume: u64, key: ShardKey) -> Result<Vec<SealedShard>> {
-    let payloads = shards(codec, stripe)?;
-    let digests: Vec<[u8; 32]> = match codec.scheme().data_shards() {
-        // Copies are equal: one digest serves all.
-        1 => vec![seal::digest(&payloads[0]); payloads.len()],
-        _ => payloads.iter().map(|p| seal::digest(p)).collect(),
-    };
-    let seal_one = |(index, payload): (usize, Bytes)| {
-        let unit = UnitId {
-            volume,
-            index: index as u8,
-        };
-        let seed = seal_seed(unit, key, payload.len() as u32);
-        let seal = Seal {
-            block_crcs: seal::block_crcs(seed, &payload),
-            digests: digests.clone(),
-        };
-        SealedShard { key, seal, payload }
-    };
-    Ok(payloads.into_iter().enumerate().map(seal_one).collect())
-}
-
-/// The k data shards and m parity shards of a stripe, in index order.
-fn shards(codec: &Codec, stripe: &Bytes) -> Result<Vec<Bytes>> {
-    let (data, parity) = (codec.scheme().data_shards(), codec.scheme().parity_shards());
     if stripe.is_empty() {
         return Err(Error::Internal("an empty stripe".into()));
     }
-    if data == 1 {
-        return Ok(vec![stripe.clone(); 1 + parity]);
-    }
+    let (data, total) = (codec.scheme().data_shards(), codec.scheme().total_shards());
     let shard_len = stripe.len().div_ceil(data);
-    let mut all: Vec<Bytes> = (0..data).map(|i| data_shard(stripe, i, shard_len)).collect();
-    let mut coded = BytesMut::zeroed(parity * shard_len);
-    let sources: Vec<&[u8]> = all.iter().map(|b| b.as_ref()).collect();
-    let mut targets: Vec<&mut [u8]> = coded.chunks_mut(shard_len).collect();
-    codec
-        .encode(&sources, &mut targets)
-        .map_err(|e| Error::Internal(format!("encode: {e}")))?;
-    let coded = coded.freeze();
-    all.extend((0..parity).map(|i| coded.slice(i * shard_len..(i + 1) * shard_len)));
-    Ok(all)
+    let seed = |index| {
+        let index = index as u8;
+        seal_seed(UnitId { volume, index }, key, shard_len as u32)
+    };
+    // Copies are equal: one digest serves all.
+    let is_copy = |index| data == 1 && index > 0;
+    let mut sealing: Vec<Sealing> = (0..total)
+        .map(|index| match is_copy(index) {
+            true => Sealing::without_digest(seed(index)),
+            false => Sealing::new(seed(index)),
+        })
+        .collect();
+    let mut payloads: Vec<Bytes> = (0..data)
+        .map(|index| data_shard(stripe, index, shard_len))
+        .collect();
+    // Anything may be in them: coding fills them.
+    let mut parity: Vec<AlignedBuf> = match data {
+        1 => Vec::new(),
+        _ => (data..total)
+            .map(|_| AlignedBuf::for_reading(shard_len))
+            .collect(),
+    };
+    for start in (0..shard_len).step_by(BLOCK_BYTES as usize) {
+        let block = start..shard_len.min(start + BLOCK_BYTES as usize);
+        let sources: Vec<&[u8]> = payloads.iter().map(|shard| &shard[block.clone()]).collect();
+        let mut targets: Vec<&mut [u8]> = parity.iter_mut().map(|shard| &mut shard[block.clone()]).collect();
+        if data > 1 {
+            codec
+                .encode(&sources, &mut targets)
+                .map_err(|e| Error::Internal(format!("encode: {e}")))?;
+        }
+        let coded = targets.iter().map(|target| &**target);
+        let blocks = sources.iter().copied().chain(coded);
+        let copies = std::iter::repeat(sources[0]);
+        sealing
+            .iter_mut()
+            .zip(blocks.chain(copies))
+            .for_each(|(sealing, block)| sealing.take_in(block));
+    }
+    match data {
+        1 => payloads.resize(total, stripe.clone()),
+        _ => payloads.extend(
+            parity
+                .into_iter()
+                .map(|shard| Bytes::from_owner(shard).slice(..shard_len)),
+        ),
+    }
+    let (block_crcs, digests): (Vec<_>, Vec<_>) = sealing.into_iter().map(Sealing::finish).unzip();
+    let digests: Vec<[u8; 32]> = digests
+        .iter()
+        .map(|digest| digest.or(digests[0]).unwrap_or_default())
+        .collect();
+    let sealed = |(block_crcs, payload)| {
+        let digests = digests.clone();
+        let seal = Seal { block_crcs, digests };
+        SealedShard { key, seal, payload }
+    };
+    Ok(block_crcs.into_iter().zip(payloads).map(sealed).collect())
 }
 
 fn data_shard(stripe: &Bytes, index: usize, shard_len: usize) -> Bytes {

@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 use crate::ledger::model::BlobRef;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
+use storage_node::device::BLOCK;
+
+/// Shards of less are copied on their way to the disk.
+const ALIGNED_BYTES_MIN: usize = 64 * 1024;
 
 /// An upload whose bytes are durable and which no row names yet.
 pub struct Ingested {
@@ -120,6 +124,18 @@ fn with_parity(objects: &Objects, len: usize) -> u64 {
     }
 }
 
+/// An empty buffer for `len` bytes. A large one begins where direct I/O may: its shards are written from where they are.
+fn aligned(len: usize) -> BytesMut {
+    if len < ALIGNED_BYTES_MIN {
+        return BytesMut::with_capacity(len);
+    }
+    let mut buffer = BytesMut::with_capacity(len + BLOCK);
+    let skip = buffer.as_ptr().align_offset(BLOCK).min(BLOCK);
+    buffer.resize(skip, 0);
+    buffer.advance(skip);
+    buffer
+}
+
 /// A body, cut into chunks.
 struct Source {
     body: futures::stream::Fuse<Body>,
@@ -140,7 +156,7 @@ impl Source {
     /// Up to `len` bytes; fewer only at the end. They keep their memory reserved for as long as anybody holds a part
     /// of them, be it a disk's queue.
     async fn fill(&mut self, len: usize, reserved: Reserved) -> Result<Bytes> {
-        let mut chunk = BytesMut::with_capacity(len);
+        let mut chunk = aligned(len);
         while chunk.len() < len && self.more().await? {
             let take = self.rest.len().min(len - chunk.len());
             chunk.extend_from_slice(&self.rest[..take]);
