@@ -154,6 +154,7 @@ struct Writer<A> {
 impl<A: Apply> Writer<A> {
     fn run(mut self) {
         while let Some(first) = self.receiver.blocking_recv() {
+            std::thread::yield_now();
             let (commits, waiting) = self.batch(first);
             let outcomes = self.outcomes(&commits);
             for ((answer, room), outcome) in waiting.into_iter().zip(outcomes) {

@@ -68,6 +68,11 @@ impl Shared {
     fn work(&self) {
         let mut jobs = Vec::with_capacity(self.lanes);
         while self.fill(&mut jobs) {
+            if jobs.len() < self.lanes {
+                // Where processors are so busy that somebody waits for one, uploads come in the meantime; else this takes no time.
+                std::thread::yield_now();
+                self.fill(&mut jobs);
+            }
             let piece = |job: &Job| job.left.len().min(PIECE_BYTES);
             let mut streams: Vec<(&mut Md5, &[u8])> = Vec::with_capacity(jobs.len());
             for job in &mut jobs {

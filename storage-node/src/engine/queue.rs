@@ -127,6 +127,7 @@ impl Queue {
     ) -> Option<Vec<Request>> {
         let until = patience.map(|patience| Instant::now() + patience);
         let mut waiting = self.lock();
+        let mut has_slept = false;
         while !waiting.has_batch() {
             if waiting.closed {
                 return None;
@@ -142,6 +143,7 @@ impl Queue {
             if left.is_zero() {
                 break;
             }
+            has_slept = true;
             waiting = match left {
                 Duration::MAX => self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 left => {
@@ -149,6 +151,13 @@ impl Queue {
                     woken.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
+        }
+        if has_slept && waiting.has_batch() {
+            // Who else is about to ask joins this batch, if processors are so busy that somebody waits for one; else nobody is
+            // waited for.
+            drop(waiting);
+            std::thread::yield_now();
+            waiting = self.lock();
         }
         let (mut taken, mut bytes) = (Vec::new(), 0);
         if !waiting.has_batch() {

@@ -20,6 +20,9 @@ pub type Entry = Option<Versioned>;
 /// Rows by key.
 pub type Rows = BTreeMap<Bytes, Entry>;
 
+/// Rows in the order of a range.
+pub type Ordered = Vec<(Bytes, Entry)>;
+
 /// What a row takes in memory besides its bytes, about.
 const ROW_OVERHEAD: u64 = 160;
 
@@ -119,7 +122,7 @@ impl Recent {
         range: &KeyRange,
         limit: usize,
         direction: Direction,
-    ) -> Option<(Vec<(Bytes, Entry)>, Arc<Table>)> {
+    ) -> Option<(Ordered, Arc<Table>)> {
         let state = self.read();
         let tree = state.tree.clone()?;
         let bounds = (
@@ -208,7 +211,7 @@ fn until_full<'a>(
     older: impl Iterator<Item = (&'a Bytes, &'a Entry)>,
     limit: usize,
     direction: Direction,
-) -> Vec<(Bytes, Entry)> {
+) -> Ordered {
     let owned = |(key, entry): (&Bytes, &Entry)| Ok::<_, Failure>((key.clone(), entry.clone()));
     let mut rows = 0;
     let mut recent = Vec::new();
@@ -225,7 +228,7 @@ fn until_full<'a>(
 
 /// The first `limit` rows of the tree's with the recent ones over them; all in the same order.
 pub fn overlay(
-    recent: Vec<(Bytes, Entry)>,
+    recent: Ordered,
     tree: impl Iterator<Item = Result<Row, Failure>>,
     limit: usize,
     direction: Direction,
