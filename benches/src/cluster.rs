@@ -106,6 +106,7 @@ impl Cluster {
             scheme,
             kernel: Kernel::from_environment()?,
             memory_bytes: MEMORY_BYTES,
+            cache_bytes: 0, // The disks are measured.
             grace: Duration::from_secs(3600),
             rebuild_floor: FLOOR,
             census_cycle: GatewayConfig::CENSUS_CYCLE,
@@ -221,7 +222,7 @@ pub async fn get(gateway: &Arc<Gateway>, number: u64, first: u64, len: u64) -> R
     let got = gateway.objects.get(BUCKET, &name, part, &conditions);
     let (_, mut bytes) = got.await?;
     let mut got = 0;
-    while let Some(piece) = bytes.recv().await {
+    while let Some(piece) = bytes.next().await {
         got += piece?.len() as u64;
     }
     Ok(got)

@@ -18,6 +18,12 @@ pub struct Metrics {
     pub received_bytes: IntCounter,
     /// Object bytes sent.
     pub sent_bytes: IntCounter,
+    /// Blocks of downloads that were in memory.
+    pub cache_hits: IntCounter,
+    /// Blocks of downloads that were not.
+    pub cache_misses: IntCounter,
+    /// Bytes of blocks in memory.
+    pub cache_bytes: IntGauge,
     /// Shards that a read met and found wrong, by kind: corrupt, missing, unreadable.
     pub bad_shards: IntCounterVec,
     /// Pieces that were decoded from other shards instead of read.
@@ -80,6 +86,17 @@ impl Metrics {
             requests_in_flight: gauge(&registry, "cairn_requests_in_flight", "S3 requests in progress")?,
             received_bytes: counter(&registry, "cairn_received_bytes_total", "Object bytes received")?,
             sent_bytes: counter(&registry, "cairn_sent_bytes_total", "Object bytes sent")?,
+            cache_hits: counter(
+                &registry,
+                "cairn_cache_hits_total",
+                "Blocks of downloads served from memory",
+            )?,
+            cache_misses: counter(
+                &registry,
+                "cairn_cache_misses_total",
+                "Blocks of downloads read from disks",
+            )?,
+            cache_bytes: gauge(&registry, "cairn_cache_bytes", "Bytes of hot blocks in memory")?,
             bad_shards: counters(
                 &registry,
                 "cairn_bad_shards_total",

@@ -28,6 +28,7 @@ use crate::maintenance::scrub::Scrub;
 use crate::maintenance::sealing::Sealing;
 use crate::maintenance::worker::Running;
 use crate::metrics::Metrics;
+use crate::object::block_cache::BlockCache;
 use crate::object::hashing::Hashing;
 use crate::object::tokens::Tokens;
 use crate::object::{Codecs, Objects};
@@ -64,6 +65,8 @@ pub struct GatewayConfig {
     pub kernel: Kernel,
     /// Bytes that may be in flight.
     pub memory_bytes: u64,
+    /// Bytes of hot blocks to keep in memory.
+    pub cache_bytes: u64,
     /// How long a disk may be away before what it held is rebuilt elsewhere.
     pub grace: Duration,
     /// Bytes a second that rebuilding has, however busy clients are.
@@ -150,6 +153,7 @@ impl Gateway {
             disks,
             volumes,
             budget: Budget::new(config.memory_bytes),
+            cache: Arc::new(BlockCache::new(config.cache_bytes)),
             readers: Default::default(),
             abandoned: Default::default(),
             latencies: Default::default(),

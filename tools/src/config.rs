@@ -37,6 +37,7 @@ pub struct GatewaySection {
     pub join_listen: Option<SocketAddr>,
     pub join_address: Option<String>,
     pub memory: Option<u64>,
+    pub cache: Option<u64>,
     pub kernel: Option<Kernel>,
     pub grace: Option<Duration>,
     pub rebuild_floor: Option<u64>,
@@ -64,13 +65,14 @@ pub struct Config {
 }
 
 const SECTIONS: [&str; 2] = ["gateway", "node"];
-const GATEWAY_KEYS: [&str; 9] = [
+const GATEWAY_KEYS: [&str; 10] = [
     "data",
     "listen",
     "admin_listen",
     "join_listen",
     "join_address",
     "memory",
+    "cache",
     "kernel",
     "grace",
     "rebuild_floor",
@@ -174,6 +176,7 @@ fn gateway(mut section: Section, directory: &Path) -> GatewaySection {
         join_listen: section.text("join_listen", "\"10.0.0.1:9002\"", listen),
         join_address: section.text("join_address", "\"10.0.0.1:9002\"", address),
         memory: section.size("memory", "\"4GiB\"", parse_size),
+        cache: section.size("cache", "\"2GiB\"", parse_size),
         kernel: section.text("kernel", "\"avx2\"", |text| {
             text.parse().map_err(|e| format!("{e}"))
         }),

@@ -7,6 +7,7 @@
 //! DIR/gateway.key     its key
 //! DIR/credentials     the access key of S3 and its secret, as the AWS CLI reads them
 //! DIR/ledger.redb     the ledger
+//! DIR/ledger.redb-log its last commits
 //! DIR/cairn.toml      the configuration; written last
 //! ```
 //! Invariant: what is secret is for its owner alone.

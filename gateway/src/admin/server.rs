@@ -274,6 +274,7 @@ async fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
             .with_label_values(&[pool])
             .set(used.used_bytes() as i64);
     }
+    metrics.cache_bytes.set(gateway.objects.cache.used_bytes() as i64);
     let mut states = [("online", 0), ("suspect", 0), ("down", 0)];
     for disk in gateway.objects.disks.all().iter() {
         let at = match disk.standing() {

@@ -86,7 +86,7 @@ impl Objects {
         let bytes = self.stream(parts, pins).await?;
         let body = futures::stream::unfold(
             bytes,
-            |mut bytes| async move { Some((bytes.recv().await?, bytes)) },
+            |mut bytes| async move { Some((bytes.next().await?, bytes)) },
         );
         Ok((range.end - range.start, Box::pin(body)))
     }

@@ -1,13 +1,14 @@
 //! Reads objects: finds the row, plans the pieces of the range, and hands them out in order, a few ahead.
 //!
 //! Memory: every piece is set aside in the read pool until the client's socket has taken its bytes. The first piece is
-//! read before the answer begins, so that an object that cannot be read is an error and not a broken download.
+//! read before the answer begins, so that an object that cannot be read is an error and not a broken download; of a large
+//! object it is one block, so that the first byte waits for no more.
 
 use super::condition::ReadConditions;
 use super::readers::Pins;
-use super::shard_reader::StripeSource;
+use super::shard_reader::{StripeSource, blocks_of};
 use super::{Objects, encode};
-use crate::budget::accounted;
+use crate::budget::{Reserved, accounted};
 use crate::cluster::disks::Health;
 use crate::error::{Error, Result};
 use crate::ledger::key;
@@ -23,6 +24,10 @@ use tokio::task::JoinHandle;
 
 /// Pieces that are read ahead of the client, memory permitting.
 const AHEAD_MAX: usize = 8;
+/// So many bytes of an answer that are in memory already are taken at once.
+const AT_ONCE_BYTES: u64 = 1 << 20;
+/// The first piece of a download of more than so many bytes is a single block.
+const LARGE_BYTES: u64 = 4 << 20;
 
 /// Which bytes of an object are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,10 +90,59 @@ struct Fetch {
 impl Fetch {
     /// Bytes that the piece keeps in memory: whole blocks are read and checked.
     fn held_bytes(&self) -> u64 {
-        let first = self.piece.offset / BLOCK_BYTES;
-        let end = (self.piece.offset + self.piece.len).div_ceil(BLOCK_BYTES);
-        u64::from(((end - first) * BLOCK_BYTES).min(self.source.shard_len))
+        let bytes = blocks_of(&self.piece).count * BLOCK_BYTES;
+        u64::from(bytes.min(self.source.shard_len))
     }
+
+    /// Cuts off what is behind its first block, if there is anything.
+    fn split_behind_block(&mut self) -> Option<Fetch> {
+        let end = (self.piece.offset / BLOCK_BYTES + 1) * BLOCK_BYTES;
+        let len = end - self.piece.offset;
+        if self.piece.len <= len {
+            return None;
+        }
+        let rest = Piece {
+            offset: end,
+            len: self.piece.len - len,
+            ..self.piece
+        };
+        self.piece.len = len;
+        Some(Fetch {
+            source: self.source.clone(),
+            piece: rest,
+        })
+    }
+}
+
+/// The bytes of an answer, in order.
+#[derive(Default)]
+pub struct Pieces {
+    here: VecDeque<Bytes>,
+    /// What is read later; none if all is here.
+    later: Option<mpsc::Receiver<Result<Vec<Bytes>>>>,
+}
+
+impl Pieces {
+    /// What comes next, until the end or an error.
+    pub async fn next(&mut self) -> Option<Result<Bytes>> {
+        loop {
+            if let Some(bytes) = self.here.pop_front() {
+                return Some(Ok(bytes));
+            }
+            match self.later.as_mut()?.recv().await? {
+                Ok(piece) => self.here.extend(piece),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Blocks that keep memory reserved until the last of them is let go; they are sent in order.
+fn accounted_blocks(mut blocks: Vec<Bytes>, reserved: Reserved) -> Vec<Bytes> {
+    if let Some(last) = blocks.last_mut() {
+        *last = accounted(std::mem::take(last), reserved);
+    }
+    blocks
 }
 
 impl Objects {
@@ -122,7 +176,7 @@ impl Objects {
         name: &str,
         wanted: Wanted,
         conditions: &ReadConditions,
-    ) -> Result<(Found, mpsc::Receiver<Result<Bytes>>)> {
+    ) -> Result<(Found, Pieces)> {
         let entering = self.readers.enter();
         let found = self.head(bucket, name, wanted, conditions).await?;
         let parts = overlapping(&found.row.blobs, found.range.clone());
@@ -162,35 +216,73 @@ impl Objects {
     }
 
     /// The bytes of parts of blobs, in order. Returns once the first piece has been read.
-    pub async fn stream(
-        self: &Arc<Self>,
-        parts: Vec<(BlobRef, Range<u64>)>,
-        pins: Pins,
-    ) -> Result<mpsc::Receiver<Result<Bytes>>> {
-        let (send, receive) = mpsc::channel(1);
+    pub async fn stream(self: &Arc<Self>, parts: Vec<(BlobRef, Range<u64>)>, pins: Pins) -> Result<Pieces> {
+        let is_large = parts
+            .iter()
+            .map(|(_, range)| range.end - range.start)
+            .sum::<u64>()
+            > LARGE_BYTES;
         let mut plan = Plan {
             objects: self.clone(),
             parts: parts.into(),
             pieces: VecDeque::new(),
         };
-        let Some(fetch) = plan.next().await? else {
-            return Ok(receive);
-        };
-        let reserved = self.budget.reads.reserve(fetch.held_bytes()).await?;
-        let first = accounted(self.read_piece(&fetch.source, &fetch.piece).await?, reserved);
-        // The producer gets its own turn only after this; a client that leaves ends it through the channel.
+        let mut pieces = Pieces::default();
+        let mut taken = 0;
+        // What is in memory is taken at once; then, if that was nothing, one piece is read.
+        while let Some(mut fetch) = plan.next().await? {
+            let cached = match taken < AT_ONCE_BYTES {
+                true => self.cached_piece(&fetch.source, &fetch.piece),
+                false => None,
+            };
+            let is_first = pieces.here.is_empty();
+            if cached.is_none() && !is_first {
+                plan.pieces.push_front(fetch);
+                break;
+            }
+            if cached.is_none()
+                && is_large
+                && let Some(rest) = fetch.split_behind_block()
+            {
+                plan.pieces.push_front(rest);
+            }
+            let held = fetch.held_bytes();
+            let reserved = match is_first {
+                true => self.budget.reads.reserve(held).await?,
+                false => match self.budget.reads.try_reserve_ahead(held) {
+                    Some(reserved) => reserved,
+                    None => {
+                        plan.pieces.push_front(fetch);
+                        break;
+                    }
+                },
+            };
+            taken += u64::from(fetch.piece.len);
+            let blocks = match cached {
+                Some(blocks) => blocks,
+                None => {
+                    taken = AT_ONCE_BYTES;
+                    self.read_piece(&fetch.source, &fetch.piece).await?
+                }
+            };
+            pieces.here.extend(accounted_blocks(blocks, reserved));
+        }
+        if plan.is_done() {
+            return Ok(pieces); // All is in memory: nothing needs a pin any more.
+        }
+        // A client that leaves ends this through the channel.
+        let (send, receive) = mpsc::channel(1);
         tokio::spawn(async move {
             let _pins = pins;
-            if send.send(Ok(first)).await.is_ok() {
-                produce(plan, send).await;
-            }
+            produce(plan, send).await;
         });
-        Ok(receive)
+        pieces.later = Some(receive);
+        Ok(pieces)
     }
 }
 
 /// Reads the pieces of a plan, several at once, and sends them in order.
-async fn produce(mut plan: Plan, send: mpsc::Sender<Result<Bytes>>) {
+async fn produce(mut plan: Plan, send: mpsc::Sender<Result<Vec<Bytes>>>) {
     let mut ahead: VecDeque<Reading> = VecDeque::new();
     let mut ended = false;
     loop {
@@ -214,22 +306,28 @@ async fn produce(mut plan: Plan, send: mpsc::Sender<Result<Bytes>>) {
     }
 }
 
-/// A read in progress; stops when dropped.
-struct Reading {
-    task: JoinHandle<Result<Bytes>>,
+/// A read that has ended, or is in progress; that one stops when dropped.
+enum Reading {
+    Here(Vec<Bytes>),
+    Task(ReadTask),
 }
 
+struct ReadTask(JoinHandle<Result<Vec<Bytes>>>);
+
 impl Reading {
-    async fn finish(mut self) -> Result<Bytes> {
-        (&mut self.task)
-            .await
-            .map_err(|e| Error::Internal(format!("a read stopped: {e}")))?
+    async fn finish(self) -> Result<Vec<Bytes>> {
+        match self {
+            Reading::Here(blocks) => Ok(blocks),
+            Reading::Task(mut task) => (&mut task.0)
+                .await
+                .map_err(|e| Error::Internal(format!("a read stopped: {e}")))?,
+        }
     }
 }
 
-impl Drop for Reading {
+impl Drop for ReadTask {
     fn drop(&mut self) {
-        self.task.abort();
+        self.0.abort();
     }
 }
 
@@ -247,6 +345,10 @@ struct Plan {
 }
 
 impl Plan {
+    fn is_done(&self) -> bool {
+        self.parts.is_empty() && self.pieces.is_empty()
+    }
+
     /// The next piece, planning one blob at a time.
     async fn next(&mut self) -> Result<Option<Fetch>> {
         while self.pieces.is_empty() {
@@ -283,12 +385,16 @@ impl Plan {
                 return Ok(Started::NoMemory);
             }
         };
+        if let Some(blocks) = self.objects.cached_piece(&fetch.source, &fetch.piece) {
+            let blocks = accounted_blocks(blocks, reserved);
+            return Ok(Started::Reading(Reading::Here(blocks)));
+        }
         let objects = self.objects.clone();
         let task = tokio::spawn(async move {
-            let bytes = objects.read_piece(&fetch.source, &fetch.piece).await?;
-            Ok(accounted(bytes, reserved))
+            let blocks = objects.read_piece(&fetch.source, &fetch.piece).await?;
+            Ok(accounted_blocks(blocks, reserved))
         });
-        Ok(Started::Reading(Reading { task }))
+        Ok(Started::Reading(Reading::Task(ReadTask(task))))
     }
 }
 

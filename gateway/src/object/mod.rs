@@ -10,6 +10,7 @@
 
 pub mod abandoned;
 pub mod blob_writer;
+pub mod block_cache;
 pub mod bucket;
 pub mod commit;
 pub mod condition;
@@ -43,6 +44,7 @@ use crate::metrics::Metrics;
 use crate::placement::relocations::Relocations;
 use crate::placement::volumes::Volumes;
 use abandoned::Abandoned;
+use block_cache::BlockCache;
 use ec_core::{Codec, Kernel, Scheme};
 use readers::Readers;
 use std::collections::HashMap;
@@ -72,6 +74,8 @@ pub struct Objects {
     pub volumes: Arc<Volumes>,
     /// Memory for bytes in flight.
     pub budget: Budget,
+    /// Blocks that are read again and again.
+    pub cache: Arc<BlockCache>,
     /// Who reads what.
     pub readers: Readers,
     /// Blobs that were begun and will not be named.

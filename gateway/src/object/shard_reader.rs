@@ -14,7 +14,7 @@ use crate::cluster::disks::{Disk, Health, no_node};
 use crate::error::{Error, Result};
 use crate::ledger::model::BlobRef;
 use crate::placement::volumes::Volume;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use ec_core::stripe::Piece;
 use ec_core::{Codec, seal};
 use futures::StreamExt;
@@ -75,48 +75,89 @@ impl StripeSource {
 }
 
 impl Objects {
-    /// The bytes of a piece, verified.
-    pub async fn read_piece(&self, source: &StripeSource, piece: &Piece) -> Result<Bytes> {
+    /// The bytes of a piece, verified, in blocks or as a whole.
+    pub async fn read_piece(&self, source: &StripeSource, piece: &Piece) -> Result<Vec<Bytes>> {
+        if let Some(cached) = self.cached_piece(source, piece) {
+            return Ok(cached);
+        }
+        let blocks = blocks_of(piece);
+        self.metrics.cache_misses.inc_by(u64::from(blocks.count));
+        let payload = self.read_blocks(source, piece.shard, blocks).await?;
+        self.offer_to_cache(source, piece.shard, blocks, &payload).await?;
+        Ok(vec![trim(payload, piece, blocks)])
+    }
+
+    /// The bytes of a piece, if all of it is in memory.
+    pub fn cached_piece(&self, source: &StripeSource, piece: &Piece) -> Option<Vec<Bytes>> {
+        let blocks = blocks_of(piece);
+        let mut cached = self.cache.get(source.key, piece.shard, blocks)?;
+        self.metrics.cache_hits.inc_by(u64::from(blocks.count));
+        let start = piece.offset - blocks.first * BLOCK_BYTES;
+        let behind = cached.iter().map(Bytes::len).sum::<usize>() - (start + piece.len) as usize;
+        if let Some(last) = cached.last_mut() {
+            last.truncate(last.len() - behind);
+        }
+        if let Some(first) = cached.first_mut() {
+            first.advance(start as usize);
+        }
+        Some(cached)
+    }
+
+    async fn offer_to_cache(
+        &self,
+        source: &StripeSource,
+        index: u8,
+        blocks: BlockRange,
+        payload: &Bytes,
+    ) -> Result<()> {
+        let wanted = self.cache.wanted(source.key, index, blocks);
+        if wanted.len() <= 1 {
+            self.cache
+                .take_in(source.key, index, &wanted, blocks.first, payload);
+            return Ok(());
+        }
+        let (cache, key, payload) = (self.cache.clone(), source.key, payload.clone());
+        off_reactor(move || cache.take_in(key, index, &wanted, blocks.first, &payload)).await
+    }
+
+    /// Blocks of a data shard, verified: read, or decoded from others.
+    async fn read_blocks(&self, source: &StripeSource, shard: u8, blocks: BlockRange) -> Result<Bytes> {
         self.hedges.earn();
         self.retries.earn();
         let deadline = Deadline::after(PIECE_TIME);
-        let first = piece.offset / BLOCK_BYTES;
-        let blocks = BlockRange {
-            first,
-            count: (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first,
-        };
-        let admission = self.admission(source, piece.shard);
-        if admission == Admission::No && self.is_better_around(source, piece.shard)? {
+        let admission = self.admission(source, shard);
+        if admission == Admission::No && self.is_better_around(source, shard)? {
             // Not worth waiting for; asked all the same if the others do not suffice.
-            return match self.decode(source, piece.shard, blocks, deadline).await {
-                Ok(bytes) => Ok(trim(bytes, piece, blocks)),
-                Err(error) => match self.read_shard_by(source, piece.shard, blocks, deadline).await {
-                    Ok(read) => Ok(trim(read.payload, piece, blocks)),
+            return match self.decode(source, shard, blocks, deadline).await {
+                Ok(bytes) => Ok(bytes),
+                Err(error) => match self.read_shard_by(source, shard, blocks, deadline).await {
+                    Ok(read) => Ok(read.payload),
                     Err(_) => Err(error),
                 },
             };
         }
-        let late_after = self.late_after(source, piece.shard);
+        let late_after = self.late_after(source, shard);
         let began = Instant::now();
-        let direct = self.read_shard_by(source, piece.shard, blocks, deadline);
+        let direct = self.read_shard_by(source, shard, blocks, deadline);
         tokio::pin!(direct);
         let found = tokio::time::timeout(late_after, &mut direct).await;
-        self.latencies.read(piece.len as usize, began.elapsed());
+        let bytes = blocks.count * BLOCK_BYTES;
+        self.latencies
+            .read(bytes.min(source.shard_len) as usize, began.elapsed());
         let found = match found {
             Ok(found) => found,
             // What a disk on trial costs is bounded already, by how many try it at once.
             Err(_) if admission == Admission::Trial || self.hedges.spend() => {
                 self.metrics.hedged_reads.inc();
-                return self.race(source, piece, blocks, deadline, direct).await;
+                return self.race(source, shard, blocks, deadline, direct).await;
             }
             Err(_) => direct.await,
         };
         match found {
-            Ok(read) => Ok(trim(read.payload, piece, blocks)),
+            Ok(read) => Ok(read.payload),
             Err(_) => {
                 self.pay_for_retry()?;
-                let decoded = self.decode(source, piece.shard, blocks, deadline).await?;
-                Ok(trim(decoded, piece, blocks))
+                self.decode(source, shard, blocks, deadline).await
             }
         }
     }
@@ -125,22 +166,22 @@ impl Objects {
     async fn race(
         &self,
         source: &StripeSource,
-        piece: &Piece,
+        shard: u8,
         blocks: BlockRange,
         deadline: Deadline,
         direct: impl Future<Output = std::result::Result<ShardBlocks, NodeError>>,
     ) -> Result<Bytes> {
-        let decode = self.decode(source, piece.shard, blocks, deadline);
+        let decode = self.decode(source, shard, blocks, deadline);
         tokio::pin!(direct, decode);
         tokio::select! {
             read = &mut direct => match read {
-                Ok(read) => Ok(trim(read.payload, piece, blocks)),
-                Err(_) => Ok(trim(decode.await?, piece, blocks)),
+                Ok(read) => Ok(read.payload),
+                Err(_) => decode.await,
             },
             decoded = &mut decode => match decoded {
-                Ok(bytes) => Ok(trim(bytes, piece, blocks)),
+                Ok(bytes) => Ok(bytes),
                 Err(error) => match direct.await {
-                    Ok(read) => Ok(trim(read.payload, piece, blocks)),
+                    Ok(read) => Ok(read.payload),
                     Err(_) => Err(error),
                 },
             },
@@ -425,6 +466,13 @@ pub fn verified(
         Ok(()) => Ok(shard),
         Err(error) => Err((Wrong::Bytes, error.to_string())),
     }
+}
+
+/// The blocks that hold a piece.
+pub fn blocks_of(piece: &Piece) -> BlockRange {
+    let first = piece.offset / BLOCK_BYTES;
+    let count = (piece.offset + piece.len).div_ceil(BLOCK_BYTES) - first;
+    BlockRange { first, count }
 }
 
 /// Cuts the piece out of the blocks that hold it.

@@ -1,15 +1,14 @@
-//! Request bodies with typed errors and a limit on silence; response bodies from a channel of pieces.
+//! Request bodies with typed errors and a limit on silence; response bodies from pieces.
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::object::Body;
-use bytes::Bytes;
+use crate::object::get::Pieces;
 use futures::StreamExt;
 use s3s::StdError;
 use s3s::dto::StreamingBlob;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 /// A client that sends nothing for this long is cut off.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -51,9 +50,9 @@ fn body_error(error: &StdError) -> Error {
 }
 
 /// A response's body.
-pub fn response_body(pieces: mpsc::Receiver<Result<Bytes>>, metrics: Arc<Metrics>) -> StreamingBlob {
+pub fn response_body(pieces: Pieces, metrics: Arc<Metrics>) -> StreamingBlob {
     let stream = futures::stream::unfold((pieces, metrics), |(mut pieces, metrics)| async move {
-        let piece = pieces.recv().await?;
+        let piece = pieces.next().await?;
         match &piece {
             Ok(bytes) => metrics.sent_bytes.inc_by(bytes.len() as u64),
             // The head is out already: the connection is cut, and the client sees that bytes are missing.

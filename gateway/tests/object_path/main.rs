@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod begun_volumes;
+mod block_cache;
 mod budget;
 mod census;
 mod garbage;

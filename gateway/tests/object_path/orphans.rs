@@ -224,6 +224,7 @@ fn config(cluster: &Cluster) -> GatewayConfig {
         scheme: cluster.scheme,
         kernel: Kernel::from_environment().unwrap(),
         memory_bytes: 256 << 20,
+        cache_bytes: 0,
         rebuild_floor: gateway::maintenance::rebuild::pace::FLOOR,
         grace: std::time::Duration::from_secs(600),
         census_cycle: GatewayConfig::CENSUS_CYCLE,

@@ -302,7 +302,7 @@ async fn three_disks_lost_is_an_error_and_never_wrong_bytes() {
         .unwrap();
     let mut got = Vec::new();
     let error = loop {
-        match receive.recv().await.expect("an error comes before the end") {
+        match receive.next().await.expect("an error comes before the end") {
             Ok(piece) => got.extend_from_slice(&piece),
             Err(error) => break error,
         }
@@ -310,7 +310,7 @@ async fn three_disks_lost_is_an_error_and_never_wrong_bytes() {
     assert!(matches!(error, Error::Unreadable { stripe: 1, .. }), "{error}");
     assert_eq!(got.len(), 4 << 20);
     assert!(got == bytes[..got.len()]);
-    assert!(receive.recv().await.is_none());
+    assert!(receive.next().await.is_none());
 }
 
 /// Two disks that hang: pieces are decoded long before their reads time out.

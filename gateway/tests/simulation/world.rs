@@ -28,6 +28,8 @@ pub const BUCKET: &str = "cairn";
 /// How long a disk may be away.
 pub const GRACE: Duration = Duration::from_secs(20);
 const MEMORY_BYTES: u64 = 256 << 20;
+/// So little that blocks go as often as they come.
+const CACHE_BYTES: u64 = 4 << 20;
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -153,6 +155,7 @@ impl World {
             scheme: self.shape.scheme,
             kernel: Kernel::from_environment().expect("a kernel"),
             memory_bytes: MEMORY_BYTES,
+            cache_bytes: CACHE_BYTES,
             grace: GRACE,
             census_cycle: GatewayConfig::CENSUS_CYCLE,
         };

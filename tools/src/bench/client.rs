@@ -105,7 +105,7 @@ impl Connection {
         let len = content.left();
         let (method, status) = match op {
             Op::Put => (Method::PUT, StatusCode::OK),
-            Op::Get | Op::List => (Method::GET, StatusCode::OK),
+            Op::Get | Op::List | Op::ListDirs => (Method::GET, StatusCode::OK),
             Op::Head => (Method::HEAD, StatusCode::OK),
             Op::Delete => (Method::DELETE, StatusCode::NO_CONTENT),
         };

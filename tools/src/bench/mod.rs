@@ -84,7 +84,7 @@ pub struct BenchArgs {
     /// Numbers of connections, each with one request at a time
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,16", value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: Vec<u16>,
-    /// Operations, each measured alone: put, get, head, delete, list
+    /// Operations, each measured alone: put, get, head, delete, list, list-dirs
     #[arg(long, value_name = "OP,…", value_delimiter = ',', default_value = "put,get")]
     ops: Vec<Op>,
     /// Operations measured together, with weights: put=30,get=70
@@ -94,7 +94,7 @@ pub struct BenchArgs {
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     duration: Duration,
     /// Objects of each size: read from one such set, written over another
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     objects: u32,
     /// The most bytes of one set: fewer objects are used when they are large
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_size)]

@@ -16,6 +16,15 @@ use rand::rngs::StdRng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// So many objects share a common prefix.
+const DIRECTORY: u32 = 1_000;
+/// A list starts at one of so many places.
+const PLACES_MAX: u32 = 10_000;
+
+fn name(prefix: &str, object: u32) -> String {
+    format!("{prefix}{:05}/{:03}", object / DIRECTORY, object % DIRECTORY)
+}
+
 /// Objects of one size under one prefix.
 #[derive(Debug)]
 pub struct ObjectSet {
@@ -24,12 +33,12 @@ pub struct ObjectSet {
     first: u32,
     count: u32,
     size: u64,
-    /// By operation, then by object; empty for operations that were not asked for. A list has one.
+    /// By operation, then by object; empty for operations that were not asked for. Pages to list are fewer.
     uris: Vec<(Op, Vec<Uri>)>,
 }
 
 impl ObjectSet {
-    /// Signs `ops` for `count` objects named `prefix` and a number.
+    /// Signs `ops` for `count` objects named `prefix` and a number, a thousand a directory.
     pub fn new(
         signer: &Signer,
         content: &Content,
@@ -40,9 +49,15 @@ impl ObjectSet {
         ops: &[Op],
     ) -> Self {
         let sign = |op: Op| match op {
-            Op::List => vec![signer.object(op, prefix)],
+            Op::List | Op::ListDirs => {
+                let places = u64::from(count.clamp(1, PLACES_MAX));
+                (0..places)
+                    .map(|place| (place * u64::from(count) / places) as u32)
+                    .map(|object| signer.list(op, prefix, &name(prefix, object)))
+                    .collect()
+            }
             _ => (0..count)
-                .map(|object| signer.object(op, &format!("{prefix}{object:06}")))
+                .map(|object| signer.object(op, &name(prefix, object)))
                 .collect(),
         };
         let uris = ops.iter().map(|&op| (op, sign(op))).collect();
@@ -63,9 +78,10 @@ impl ObjectSet {
             Op::Put | Op::Get => self.content.body(self.first + object, self.size),
             _ => Window::empty(),
         };
+        let uri = object as usize * uris.len() / (self.count as usize).max(1);
         Some(Job {
             op,
-            uri: uris.get(object as usize).or(uris.first())?.clone(),
+            uri: uris.get(uri)?.clone(),
             content,
         })
     }
@@ -147,7 +163,7 @@ mod tests {
             .map(|(_, path)| path)
             .collect();
         assert_eq!(all.len(), 7);
-        assert!(all.contains("/b/r/000006"));
+        assert!(all.contains("/b/r/00000/006"));
     }
 
     #[test]

@@ -15,13 +15,15 @@ pub enum Op {
     Head,
     /// DeleteObject.
     Delete,
-    /// ListObjectsV2, one page.
+    /// ListObjectsV2, one page of keys, from anywhere in the set.
     List,
+    /// ListObjectsV2 with a delimiter, one page of common prefixes.
+    ListDirs,
 }
 
 impl Op {
     /// Every operation, in the order of results.
-    pub const ALL: [Op; 5] = [Op::Put, Op::Get, Op::Head, Op::Delete, Op::List];
+    pub const ALL: [Op; 6] = [Op::Put, Op::Get, Op::Head, Op::Delete, Op::List, Op::ListDirs];
 
     /// The name in flags and results.
     pub fn name(self) -> &'static str {
@@ -31,6 +33,7 @@ impl Op {
             Op::Head => "head",
             Op::Delete => "delete",
             Op::List => "list",
+            Op::ListDirs => "list-dirs",
         }
     }
 }
@@ -41,8 +44,9 @@ impl FromStr for Op {
     fn from_str(text: &str) -> Result<Op, String> {
         let name = text.trim();
         let found = Op::ALL.into_iter().find(|op| op.name() == name);
-        found
-            .ok_or_else(|| format!("{name:?} is not an operation; there are put, get, head, delete and list"))
+        found.ok_or_else(|| {
+            format!("{name:?} is not an operation; there are put, get, head, delete, list and list-dirs")
+        })
     }
 }
 

@@ -202,7 +202,7 @@ impl Session {
         };
         // Only what is going to be asked for: signing takes time and room.
         let wanted = |op: Op| self.args.mixes().iter().any(|mix| mix.has(op));
-        let reads: Vec<Op> = [Op::Get, Op::Head, Op::List]
+        let reads: Vec<Op> = [Op::Get, Op::Head, Op::List, Op::ListDirs]
             .into_iter()
             .filter(|&op| wanted(op))
             .collect();

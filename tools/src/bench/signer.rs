@@ -64,7 +64,7 @@ impl Signer {
         })
     }
 
-    /// The URI of a request for an object; for a list, of those that start with `key`.
+    /// The URI of a request for an object; for a list, of a page of all that start with `key`.
     pub fn object(&self, op: Op, key: &str) -> Uri {
         let (bucket, credentials) = (&self.bucket, Some(&self.credentials));
         match op {
@@ -72,12 +72,21 @@ impl Signer {
             Op::Get => presign(bucket.get_object(credentials, key)),
             Op::Head => presign(bucket.head_object(credentials, key)),
             Op::Delete => presign(bucket.delete_object(credentials, key)),
-            Op::List => {
-                let mut list = bucket.list_objects_v2(credentials);
-                list.with_prefix(key);
-                presign(list)
-            }
+            Op::List | Op::ListDirs => self.list(op, key, ""),
         }
+    }
+
+    /// The URI of a page of those that start with `prefix`, behind the key `after`.
+    pub fn list(&self, op: Op, prefix: &str, after: &str) -> Uri {
+        let mut list = self.bucket.list_objects_v2(Some(&self.credentials));
+        list.with_prefix(prefix);
+        if !after.is_empty() {
+            list.with_start_after(after);
+        }
+        if op == Op::ListDirs {
+            list.with_delimiter("/");
+        }
+        presign(list)
     }
 
     /// The URI that asks whether the bucket is there, with HEAD.

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! DIR/ledger.redb          the ledger
+//! DIR/ledger.redb-log      its last commits
 //! DIR/disk-0 … disk-N      the disks, one file each
 //! ```
 
-use super::VerifyArgs;
+use super::{Memory, VerifyArgs};
 use crate::CommandResult;
 use crate::home::Home;
-use crate::size::{format_size, parse_size};
+use crate::size::parse_size;
 use clap::Args;
 use ec_core::{KERNEL_VARIABLE, Kernel, Scheme};
 use gateway::clock::SystemClock;
@@ -56,7 +57,10 @@ pub struct DevArgs {
     /// How long a disk may be away before what it held is rebuilt on others, as 30s, 10m or 2h
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = crate::duration::parse_duration)]
     grace: Duration,
-    /// What codes: gfni-avx512, gfni-avx2, avx2, neon or scalar; else what CAIRN_KERNEL names, or the fastest
+    /// Bytes of hot objects kept in memory; an eighth of the machine's memory by default, 0 for none
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    cache: Option<u64>,
+    /// What codes: gfni-avx512, gfni-avx2, avx512, avx2, neon or scalar; else what CAIRN_KERNEL names, or the fastest
     #[arg(long, value_name = "NAME")]
     kernel: Option<Kernel>,
     /// Reach the disks through storage nodes that run already (`cairn node`) instead of in this process
@@ -94,14 +98,11 @@ pub async fn run(args: DevArgs) -> CommandResult {
     // Bind first: a port that is taken is found out before anything is written.
     let s3 = bind(args.listen, "--listen").await?;
     let admin = bind(args.admin_listen, "--admin-listen").await?;
-    let memory = args
-        .memory
-        .unwrap_or_else(|| super::machine_memory() / 4)
-        .max(64 << 20);
+    let memory = Memory::of(args.memory, args.cache);
     std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?;
 
     let path = args.data.join("ledger.redb");
-    let cache = super::ledger_cache(memory);
+    let cache = memory.ledger;
     let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, cache)).await??);
     let ledger = Ledger::new(store.clone());
     let cluster = open_cluster(&ledger, &args).await?;
@@ -115,7 +116,8 @@ pub async fn run(args: DevArgs) -> CommandResult {
         name: "dev".into(),
         scheme: cluster.scheme,
         kernel,
-        memory_bytes: memory,
+        memory_bytes: memory.in_flight,
+        cache_bytes: memory.cache,
         grace: args.grace,
         rebuild_floor: REBUILD_FLOOR,
         census_cycle: GatewayConfig::CENSUS_CYCLE,
@@ -131,7 +133,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
         &cluster,
         listeners.s3.local_addr()?,
         listeners.admin.local_addr()?,
-        memory,
+        &memory,
     );
     let served = gateway.serve(keys, listeners, stop).await;
 
@@ -234,7 +236,7 @@ async fn open_nodes(
     Ok((vec![node.clone()], Some(node)))
 }
 
-fn print_welcome(args: &DevArgs, cluster: &Cluster, s3: SocketAddr, admin: SocketAddr, memory: u64) {
+fn print_welcome(args: &DevArgs, cluster: &Cluster, s3: SocketAddr, admin: SocketAddr, memory: &Memory) {
     let endpoint = format!("http://{s3}");
     let presigned = presigned_url(&endpoint, args).unwrap_or_else(|| "(no URL for this address)".into());
     println!(
@@ -245,7 +247,7 @@ Cairn is ready.
   access key  {access}
   secret key  {secret}
   disks       {disks} of {scheme} under {data}
-  memory      {memory} for bytes in flight
+  memory      {memory}
   admin       http://{admin}   (cairn status --admin http://{admin})
 
 With the AWS CLI:
@@ -263,7 +265,6 @@ With curl, for the next hour, by a presigned URL (make the bucket first):
         disks = cluster.disks.len(),
         scheme = cluster.scheme,
         data = args.data.display(),
-        memory = format_size(memory),
     );
 }
 

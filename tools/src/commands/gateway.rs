@@ -1,10 +1,11 @@
 //! `cairn gateway`: S3 on the disks of nodes that join.
 
+use super::Memory;
 use crate::CommandResult;
 use crate::config::{self, ADMIN_LISTEN, GatewaySection, JOIN_LISTEN, LISTEN, Wanted, reachable};
 use crate::duration::parse_duration;
 use crate::home::Home;
-use crate::size::{format_size, parse_size};
+use crate::size::parse_size;
 use clap::Args;
 use ec_core::Kernel;
 use gateway::clock::SystemClock;
@@ -50,7 +51,10 @@ pub struct GatewayArgs {
     /// Bytes of objects in flight at most
     #[arg(long, value_name = "SIZE", env = "CAIRN_MEMORY", value_parser = parse_size)]
     memory: Option<u64>,
-    /// What codes: gfni-avx512, gfni-avx2, avx2, neon or scalar
+    /// Bytes of hot objects kept in memory; 0 for none
+    #[arg(long, value_name = "SIZE", env = "CAIRN_CACHE", value_parser = parse_size)]
+    cache: Option<u64>,
+    /// What codes: gfni-avx512, gfni-avx2, avx512, avx2, neon or scalar
     #[arg(long, value_name = "NAME", env = "CAIRN_KERNEL")]
     kernel: Option<Kernel>,
     /// How long a disk may be away before what it held is rebuilt on others
@@ -93,6 +97,7 @@ fn read_config(args: &GatewayArgs) -> Result<GatewaySection, config::Mistakes> {
         join_listen: args.join_listen.or(file.join_listen),
         join_address: args.join_address.clone().or(file.join_address),
         memory: args.memory.or(file.memory),
+        cache: args.cache.or(file.cache),
         kernel: args.kernel.or(file.kernel),
         grace: args.grace.or(file.grace),
         rebuild_floor: args.rebuild_floor.or(file.rebuild_floor),
@@ -115,11 +120,8 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
     if !home.is_inhabited() {
         return Err("there is no cluster in the data directory: `cairn init --data DIR` makes one".into());
     }
-    let memory = config
-        .memory
-        .unwrap_or_else(|| super::machine_memory() / 4)
-        .max(64 << 20);
-    let cache = super::ledger_cache(memory);
+    let memory = Memory::of(config.memory, config.cache);
+    let cache = memory.ledger;
     let path = home.ledger();
     let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, cache)).await??);
     let ledger = Ledger::new(store.clone());
@@ -145,7 +147,8 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
         name: "gateway".into(),
         scheme,
         kernel,
-        memory_bytes: memory,
+        memory_bytes: memory.in_flight,
+        cache_bytes: memory.cache,
         grace: config.grace.unwrap_or(GRACE),
         rebuild_floor: config.rebuild_floor.unwrap_or(REBUILD_FLOOR),
         census_cycle: GatewayConfig::CENSUS_CYCLE,
@@ -161,8 +164,7 @@ Cairn's gateway is ready.
   endpoint    http://{s3_at}
   admin       http://{admin_at}   (cairn status --admin http://{admin_at})
   join        {join_at}
-  memory      {memory} for bytes in flight",
-        memory = format_size(memory),
+  memory      {memory}",
     );
     let listeners = Listeners {
         s3,

@@ -13,6 +13,7 @@ pub mod rebalance;
 pub mod scrub;
 pub mod status;
 
+use crate::size::format_size;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -55,16 +56,40 @@ pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// The ledger's page cache gets at most this much.
+/// What is cached of the ledger gets at most this much.
 const LEDGER_CACHE_MAX: u64 = 256 << 20;
 
-/// The ledger's page cache, where so much memory is for bytes in flight.
-pub fn ledger_cache(memory: u64) -> usize {
-    (memory / 8).min(LEDGER_CACHE_MAX) as usize
+/// Memory of a gateway.
+pub struct Memory {
+    /// For bytes in flight.
+    pub in_flight: u64,
+    /// For hot blocks.
+    pub cache: u64,
+    /// For the ledger's pages and rows.
+    pub ledger: usize,
+}
+
+impl Memory {
+    /// As somebody said, or a quarter of the machine's for bytes in flight, and an eighth for hot blocks.
+    pub fn of(in_flight: Option<u64>, cache: Option<u64>) -> Memory {
+        let in_flight = in_flight.unwrap_or_else(|| machine_memory() / 4).max(64 << 20);
+        Memory {
+            in_flight,
+            cache: cache.unwrap_or_else(|| machine_memory() / 8),
+            ledger: (in_flight / 8).min(LEDGER_CACHE_MAX) as usize,
+        }
+    }
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (in_flight, cache) = (format_size(self.in_flight), format_size(self.cache));
+        write!(f, "{in_flight} for bytes in flight, {cache} for hot blocks")
+    }
 }
 
 /// Bytes of memory of this machine; 4 GiB if it will not say.
-pub fn machine_memory() -> u64 {
+fn machine_memory() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = meminfo.lines().find_map(|l| {
         l.strip_prefix("MemTotal:")?

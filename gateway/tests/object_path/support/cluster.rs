@@ -18,6 +18,7 @@ use gateway::maintenance::orphans::Orphans;
 use gateway::maintenance::repair::Repair;
 use gateway::maintenance::worker::{Step, Worker};
 use gateway::metrics::Metrics;
+use gateway::object::block_cache::BlockCache;
 use gateway::object::condition::{ReadConditions, WriteConditions};
 use gateway::object::copy::Source;
 use gateway::object::get::Wanted;
@@ -86,6 +87,11 @@ impl Cluster {
 
     /// A gateway on it: whoever was the gateway before is dead.
     pub async fn gateway(&self, memory_bytes: u64) -> Result<Arc<Objects>> {
+        self.caching_gateway(memory_bytes, 0).await
+    }
+
+    /// The same, and it keeps so many bytes of hot blocks.
+    pub async fn caching_gateway(&self, memory_bytes: u64, cache_bytes: u64) -> Result<Arc<Objects>> {
         let ledger = self.ledger();
         let lease = Arc::new(Lease::take_over(ledger.clone(), "test").await?);
         let disks = Arc::new(Disks::load(&ledger, lease.clone(), self.nodes()).await?);
@@ -97,6 +103,7 @@ impl Cluster {
             disks,
             volumes,
             budget: Budget::new(memory_bytes),
+            cache: Arc::new(BlockCache::new(cache_bytes)),
             readers: Default::default(),
             abandoned: Default::default(),
             latencies: Default::default(),
@@ -128,9 +135,22 @@ impl World {
         world
     }
 
+    /// A new cluster whose gateway keeps so many bytes of hot blocks.
+    pub async fn caching(scheme: &str, disks: u32, cache_bytes: u64) -> World {
+        let cluster = Cluster::new(scheme, disks).await;
+        let objects = cluster.caching_gateway(MEMORY_BYTES, cache_bytes).await;
+        let world = World::of(cluster, objects.unwrap());
+        world.objects.create_bucket(BUCKET).await.unwrap();
+        world
+    }
+
     /// A gateway on a cluster that exists.
     pub async fn on(cluster: Cluster, memory_bytes: u64) -> World {
         let objects = cluster.gateway(memory_bytes).await.unwrap();
+        World::of(cluster, objects)
+    }
+
+    fn of(cluster: Cluster, objects: Arc<Objects>) -> World {
         World {
             cluster,
             garbage: Garbage::new(objects.clone()),

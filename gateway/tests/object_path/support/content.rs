@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use gateway::error::{Error, Result};
 use gateway::object::Body;
+use gateway::object::get::Pieces;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 
 /// `len` bytes that another seed would make differently.
@@ -45,9 +46,9 @@ pub fn stalled(bytes: &Bytes) -> Body {
 }
 
 /// All bytes of a download.
-pub async fn drain(mut bytes: tokio::sync::mpsc::Receiver<Result<Bytes>>) -> Result<Vec<u8>> {
+pub async fn drain(mut bytes: Pieces) -> Result<Vec<u8>> {
     let mut all = Vec::new();
-    while let Some(piece) = bytes.recv().await {
+    while let Some(piece) = bytes.next().await {
         all.extend_from_slice(&piece?);
     }
     Ok(all)

@@ -271,7 +271,7 @@ async fn read(serving: &Serving, key: &str, wanted: Wanted) -> Result<Vec<u8>> {
         .get(BUCKET, key, wanted, &ReadConditions::default())
         .await?;
     let mut all = Vec::new();
-    while let Some(piece) = bytes.recv().await {
+    while let Some(piece) = bytes.next().await {
         all.extend_from_slice(&piece?);
     }
     Ok(all)
