@@ -8,6 +8,8 @@
 
 use cairn_benches::Result;
 use cairn_benches::peers::{self, Peer, Shard, Stripe};
+use ec_core::md5::{self, Md5};
+use ec_core::seal::{BLOCK_BYTES, Sealing};
 use ec_core::{Codec, Kernel, Scheme};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -79,7 +81,58 @@ fn main() -> Result<()> {
         let (reads, speed) = repair(scheme, rounds, round)?;
         println!("{:<26} {reads:>8} {speed:>14.2}", scheme.to_string());
     }
+    println!();
+    println!("MD5 of 64 KiB of each of 16 streams; seals of 1 MiB, block by block; GB/s");
+    for kernel in Kernel::supported() {
+        println!(
+            "{:<26} {:>8.2}",
+            format!("md5 {kernel}"),
+            md5_speed(kernel, rounds, round)?
+        );
+    }
+    println!(
+        "{:<26} {:>8.2}",
+        "seal (CRC-32, BLAKE3)",
+        seal_speed(rounds, round)?
+    );
     Ok(())
+}
+
+/// GB/s of MD5 of as many streams as the widest kernel has lanes.
+fn md5_speed(kernel: Kernel, rounds: usize, round: Duration) -> Result<f64> {
+    const STREAMS: usize = 16;
+    let contents: Vec<Vec<u8>> = (0..STREAMS as u8).map(|n| vec![n; 64 << 10]).collect();
+    let mut streams = vec![Md5::new(); STREAMS];
+    let mut speeds = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        speeds.push(speed(STREAMS * contents[0].len(), round, || {
+            let mut together: Vec<(&mut Md5, &[u8])> = streams
+                .iter_mut()
+                .zip(&contents)
+                .map(|(md5, content)| (md5, &content[..]))
+                .collect();
+            md5::update_many(kernel, black_box(&mut together));
+            Ok(())
+        })?);
+    }
+    Ok(median(speeds))
+}
+
+/// GB/s of sealing a shard.
+fn seal_speed(rounds: usize, round: Duration) -> Result<f64> {
+    let shard = vec![7; 1 << 20];
+    let mut speeds = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        speeds.push(speed(shard.len(), round, || {
+            let mut sealing = Sealing::new(1);
+            for block in black_box(&shard).chunks(BLOCK_BYTES as usize) {
+                sealing.take_in(block);
+            }
+            black_box(sealing.finish());
+            Ok(())
+        })?);
+    }
+    Ok(median(speeds))
 }
 
 /// How many shards it takes to rebuild data shard 0, and how fast that is in bytes of it.

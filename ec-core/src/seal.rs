@@ -176,6 +176,11 @@ mod tests {
             let mut payload = payload(len);
             let crcs = block_crcs(seed, &payload);
             prop_assert_eq!(check_blocks(seed, 0, &crcs, &payload), Ok(()));
+            let (mut sealing, mut again) = (Sealing::new(seed), Sealing::without_digest(seed));
+            payload.chunks(BLOCK).for_each(|block| sealing.take_in(block));
+            payload.chunks(BLOCK).for_each(|block| again.take_in(block));
+            prop_assert_eq!(sealing.finish(), (crcs.clone(), Some(digest(&payload))));
+            prop_assert_eq!(again.finish(), (crcs.clone(), None));
             prop_assert!(check_blocks(seed.wrapping_add(other), 0, &crcs, &payload).is_err());
             prop_assert!(check_blocks(seed, other, &crcs, &payload).is_err());
             let bit = bit.index(len * 8);

@@ -12,7 +12,9 @@ use tokio::time::{Instant, Sleep};
 pub struct IdleLimit<S> {
     io: S,
     limit: Duration,
-    silence: Pin<Box<Sleep>>,
+    moved: Instant,
+    /// Goes off no later than the silence is too long; looks then whether it is, so that what moves need not touch the timer.
+    alarm: Pin<Box<Sleep>>,
 }
 
 impl<S> IdleLimit<S> {
@@ -21,7 +23,8 @@ impl<S> IdleLimit<S> {
         IdleLimit {
             io,
             limit,
-            silence: Box::pin(tokio::time::sleep(limit)),
+            moved: Instant::now(),
+            alarm: Box::pin(tokio::time::sleep(limit)),
         }
     }
 
@@ -29,13 +32,19 @@ impl<S> IdleLimit<S> {
     fn judge<T>(&mut self, moved: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         match moved {
             Poll::Ready(result) => {
-                self.silence.as_mut().reset(Instant::now() + self.limit);
+                self.moved = Instant::now();
                 Poll::Ready(result)
             }
-            Poll::Pending => match self.silence.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                while self.alarm.as_mut().poll(cx).is_ready() {
+                    let end = self.moved + self.limit;
+                    if end <= Instant::now() {
+                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                    }
+                    self.alarm.as_mut().reset(end);
+                }
+                Poll::Pending
+            }
         }
     }
 }

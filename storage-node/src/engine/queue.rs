@@ -4,7 +4,7 @@
 //! the disk is fenced or the node shuts down.
 
 use crate::protocol::{Admission, NodeError, SealedShard, UnitAddress};
-use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError, give_way};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -17,6 +17,9 @@ pub const BYTES_MAX: usize = 128 << 20;
 /// This many bytes are written while the batch before is still in flight. A flush is shared by as many small requests as come
 /// meanwhile, and large ones keep the device busy.
 const OVERLAP_BYTES: usize = if cfg!(test) { 32 << 10 } else { 2 << 20 };
+
+/// Where processors are busy, a batch waits about this long for company.
+const COMPANY_MAX: Duration = Duration::from_millis(1);
 
 /// Where the answer goes.
 pub type Reply = oneshot::Sender<Result<(), NodeError>>;
@@ -153,10 +156,8 @@ impl Queue {
             };
         }
         if has_slept && waiting.has_batch() {
-            // Who else is about to ask joins this batch, if processors are so busy that somebody waits for one; else nobody is
-            // waited for.
             drop(waiting);
-            std::thread::yield_now();
+            give_way(COMPANY_MAX); // Who is about to ask joins this batch.
             waiting = self.lock();
         }
         let (mut taken, mut bytes) = (Vec::new(), 0);

@@ -99,6 +99,12 @@ pub struct BenchArgs {
     /// The most bytes of one set: fewer objects are used when they are large
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_size)]
     working_set: u64,
+    /// What the keys of this run start with; otherwise a prefix of its own
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
+    /// Read the objects that a run with the same --prefix, --sizes and --objects left by --keep, and leave them
+    #[arg(long, requires = "prefix", conflicts_with = "keep")]
+    reuse: bool,
     /// Check every byte of every object that is read (costs the client processor time)
     #[arg(long)]
     verify: bool,

@@ -85,7 +85,8 @@ impl Session {
         let style =
             ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}").map_err(|e| e.to_string())?;
         let bar = ProgressBar::with_draw_target(Some(millis), target).with_style(style);
-        let prefix = format!("bench-{:08x}/", rand::random::<u32>());
+        let of_its_own = || format!("bench-{:08x}/", rand::random::<u32>());
+        let prefix = args.prefix.clone().unwrap_or_else(of_its_own);
         let stop = Arc::new(AtomicBool::new(false));
         Ok(Session {
             args,
@@ -179,7 +180,8 @@ impl Session {
         // Also what may never have been written: a delete of nothing is no error.
         let mut removed = Ok(());
         for sets in &all {
-            for set in [&sets.read, &sets.written] {
+            let read = (!self.args.reuse).then_some(&sets.read);
+            for set in read.into_iter().chain([&sets.written]) {
                 removed = removed.and(self.for_each(sets.side, set, Op::Delete, Arc::default()).await);
             }
         }
@@ -225,7 +227,7 @@ impl Session {
     async fn measure_size(&self, size: u64, all: &[Sets<'_>], report: &mut Report) -> Result<(), BenchError> {
         self.bar
             .set_message(format!("writing objects of {}", format_size(size)));
-        for sets in all {
+        for sets in all.iter().filter(|_| !self.args.reuse) {
             // Without operations that read, the set has no requests and this does nothing.
             self.for_each(sets.side, &sets.read, Op::Put, self.stop.clone())
                 .await?;

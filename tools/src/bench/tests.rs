@@ -73,7 +73,19 @@ impl Server {
     }
 
     fn left(&self) -> Vec<String> {
-        self.store.lock().unwrap().objects.keys().cloned().collect()
+        let mut paths: Vec<String> = self.store.lock().unwrap().objects.keys().cloned().collect();
+        paths.sort();
+        paths
+    }
+
+    fn count(&self, method: Method) -> usize {
+        self.store
+            .lock()
+            .unwrap()
+            .counts
+            .get(&method)
+            .copied()
+            .unwrap_or(0)
     }
 }
 
@@ -132,12 +144,12 @@ async fn answer(
 #[tokio::test]
 async fn every_operation_is_measured_and_nothing_stays() {
     let server = Server::start(Fault::None).await;
-    let flags = "--sizes 0,1KiB,3MiB --concurrency 1,4 --ops put,get,head,delete,list --objects 20 --verify";
+    let flags = "--sizes 0,1KiB,3MiB --concurrency 1,4 --ops put,get,head,delete,list,list-dirs --objects 20 --verify";
     let (report, result) = server.bench(flags).await;
     result.unwrap();
     let json = report.json();
     let cells = json["cells"].as_array().unwrap();
-    assert_eq!(cells.len(), 3 * 2 * 5);
+    assert_eq!(cells.len(), 3 * 2 * 6);
     for cell in cells {
         assert!(cell["requests"].as_u64().unwrap() > 0, "{cell}");
         assert_eq!(cell["errors"], 0);
@@ -221,6 +233,21 @@ async fn keep_keeps_within_bounds() {
     assert_eq!(left.iter().filter(|path| path.contains("/read/")).count(), 10);
     assert_eq!(left.iter().filter(|path| path.contains("/written/")).count(), 10);
     assert!(left.contains(&"/cairn-bench/".to_owned()));
+}
+
+/// What was kept is read again, by another run, and stays.
+#[tokio::test]
+async fn what_was_kept_is_used_again() {
+    let server = Server::start(Fault::None).await;
+    let flags = "--sizes 4KiB --concurrency 2 --ops get --objects 10 --prefix mine/ --verify";
+    server.bench(&format!("{flags} --keep")).await.1.unwrap();
+    let (kept, puts) = (server.left(), server.count(Method::PUT));
+    assert_eq!(kept.len(), 11, "ten objects and the bucket: {kept:?}");
+    let (report, result) = server.bench(&format!("{flags} --reuse")).await;
+    result.unwrap();
+    assert_eq!(report.json()["cells"][0]["errors"], 0);
+    assert_eq!((server.left(), server.count(Method::PUT)), (kept, puts));
+    assert!(args("--reuse").is_err(), "reused what?");
 }
 
 #[tokio::test]
