@@ -73,6 +73,7 @@ fn words(streams: &[&[Block]; 8], at: usize) -> [__m256i; 16] {
         for (row, blocks) in rows.iter_mut().zip(streams) {
             // SAFETY: half of a block of 64 bytes, which needs no alignment.
             *row = unsafe { _mm256_loadu_si256(blocks[at][32 * half..].as_ptr().cast()) };
+            _mm_prefetch::<_MM_HINT_T0>(blocks[at].as_ptr().wrapping_add(lanes::AHEAD_BYTES).cast());
         }
         // As with sixteen streams: words of pairs of rows, then of fours, then the halves of registers change places.
         let mut fours = [_mm256_setzero_si256(); 8];

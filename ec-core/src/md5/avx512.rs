@@ -69,6 +69,7 @@ fn words(streams: &[&[Block]; 16], at: usize) -> [__m512i; 16] {
     for (row, blocks) in rows.iter_mut().zip(streams) {
         // SAFETY: a block has 64 bytes, and needs no alignment.
         *row = unsafe { _mm512_loadu_si512(blocks[at].as_ptr().cast()) };
+        _mm_prefetch::<_MM_HINT_T0>(blocks[at].as_ptr().wrapping_add(lanes::AHEAD_BYTES).cast());
     }
     // Words of pairs of rows, then of fours; the quarters of registers stay where they are.
     let mut fours = [_mm512_setzero_si512(); 16];

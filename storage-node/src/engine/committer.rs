@@ -159,7 +159,7 @@ impl Committer {
             }
             // The put that room was made for comes first: a step more could take the room again.
             background = self.shared.fence.get().is_none()
-                && (made_room || self.has_background_work() && (self.is_resting() || self.polite_step()));
+                && (made_room || self.is_resting() || self.finds_background_work() && self.polite_step());
         }
         self.drain();
         if self.shared.fence.get().is_none()

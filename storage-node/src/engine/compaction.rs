@@ -161,17 +161,20 @@ impl Committer {
         !self.rest_left().is_zero()
     }
 
-    /// Does a little background work, and rests from it if somebody reads; says whether there is more to do.
+    /// Does a little background work, and rests from it if somebody reads or writes; says whether there is more to do.
     pub(super) fn polite_step(&mut self) -> bool {
         self.drain();
         let started = Instant::now();
-        let bytes_max = self
-            .rests
-            .step_bytes(self.shared.metrics.gets.get(), self.spare());
+        let bytes_max = self.rests.step_bytes(self.answered(), self.spare());
         let more = self.background_step(bytes_max);
-        let (now, reads) = (Instant::now(), self.shared.metrics.gets.get());
-        self.rests.begin(now, now - started, reads, self.spare());
+        let (now, answered) = (Instant::now(), self.answered());
+        self.rests.begin(now, now - started, answered, self.spare());
         more
+    }
+
+    /// Requests of clients.
+    fn answered(&self) -> u64 {
+        self.shared.metrics.gets.get() + self.shared.metrics.puts.get()
     }
 
     fn space(&self) -> Space {
@@ -181,6 +184,15 @@ impl Committer {
             true => Space::Low,
             false => Space::Ample,
         }
+    }
+
+    /// Whether there is any; if not, it is not looked for again for a while.
+    pub(super) fn finds_background_work(&mut self) -> bool {
+        let found = self.has_background_work();
+        if !found {
+            self.rests.found_nothing(Instant::now());
+        }
+        found
     }
 
     /// Whether there may be any: looked at while a batch is in flight, and looked at again when none is.

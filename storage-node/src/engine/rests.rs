@@ -1,8 +1,8 @@
-//! How compaction makes way for readers: while there are any it takes small steps, and rests after each.
+//! How compaction makes way for clients: while any read or write it takes small steps, and rests after each.
 //!
-//! A rest is so many times as long as the step before it, so that a slow disk rests longer, and the share of the reads that meet a
-//! step stays small. The fewer extents are spare the shorter it is. Steps stay large enough to be worth their flush: a flush delays
-//! every read of that moment, whatever it flushes.
+//! A rest is so many times as long as the step before it, so that a slow disk rests longer, and the share of the requests that meet a
+//! step stays small. The fewer extents are spare the shorter it is: writers that are faster than compaction end its rests. Steps stay large enough to be worth their flush: a flush delays
+//! every request of that moment, whatever it flushes.
 //!
 //! Invariant: nothing rests when space runs low, nor when a put waits for room; and nothing but the pace depends on a clock.
 
@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 /// Bytes moved in one step, so that a waiting put is never far away.
 pub const STEP_BYTES: u64 = 4 << 20;
-/// Bytes of a step beside readers.
-const STEP_BYTES_BESIDE_READERS: u64 = if cfg!(test) { 16 << 10 } else { 2 << 20 };
+/// Bytes of a step beside clients.
+const STEP_BYTES_BESIDE_CLIENTS: u64 = if cfg!(test) { 16 << 10 } else { 2 << 20 };
 /// With room to spare, a rest is so many times as long as its step.
 const REST_STEPS: u32 = 48;
+/// How long it is not looked for work again when there was none: that takes a look at every extent.
+const LOOK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 100 });
 /// The longest rest: after a step that met a disk that stalled.
 const REST_MAX: Duration = Duration::from_secs(1);
 
@@ -35,8 +37,8 @@ impl Spare {
 }
 
 /// How long to rest after a step that took so long. Pure.
-fn rest_after(took: Duration, read: bool, spare: Spare) -> Duration {
-    if !read {
+fn rest_after(took: Duration, busy: bool, spare: Spare) -> Duration {
+    if !busy {
         return Duration::ZERO;
     }
     // Clamped first: no time is too long to be multiplied.
@@ -45,26 +47,31 @@ fn rest_after(took: Duration, read: bool, spare: Spare) -> Duration {
         .min(REST_MAX)
 }
 
-/// The rests of one disk's compaction. A disk was read if its count of answered reads has changed.
+/// The rests of one disk's compaction. A disk is busy if its count of answered requests has changed.
 #[derive(Debug, Default)]
 pub struct Rests {
-    reads: u64,
+    answered: u64,
     until: Option<Instant>,
 }
 
 impl Rests {
     /// How large the next step may be.
-    pub fn step_bytes(&self, reads: u64, spare: Spare) -> u64 {
-        match reads != self.reads && spare.extents > 0 {
-            true => STEP_BYTES_BESIDE_READERS,
+    pub fn step_bytes(&self, answered: u64, spare: Spare) -> u64 {
+        match answered != self.answered && spare.extents > 0 {
+            true => STEP_BYTES_BESIDE_CLIENTS,
             false => STEP_BYTES,
         }
     }
 
-    /// A step is done, which took so long. It rests if somebody read since the end of the step before.
-    pub fn begin(&mut self, now: Instant, took: Duration, reads: u64, spare: Spare) {
-        let rest = rest_after(took, reads != self.reads, spare);
-        (self.reads, self.until) = (reads, Some(now + rest));
+    /// A step is done, which took so long. It rests if somebody was answered since the end of the step before.
+    pub fn begin(&mut self, now: Instant, took: Duration, answered: u64, spare: Spare) {
+        let rest = rest_after(took, answered != self.answered, spare);
+        (self.answered, self.until) = (answered, Some(now + rest));
+    }
+
+    /// There was nothing to do.
+    pub fn found_nothing(&mut self, now: Instant) {
+        self.until = Some(now + LOOK_EVERY);
     }
 
     /// How long to rest yet. None at all as soon as space runs low.
@@ -85,7 +92,7 @@ mod tests {
     const TOOK: Duration = Duration::from_millis(3);
 
     #[test]
-    fn it_rests_for_readers_only() {
+    fn it_rests_for_clients_only() {
         assert_eq!(rest_after(TOOK, false, PLENTY), Duration::ZERO);
         assert_eq!(rest_after(TOOK, true, PLENTY), TOOK * REST_STEPS);
     }
@@ -116,9 +123,9 @@ mod tests {
         rests.begin(now, TOOK, 1, PLENTY);
         assert_eq!(rests.left(now, PLENTY), TOOK * REST_STEPS);
         assert!(rests.left(now, LOW).is_zero() && rests.left(now + REST_MAX, PLENTY).is_zero());
-        assert_eq!(rests.step_bytes(2, PLENTY), STEP_BYTES_BESIDE_READERS);
+        assert_eq!(rests.step_bytes(2, PLENTY), STEP_BYTES_BESIDE_CLIENTS);
         assert_eq!(rests.step_bytes(2, LOW), STEP_BYTES);
-        // Nobody read meanwhile.
+        // Nobody asked meanwhile.
         assert_eq!(rests.step_bytes(1, PLENTY), STEP_BYTES);
         rests.begin(now, TOOK, 1, PLENTY);
         assert!(rests.left(now, PLENTY).is_zero());
