@@ -7,6 +7,7 @@
 use super::condition::ReadConditions;
 use super::readers::Pins;
 use super::shard_reader::{StripeSource, blocks_of};
+use super::shared_reads::SharedReads;
 use super::{Objects, encode};
 use crate::budget::{Reserved, accounted};
 use crate::cluster::disks::Health;
@@ -358,8 +359,15 @@ impl Plan {
             let volume = self.objects.volumes.get(blob.volume).await?;
             let codec = self.objects.codecs.get(volume.scheme)?;
             let seals = self.objects.seals(&blob).await?;
+            let mut shared: Option<(u32, Arc<SharedReads>)> = None;
             for piece in encode::geometry(&codec, blob.length)?.pieces(range) {
-                let source = StripeSource::new(&codec, volume.clone(), &blob, piece.stripe, seals.as_ref())?;
+                let mut source =
+                    StripeSource::new(&codec, volume.clone(), &blob, piece.stripe, seals.as_ref())?;
+                if shared.as_ref().is_none_or(|(stripe, _)| *stripe != piece.stripe) {
+                    let is_degraded = self.objects.is_degraded(&source);
+                    shared = is_degraded.then(|| (piece.stripe, Arc::default()));
+                }
+                source.shared = shared.as_ref().map(|(_, reads)| reads.clone());
                 self.pieces.push_back(Fetch { source, piece });
             }
         }

@@ -29,6 +29,7 @@ pub mod put;
 pub mod readers;
 pub mod seals;
 pub mod shard_reader;
+pub mod shared_reads;
 pub mod sources;
 pub mod suspects;
 pub mod tokens;

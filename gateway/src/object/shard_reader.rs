@@ -5,6 +5,7 @@
 
 use super::deadline::{Deadline, PIECE_TIME};
 use super::seals::StripeSeals;
+use super::shared_reads::SharedReads;
 use super::sources::{Gathering, Sources};
 use super::{Objects, encode, off_reactor};
 use crate::budget::Reserved;
@@ -38,6 +39,8 @@ pub struct StripeSource {
     pub shard_len: u32,
     /// What the ledger knows of them.
     pub seals: Option<StripeSeals>,
+    /// What was read for other pieces of the stripe, where some have to be computed.
+    pub shared: Option<Arc<SharedReads>>,
 }
 
 impl StripeSource {
@@ -59,6 +62,7 @@ impl StripeSource {
             },
             shard_len,
             seals: seals.transpose()?,
+            shared: None,
         })
     }
 
@@ -251,6 +255,16 @@ impl Objects {
         }
     }
 
+    /// Whether the disk of a data shard is away, so that pieces of it have to be computed.
+    pub fn is_degraded(&self, source: &StripeSource) -> bool {
+        let is_there = |index: u8| {
+            let disk = self.disk_of(source, index);
+            source.volume.is_whole(index) && disk.is_some_and(|disk| disk.health == Health::Online)
+        };
+        let data = source.volume.scheme.data_shards();
+        !(0..data).all(|index| is_there(index as u8))
+    }
+
     fn disk_of(&self, source: &StripeSource, index: u8) -> Option<Arc<Disk>> {
         self.disks.get(source.volume.disks[usize::from(index)])
     }
@@ -297,8 +311,22 @@ impl Objects {
             .await
     }
 
-    /// The same, with what is left of the time for a piece.
+    /// The same, with what is left of the time for a piece, unless it was read for another piece.
     async fn read_shard_by(
+        &self,
+        source: &StripeSource,
+        index: u8,
+        blocks: BlockRange,
+        deadline: Deadline,
+    ) -> std::result::Result<ShardBlocks, NodeError> {
+        let read = self.read_shard_itself(source, index, blocks, deadline);
+        match &source.shared {
+            Some(shared) => shared.get(index, blocks, read).await,
+            None => read.await,
+        }
+    }
+
+    async fn read_shard_itself(
         &self,
         source: &StripeSource,
         index: u8,

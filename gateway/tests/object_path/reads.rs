@@ -406,3 +406,29 @@ async fn what_a_read_finds_is_counted_and_queued() {
     assert_eq!((count("corrupt"), count("missing")), (3, 2));
     assert_eq!(world.census().await.suspects, 2);
 }
+
+/// Two data shards of each stripe are gone. The others and the parity are read once, whatever is computed from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_left_of_a_stripe_is_read_once() {
+    let world = World::new("rs(4,2)", 6).await;
+    let bytes = content(1, 4 * (4 << 20));
+    world.put("object", &bytes).await.unwrap();
+    let lost: Vec<usize> = (0..6)
+        .filter(|&n| {
+            let has_data = |d: &mut MemoryDisk| d.shards().any(|(unit, _)| unit.index < 2);
+            world.cluster.node.with(world.disk(n), has_data)
+        })
+        .collect();
+    assert_eq!(lost.len(), 2, "one volume has all of it");
+    world.lose(&lost).await;
+    let gets = || {
+        let mut gets = 0;
+        world.cluster.node.each(|_, disk| gets += disk.gets);
+        gets
+    };
+    let before = gets();
+    assert!(world.get("object").await.unwrap() == bytes);
+    // The first stripe begins with a block by itself, which is computed from blocks.
+    let read = gets() - before;
+    assert!((16..=16 + 6).contains(&read), "{read} reads for four stripes");
+}

@@ -491,6 +491,7 @@ async fn a_reader_with_an_old_epoch_finds_the_unit_where_it_is_now() {
         key: key.unwrap(),
         shard_len,
         seals: None,
+        shared: None,
     };
     let before = world
         .objects
