@@ -243,6 +243,7 @@ impl Objects {
             }
             if cached.is_none()
                 && is_large
+                && fetch.source.shared.is_none() // What is computed is computed from whole shards, which others need too.
                 && let Some(rest) = fetch.split_behind_block()
             {
                 plan.pieces.push_front(rest);
