@@ -37,6 +37,8 @@ pub struct Options {
     pub memory: String,
     /// As on the command line.
     pub verify_days: String,
+    /// As on the command line. None by default: what is in memory says nothing of disks.
+    pub cache: String,
 }
 
 impl Default for Options {
@@ -47,6 +49,7 @@ impl Default for Options {
             disk_size: "1GiB".into(),
             memory: "256MiB".into(),
             verify_days: "7".into(),
+            cache: "0".into(),
         }
     }
 }
@@ -161,7 +164,9 @@ impl Cluster {
             .arg("--memory")
             .arg(&options.memory)
             .arg("--verify-days")
-            .arg(&options.verify_days);
+            .arg(&options.verify_days)
+            .arg("--cache")
+            .arg(&options.cache);
         command.args(["--log-format", "json"]).stdin(Stdio::null());
         let keys = keys();
         command

@@ -120,7 +120,8 @@ impl Processes {
         ] {
             arguments.extend([flag.to_owned(), value.to_string()]);
         }
-        arguments.extend(["--memory".to_owned(), "256MiB".to_owned()]);
+        // What is in memory says nothing of disks.
+        arguments.extend(["--memory", "256MiB", "--cache", "0"].map(str::to_owned));
         arguments.extend(further.iter().map(|argument| (*argument).to_owned()));
         let gateway = Daemon::new("gateway", directory.path(), prefix.unwrap_or_default(), arguments);
         let mut cluster = Self {

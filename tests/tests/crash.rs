@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cairn_tests::client::{Client, Failure, Outcome};
-use cairn_tests::cluster::Cluster;
+use cairn_tests::cluster::{Cluster, Options};
 use cairn_tests::content::Content;
 use cairn_tests::model::Model;
 use cairn_tests::setting;
@@ -25,7 +25,10 @@ const SETTLE_TIME_MAX: Duration = Duration::from_secs(90);
 #[test]
 fn kill_9_loses_nothing_acknowledged() {
     let rounds = setting::number("CAIRN_TEST_ROUNDS", setting::scaled(6, 30));
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start_with(Options {
+        cache: "64MiB".into(),
+        ..Options::default()
+    });
     let client = cluster.client();
     client.create_bucket(BUCKET);
     let mut model = Model::default();
