@@ -9,7 +9,6 @@ pub mod engine;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod give_way;
 pub mod http_client;
 pub mod join;
 pub mod membership;

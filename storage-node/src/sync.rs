@@ -3,7 +3,6 @@
 //!
 //! Invariant: such a file takes nothing that blocks, and no clock, from anywhere else.
 
-pub use crate::give_way::give_way;
 pub use std::sync::atomic;
 pub use std::sync::mpsc;
 pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -11,9 +11,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use storage_node::give_way::give_way;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::store::{Commit, LedgerError};
@@ -24,8 +22,6 @@ const QUEUE_COMMITS_MAX: usize = 4096;
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The most commits of one transaction.
 const BATCH_COMMITS_MAX: usize = 1024;
-/// Where processors are busy, a batch waits about this long for company.
-const COMPANY_MAX: Duration = Duration::from_millis(1);
 /// A batch that has this many bytes takes no further commit.
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -158,7 +154,7 @@ struct Writer<A> {
 impl<A: Apply> Writer<A> {
     fn run(mut self) {
         while let Some(first) = self.receiver.blocking_recv() {
-            give_way(COMPANY_MAX); // Who is about to commit joins this transaction.
+            std::thread::yield_now(); // Who is about to commit, and waits for a processor, joins this batch.
             let (commits, waiting) = self.batch(first);
             let outcomes = self.outcomes(&commits);
             for ((answer, room), outcome) in waiting.into_iter().zip(outcomes) {

@@ -61,6 +61,10 @@ impl RedbStore {
             true => std::fs::read(&log_path).map_err(log_failed)?,
             false => Vec::new(),
         };
+        // Before the file is touched: what is left of it may be all that there is.
+        if described.log_matters && content.len() != 2 * log::HALF_BYTES {
+            return Err(failed(Failure::Damaged("its log was cut short".into())));
+        }
         let file = log::create_file(&log_path).map_err(log_failed)?;
         let (log, sequence) = take_up(&tree, described, &content, Box::new(file)).map_err(failed)?;
         Self::start(tree, sequence, log, rows_bytes as u64, path)
@@ -133,9 +137,6 @@ fn take_up(
     medium: Box<dyn log::Medium>,
 ) -> Result<(Log, u64), Failure> {
     let id = described.log.unwrap_or_else(rand::random);
-    if described.log_matters && content.len() != 2 * log::HALF_BYTES {
-        return Err(Failure::Damaged("its log was cut short".into()));
-    }
     let recovered = log::recover(&id, content, described.sequence).map_err(Failure::Damaged)?;
     let sequence = described.sequence + recovered.len() as u64;
     tree.apply_and_mark(&rows_of(recovered), sequence, &id, true)?;

@@ -66,10 +66,8 @@ pub fn encode(codec: &Codec, stripe: &Bytes, volume: u64, key: ShardKey) -> Resu
         ),
     }
     let (block_crcs, digests): (Vec<_>, Vec<_>) = sealing.into_iter().map(Sealing::finish).unzip();
-    let digests: Vec<[u8; 32]> = digests
-        .iter()
-        .map(|digest| digest.or(digests[0]).unwrap_or_default())
-        .collect();
+    let digests: Option<Vec<[u8; 32]>> = digests.iter().map(|digest| digest.or(digests[0])).collect();
+    let digests = digests.ok_or_else(|| Error::Internal("a shard without a digest".into()))?;
     let sealed = |(block_crcs, payload)| {
         let digests = digests.clone();
         let seal = Seal { block_crcs, digests };

@@ -13,21 +13,14 @@ use ec_core::Kernel;
 use ec_core::md5::{self, Md5};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
-use storage_node::give_way::give_way;
 use tokio::sync::oneshot;
 
 /// How much of each upload is hashed before others may join: a tenth of a millisecond's work for one that is alone.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Where processors are busy, so many bytes wait for company, and fewer do not.
-const LARGE_BYTES: usize = 1 << 20;
-/// But only so long.
-const COMPANY_MAX: Duration = Duration::from_millis(50);
 /// One thread keeps up with this many processors' uploads.
 const PROCESSORS_EACH: usize = 8;
 
 struct Job {
-    came: Instant,
     md5: Md5,
     left: Bytes,
     done: oneshot::Sender<Md5>,
@@ -72,26 +65,13 @@ impl Shared {
         true
     }
 
-    /// Waits for more uploads to share the lanes, for as long as somebody else can use the processor meanwhile.
-    fn gather(&self, jobs: &mut Vec<Job>) {
-        loop {
-            let is_large = |job: &Job| job.left.len() >= LARGE_BYTES;
-            let has_waited = jobs.iter().any(|job| job.came.elapsed() >= COMPANY_MAX);
-            if jobs.len() * 2 > self.lanes || has_waited {
-                return;
-            }
-            let was_wanted = give_way(Duration::ZERO);
-            self.fill(jobs);
-            if !was_wanted || !jobs.iter().all(is_large) {
-                return;
-            }
-        }
-    }
-
     fn work(&self) {
         let mut jobs = Vec::with_capacity(self.lanes);
         while self.fill(&mut jobs) {
-            self.gather(&mut jobs);
+            if jobs.len() < self.lanes {
+                std::thread::yield_now(); // Who is about to ask, and waits for a processor, takes part.
+                self.fill(&mut jobs);
+            }
             let piece = |job: &Job| job.left.len().min(PIECE_BYTES);
             let mut streams: Vec<(&mut Md5, &[u8])> = Vec::with_capacity(jobs.len());
             for job in &mut jobs {
@@ -145,7 +125,6 @@ impl Hashing {
         {
             let mut queue = self.shared.lock();
             queue.jobs.push_back(Job {
-                came: Instant::now(),
                 md5,
                 left: bytes,
                 done,

@@ -4,7 +4,7 @@
 //! the disk is fenced or the node shuts down.
 
 use crate::protocol::{Admission, NodeError, SealedShard, UnitAddress};
-use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError, give_way};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError, thread};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -17,9 +17,6 @@ pub const BYTES_MAX: usize = 128 << 20;
 /// This many bytes are written while the batch before is still in flight. A flush is shared by as many small requests as come
 /// meanwhile, and large ones keep the device busy.
 const OVERLAP_BYTES: usize = if cfg!(test) { 32 << 10 } else { 2 << 20 };
-
-/// Where processors are busy, a batch waits about this long for company.
-const COMPANY_MAX: Duration = Duration::from_millis(1);
 
 /// Where the answer goes.
 pub type Reply = oneshot::Sender<Result<(), NodeError>>;
@@ -157,7 +154,7 @@ impl Queue {
         }
         if has_slept && waiting.has_batch() {
             drop(waiting);
-            give_way(COMPANY_MAX); // Who is about to ask joins this batch.
+            thread::yield_now(); // Who is about to ask, and waits for a processor, joins this batch.
             waiting = self.lock();
         }
         let (mut taken, mut bytes) = (Vec::new(), 0);

@@ -14,11 +14,6 @@ shuttle::lazy_static! {
     static ref NOW_NS: AtomicU64 = AtomicU64::new(0);
 }
 
-/// Lets others go first.
-pub fn give_way(_: Duration) {
-    thread::yield_now();
-}
-
 /// A moment since the test began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(Duration);

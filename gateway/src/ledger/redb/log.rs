@@ -21,6 +21,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use storage_node::device;
 
 /// Bytes of one half.
 pub const HALF_BYTES: usize = if cfg!(test) { 128 << 10 } else { 8 << 20 };
@@ -170,27 +171,21 @@ pub fn path_of(ledger: &Path) -> PathBuf {
     path.into()
 }
 
-/// Makes the file of a log, or takes the one that is there, whose content is worth nothing. Durable; blocks.
+/// Makes the file of a log, or takes the one that is there, whose content the caller has read. One of another length is written anew.
+/// Durable; blocks.
 pub fn create_file(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)?;
     let bytes = 2 * HALF_BYTES as u64;
-    if file.metadata()?.len() != bytes {
+    let is_whole = path.metadata().is_ok_and(|found| found.len() == bytes);
+    if !is_whole {
+        device::create_file(path, bytes)?;
+    }
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    if !is_whole {
         // Full of zeros rather than of holes: a flush then has no file system metadata to write.
-        file.set_len(0)?;
         (0..bytes)
             .step_by(HALF_BYTES)
             .try_for_each(|at| file.write_all_at(&vec![0; HALF_BYTES], at))?;
         file.sync_all()?;
-        let directory = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        File::open(directory)?.sync_all()?;
     }
     Ok(file)
 }

@@ -419,7 +419,13 @@ async fn a_log_that_is_needed_must_be_there_and_whole() {
     let refusal = open(&path).unwrap_err().to_string();
     assert!(refusal.contains(&log_path.display().to_string()), "{refusal}");
     std::fs::write(&log_path, &log[..log.len() - 1]).unwrap();
-    refused(&path, "cut short");
+    for _ in 0..2 {
+        refused(&path, "cut short");
+        assert!(
+            std::fs::read(&log_path).unwrap() == log[..log.len() - 1],
+            "what is left of it"
+        );
+    }
     std::fs::write(&log_path, &log).unwrap();
     std::fs::write(&path, &tree).unwrap();
     let store = open(&path).unwrap();
