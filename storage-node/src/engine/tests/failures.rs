@@ -592,7 +592,19 @@ fn a_tombstone_stays_while_a_record_it_kills_is_on_the_disk() {
             assert!(get(&engine, &to, key(2, 0)).is_ok());
         }
     }
+    // Beside writers it rests; now nobody writes.
+    let until = Instant::now() + Duration::from_secs(20);
+    while !moved && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+        let mark = engine.shared.index().tombstones[&(to.unit, 1)].clone();
+        assert!(mark.is_needed(), "at rest");
+        moved = mark.place != place;
+    }
     assert!(moved, "compaction came by");
+    drop(engine);
+    engine = Engine::open(disk.device()).unwrap();
+    assert_eq!(get(&engine, &to, key(1, 0)), Err(NodeError::NotFound));
+    assert!(get(&engine, &to, key(2, 0)).is_ok());
 }
 
 /// More readers and writers than a sick disk takes, on the only thread there is: another disk's calls end before theirs.
