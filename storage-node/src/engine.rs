@@ -10,6 +10,7 @@
 //! - A write or flush error fences the disk with its reason, for good. A read error does not.
 //! - Every call is bounded by its deadline, and refused at once when the queue is full.
 
+mod admit;
 mod batch;
 mod committer;
 mod compaction;
@@ -24,6 +25,7 @@ mod queue;
 mod reader;
 pub(crate) mod recovery;
 mod rests;
+mod room;
 pub(crate) mod scan;
 mod stream;
 mod summaries;

@@ -36,9 +36,7 @@ pub fn encode(codec: &Codec, stripe: &Bytes, volume: u64, key: ShardKey) -> Resu
     // Anything may be in them: coding fills them.
     let mut parity: Vec<AlignedBuf> = match data {
         1 => Vec::new(),
-        _ => (data..total)
-            .map(|_| AlignedBuf::for_reading(shard_len))
-            .collect(),
+        _ => (data..total).map(|_| AlignedBuf::recycled(shard_len)).collect(),
     };
     for start in (0..shard_len).step_by(BLOCK_BYTES as usize) {
         let block = start..shard_len.min(start + BLOCK_BYTES as usize);

@@ -85,14 +85,22 @@ impl AlignedBuf {
         }
     }
 
-    /// A buffer as long as [`AlignedBuf::zeroed`] makes it, with anything in it: for a device to fill whole.
-    pub fn for_reading(len: usize) -> Self {
+    /// A buffer as long as [`AlignedBuf::zeroed`] makes it, with anything in it: for who fills all of it, be it a device.
+    pub fn recycled(len: usize) -> Self {
         let len = len.max(1).next_multiple_of(BLOCK);
         AlignedBuf {
             memory: Some(pool::take(len)),
             len,
             pooled: true,
         }
+    }
+
+    /// A zeroed buffer as [`AlignedBuf::zeroed`] makes it, of memory that was used before where there is some: to clear a little
+    /// costs less than to get new pages.
+    pub fn cleared(len: usize) -> Self {
+        let mut buffer = Self::recycled(len);
+        buffer.fill(0);
+        buffer
     }
 
     /// Freezes the buffer so that it can be shared.

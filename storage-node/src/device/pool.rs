@@ -1,9 +1,9 @@
-//! Memory for reads that is used again: taking it from the allocator, zeroed, and giving it back costs as much as checking
-//! what was read.
+//! Memory for reads and small writes that is used again: taking it from the allocator, zeroed, and giving it back costs as much as
+//! checking what was read.
 //!
 //! Invariants:
 //! - What is in the pool was initialised when it was made. What it holds now is what was last read into it, so whoever takes
-//!   it hands it to a device, which fills all of it or fails, and shows nobody what a failed read left.
+//!   it fills all of it, or hands it to a device that does or fails, and shows nobody what a failed read left.
 //! - The pool keeps at most [`POOLED_BYTES_MAX`] in all; what comes back beyond that is freed. Locks are held for a push or a pop.
 
 use super::BLOCK;
@@ -11,7 +11,7 @@ use super::buffer::Memory;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes that a process keeps for reads to come.
+/// Bytes that a process keeps for what comes.
 pub const POOLED_BYTES_MAX: usize = 64 << 20;
 /// The largest piece that is kept: a whole record of 1 MiB, head and padding included.
 pub(super) const PIECE_BYTES_MAX: usize = 5 << 18;

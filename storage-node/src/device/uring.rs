@@ -450,7 +450,7 @@ mod tests {
         let (done, finished) = channel();
         std::thread::spawn(move || {
             for round in 0..40_000 {
-                let read = device.read(round % 64 * BLOCK as u64, AlignedBuf::for_reading(BLOCK));
+                let read = device.read(round % 64 * BLOCK as u64, AlignedBuf::recycled(BLOCK));
                 read.wait().unwrap();
                 // The thread goes to sleep meanwhile, more or less.
                 (0..round % 512).for_each(|_| std::hint::spin_loop());

@@ -223,7 +223,7 @@ impl Part {
         let in_place: Vec<_> = self.records.iter().map(|(h, p)| self.in_place(h, p)).collect();
         let placed: usize = in_place.iter().flatten().map(|(_, bytes)| bytes.len()).sum();
         let mut copied = Copied {
-            buf: AlignedBuf::zeroed((end - self.start) as usize - placed),
+            buf: AlignedBuf::cleared((end - self.start) as usize - placed),
             skipped: 0,
         };
         let mut cuts = Vec::new();

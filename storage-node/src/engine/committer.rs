@@ -8,25 +8,21 @@
 //! - Background work, and whatever else writes to the disk, waits until nothing is in flight.
 //! - `Extent::end` moves on when a batch is laid out: nothing is written there twice, since a failed write fences the disk.
 //! - A failed write or flush fences the disk; nothing is retried, and everybody who waits is told.
-//! - Puts never touch the reserve; deletes leave the last two extents to compaction, and
-//!   compaction the last one to recovery. Part of the reserve has its space granted by the filesystem.
 
-use super::batch::{Batch, Draft, LogEnd};
+use super::batch::Batch;
 use super::compaction::Job;
 use super::flusher::{self, Admitted, Decided, Flusher, IN_FLIGHT_MAX, Pending, Started, make_durable};
-use super::index::{Extent, ExtentUse, Mark};
+use super::index::{ExtentUse, Mark};
 use super::queue::{Change, Request};
 use super::rests::Rests;
+use super::room::Purpose;
 use super::summaries::Summaries;
 use super::{Shared, WRITE_CHECK_INTERVAL, superblocks};
-use crate::device::{AlignedBuf, AlignedBytes, BLOCK, Completion, DeviceError, DeviceErrorKind};
+use crate::device::{AlignedBuf, AlignedBytes, BLOCK, Completion, DeviceError};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
-use crate::format::record::{CutPlace, RecordHead, RecordKind};
+use crate::format::record::CutPlace;
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
-use crate::protocol::{
-    Admission, NodeError, SealedShard, ShardKey, UnitAddress, UnitId, bad_block, seal_seed,
-};
-use bytes::Bytes;
+use crate::protocol::{Admission, NodeError};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,14 +31,9 @@ use std::time::{Duration, Instant};
 /// The most bytes of one batch.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
 const BATCH_REQUESTS_MAX: usize = 1024;
-/// Generations reserved by one superblock write.
-const GENERATIONS_AT_ONCE: u64 = 1024;
 /// How long to sleep while readers keep a freed extent busy.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(5);
 
-/// Free extents with granted space that puts leave to deletes, compaction and recovery: a full filesystem under a disk
-/// file must not wedge it.
-pub const READY_MIN: usize = 3;
 /// How long a disk is idle before its last batch is marked as flushed.
 const MARK_AFTER: Duration = Duration::from_millis(500);
 
@@ -64,19 +55,6 @@ pub struct Counters {
     pub generation: u64,
     /// The next header write's.
     pub header: u64,
-}
-
-/// What the space is wanted for: says how deep into the reserve it may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// A new shard.
-    Put,
-    /// A tombstone or a drop.
-    Delete,
-    /// A copy that compaction makes.
-    Move,
-    /// What recovery decided.
-    Cut,
 }
 
 /// The committer's state.
@@ -107,9 +85,9 @@ struct Laid {
 
 /// What must be known of a batch until it is flushed.
 pub struct InFlight {
-    decided: Decided,
+    pub(super) decided: Decided,
     /// Where its part of each extent starts.
-    starts: HashMap<u32, u32>,
+    pub(super) starts: HashMap<u32, u32>,
 }
 
 /// A committer or flusher, by this name, that panics takes its disk out of service: nobody may wait for it.
@@ -411,257 +389,8 @@ impl Committer {
         writes.into_iter().map(start).collect()
     }
 
-    /// Whether a blob was deleted, by the index, a batch in flight or the one in the making.
-    fn is_deleted(&self, pending: &Pending, deleted: (UnitId, u64)) -> bool {
-        self.decided(pending)
-            .any(|decided| decided.tombstones.contains(&deleted))
-            || self.shared.index().tombstones.contains_key(&deleted)
-    }
-
-    fn decided<'a>(&'a self, pending: &'a Pending) -> impl Iterator<Item = &'a Decided> {
-        self.in_flight
-            .iter()
-            .map(|batch| &batch.decided)
-            .chain([&pending.decided])
-    }
-
-    fn admit(
-        &mut self,
-        batch: &mut Batch,
-        pending: &mut Pending,
-        request: &Request,
-    ) -> Result<Vec<RecordHead>, NodeError> {
-        let address = &request.address;
-        self.shared.check_epoch(address)?;
-        let dropped = self
-            .decided(pending)
-            .filter_map(|decided| decided.drops.get(&address.unit));
-        if let Some(&current) = dropped.max()
-            && address.epoch < current
-        {
-            return Err(NodeError::StaleEpoch { current });
-        }
-        match &request.change {
-            Change::Put(shard) => self
-                .admit_put(batch, pending, address, shard)
-                .map(|head| vec![head]),
-            Change::Delete(blobs) => self.admit_delete(batch, pending, address, blobs),
-            Change::Admit(_) => Ok(Vec::new()), // Is no record.
-            Change::DropUnit => {
-                let draft = self.mark_draft(RecordKind::UnitDropped, address.unit, 0, address.epoch);
-                let head = self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?;
-                pending.decided.drops.insert(address.unit, address.epoch);
-                Ok(vec![head])
-            }
-        }
-    }
-
-    fn admit_put(
-        &mut self,
-        batch: &mut Batch,
-        pending: &Pending,
-        address: &UnitAddress,
-        shard: &SealedShard,
-    ) -> Result<RecordHead, NodeError> {
-        let deleted = (address.unit, shard.key.blob);
-        if self.is_deleted(pending, deleted) {
-            return Err(NodeError::Deleted);
-        }
-        check_seal(address.unit, shard)?;
-        let draft = Draft {
-            kind: RecordKind::Shard,
-            unit: address.unit,
-            key: shard.key,
-            epoch: address.epoch,
-            sequence: self.next_sequence(),
-            block_crcs: shard.seal.block_crcs.clone(),
-            digests: shard.seal.digests.clone(),
-            payload: shard.payload.clone(),
-        };
-        self.append(batch, address.unit, draft, Purpose::Put)
-    }
-
-    fn admit_delete(
-        &mut self,
-        batch: &mut Batch,
-        pending: &mut Pending,
-        address: &UnitAddress,
-        blobs: &[u64],
-    ) -> Result<Vec<RecordHead>, NodeError> {
-        let mut heads = Vec::new();
-        for &blob in blobs {
-            let deleted = (address.unit, blob);
-            if self.is_deleted(pending, deleted) {
-                continue;
-            }
-            let draft = self.mark_draft(RecordKind::Tombstone, address.unit, blob, address.epoch);
-            match self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete) {
-                Ok(head) => heads.push(head),
-                Err(error) => {
-                    pending.unanswered.append(&mut heads);
-                    return Err(error);
-                }
-            }
-            pending.decided.tombstones.insert(deleted);
-        }
-        Ok(heads)
-    }
-
-    fn mark_draft(&mut self, kind: RecordKind, unit: UnitId, blob: u64, epoch: u32) -> Draft {
-        Draft {
-            kind,
-            unit,
-            key: ShardKey { blob, stripe: 0 },
-            epoch,
-            sequence: self.next_sequence(),
-            block_crcs: Vec::new(),
-            digests: Vec::new(),
-            payload: Bytes::new(),
-        }
-    }
-
-    fn next_sequence(&mut self) -> u64 {
-        self.counters.sequence += 1;
-        self.counters.sequence - 1
-    }
-
     pub(super) fn new_batch(&self) -> Batch {
         Batch::new(self.counters.batch, self.counters.flushed)
-    }
-
-    /// Adds a record to the open extent of its owner, opening another one when it does not fit.
-    pub(super) fn append(
-        &mut self,
-        batch: &mut Batch,
-        owner: UnitId,
-        draft: Draft,
-        purpose: Purpose,
-    ) -> Result<RecordHead, NodeError> {
-        let layout = self.shared.layout;
-        if !Batch::new(0, 0).fits(0, layout.data_start(), layout.data_end(), &draft) {
-            return Err(NodeError::BadRequest {
-                what: "the shard is larger than an extent of this disk".into(),
-            });
-        }
-        let open = self.shared.index().open_extent(owner);
-        let fitting = open.filter(|number| {
-            let end = self.shared.index().extents[*number as usize].end;
-            batch.fits(*number, end, self.summaries.limit(*number, &layout), &draft)
-        });
-        let number = match fitting {
-            Some(number) => number,
-            None => self.open_new(owner, purpose)?,
-        };
-        let index = self.shared.index();
-        let extent = &index.extents[number as usize];
-        if !batch.fits(number, extent.end, self.summaries.limit(number, &layout), &draft) {
-            // It fills an extent: no room is left to sum it up.
-            self.summaries.forget(number);
-        }
-        let loose = self
-            .in_flight
-            .iter()
-            .filter_map(|batch| batch.starts.get(&number));
-        let log = LogEnd {
-            extent: number,
-            generation: extent.generation,
-            end: extent.end,
-            loose_start: loose.copied().min().unwrap_or(extent.end),
-            ordinal: extent.ordinal,
-        };
-        let head = batch.add(log, draft);
-        self.summaries.note(&head);
-        Ok(head)
-    }
-
-    fn open_new(&mut self, owner: UnitId, purpose: Purpose) -> Result<u32, NodeError> {
-        if !self.may_open(purpose) {
-            return Err(NodeError::NoSpace);
-        }
-        let number = self.take_ready(purpose)?;
-        let layout = self.shared.layout;
-        let generation = self
-            .next_generation()
-            .map_err(|error| self.shared.fence_with(&error))?;
-        self.stage_header(number, Some(owner), generation);
-        let mut index = self.shared.index_mut();
-        if let Some(left) = index.open_extent(owner) {
-            self.summaries.seal(left);
-        }
-        self.summaries.begin(number, owner, generation, &layout);
-        let pin = index.extents[number as usize].pin.clone();
-        let fresh = Extent::new(ExtentUse::Owned(owner), generation, layout.data_start());
-        index.extents[number as usize] = Extent { pin, ..fresh };
-        index.set_open(owner, Some(number));
-        self.shared
-            .free_extents
-            .store(self.free.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        Ok(number)
-    }
-
-    /// Whether there are free extents for this purpose, whatever the filesystem says.
-    pub(super) fn may_open(&self, purpose: Purpose) -> bool {
-        let keep = match purpose {
-            Purpose::Put => self.shared.reserve,
-            Purpose::Delete => 2,
-            Purpose::Move => 1,
-            Purpose::Cut => 0,
-        };
-        self.free.len() > keep
-    }
-
-    /// Takes a free extent whose space the filesystem has granted. A put leaves [`READY_MIN`] of them.
-    fn take_ready(&mut self, purpose: Purpose) -> Result<u32, NodeError> {
-        let wanted = if purpose == Purpose::Put { READY_MIN + 1 } else { 1 };
-        while self.ready() < wanted
-            && let Some(&number) = self.free.iter().find(|number| !self.granted.contains(number))
-        {
-            let layout = &self.shared.layout;
-            let (start, len) = (layout.extent_offset(number), layout.extent_size());
-            let granted = self.shared.device.allocate(start, len);
-            self.starved = granted.is_err();
-            match granted {
-                Ok(()) => self.granted.insert(number),
-                Err(error) if error.kind == DeviceErrorKind::NoSpace => {
-                    tracing::warn!(disk = %self.superblock.disk, %error, "the filesystem under the disk is full");
-                    return Err(NodeError::NoSpace);
-                }
-                Err(error) => return Err(self.shared.fence_with(&error)),
-            };
-        }
-        let place = self.free.iter().position(|number| self.granted.contains(number));
-        place
-            .and_then(|place| self.free.remove(place))
-            .ok_or(NodeError::NoSpace)
-    }
-
-    /// Free extents whose space the filesystem has granted.
-    pub(super) fn ready(&self) -> usize {
-        self.free
-            .iter()
-            .filter(|number| self.granted.contains(number))
-            .count()
-    }
-
-    fn next_generation(&mut self) -> Result<u64, DeviceError> {
-        if self.counters.generation >= self.superblock.generation_limit {
-            self.superblock.generation_limit = self.counters.generation + GENERATIONS_AT_ONCE;
-            self.write_superblock()?;
-        }
-        self.counters.generation += 1;
-        Ok(self.counters.generation - 1)
-    }
-
-    /// Lets the next batch write this header.
-    pub(super) fn stage_header(&mut self, extent: u32, owner: Option<UnitId>, generation: u64) {
-        let sequence = self.counters.header;
-        self.counters.header += 1;
-        self.headers.push(ExtentHeader {
-            owner,
-            extent,
-            generation,
-            sequence,
-        });
     }
 
     /// Writes a batch, the staged headers and the summaries that are due, waits, flushes. Nothing else is in flight then.
@@ -717,16 +446,5 @@ impl Committer {
         }
         self.counters.batch += u64::from(!writes.is_empty());
         (writes, starts)
-    }
-}
-
-/// Whether a shard's bytes match the seal that came with them.
-fn check_seal(unit: UnitId, shard: &SealedShard) -> Result<(), NodeError> {
-    let seed = seal_seed(unit, shard.key, shard.payload.len() as u32);
-    match bad_block(seed, &shard.payload, &shard.seal.block_crcs) {
-        None => Ok(()),
-        Some(number) => Err(NodeError::SealMismatch {
-            what: format!("block {number}"),
-        }),
     }
 }

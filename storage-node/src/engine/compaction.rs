@@ -5,10 +5,11 @@
 //! them the tombstones that nothing else needs.
 
 use super::batch::Draft;
-use super::committer::{Committer, Purpose, READY_MIN};
+use super::committer::Committer;
 use super::index::{Entry, Extent, ExtentUse, Index, Mark};
 use super::reader::{check_head, read_span};
 use super::rests::{STEP_BYTES, Spare};
+use super::room::{Purpose, READY_MIN};
 use crate::device::BLOCK;
 use crate::format::extent::SYSTEM_UNIT;
 use crate::format::layout::Layout;

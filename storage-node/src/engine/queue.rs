@@ -61,6 +61,8 @@ struct Waiting {
     bytes: usize,
     closed: bool,
     nudged: bool,
+    /// The committer sleeps, and nobody has woken it yet. To wake who is awake is a call to the kernel too.
+    asleep: bool,
     /// Batches that are being written and flushed.
     in_flight: usize,
 }
@@ -103,8 +105,11 @@ impl Queue {
         }
         waiting.bytes += bytes;
         waiting.requests.extend(requests);
-        drop(waiting);
-        self.arrived.notify_one();
+        if waiting.asleep && waiting.has_batch() {
+            waiting.asleep = false;
+            drop(waiting);
+            self.arrived.notify_one();
+        }
         Ok(())
     }
 
@@ -144,6 +149,7 @@ impl Queue {
                 break;
             }
             has_slept = true;
+            waiting.asleep = true;
             waiting = match left {
                 Duration::MAX => self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 left => {
@@ -151,6 +157,7 @@ impl Queue {
                     woken.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
+            waiting.asleep = false;
         }
         if has_slept && waiting.has_batch() {
             drop(waiting);

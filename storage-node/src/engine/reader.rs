@@ -67,7 +67,7 @@ impl Span {
 pub fn read_span(shared: &Shared, place: RecordPlace, from: u32, len: u32) -> Span {
     let start = shared.layout.extent_offset(place.extent) + u64::from(place.offset) + u64::from(from);
     let (first, last) = (align_down(start), align_up(start + u64::from(len)));
-    let buf = AlignedBuf::for_reading((last - first).max(BLOCK as u64) as usize);
+    let buf = AlignedBuf::recycled((last - first).max(BLOCK as u64) as usize);
     Span {
         completion: shared.device.read(first, buf),
         skip: (start - first) as usize,

@@ -172,7 +172,7 @@ impl Window<'_> {
         let offset = self.start + u64::from(from);
         match self
             .device
-            .read(offset, AlignedBuf::for_reading((to - from) as usize))
+            .read(offset, AlignedBuf::recycled((to - from) as usize))
             .wait()
         {
             Ok(buf) => self.bytes = buf.to_vec(),
@@ -186,7 +186,7 @@ impl Window<'_> {
         for (number, block) in self.bytes.chunks_mut(BLOCK).enumerate() {
             match self
                 .device
-                .read(offset + (number * BLOCK) as u64, AlignedBuf::for_reading(BLOCK))
+                .read(offset + (number * BLOCK) as u64, AlignedBuf::recycled(BLOCK))
                 .wait()
             {
                 Ok(buf) => block.copy_from_slice(&buf),

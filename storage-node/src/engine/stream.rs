@@ -72,7 +72,7 @@ impl<'a> Stream<'a> {
     fn read_ahead(&mut self) {
         while self.reads.len() < self.gait.in_flight && self.next < self.limit {
             let len = self.gait.read_bytes.min(self.limit - self.next);
-            let buf = AlignedBuf::for_reading(align_up(len.into()) as usize);
+            let buf = AlignedBuf::recycled(align_up(len.into()) as usize);
             let read = self.device.read(self.start + u64::from(self.next), buf);
             self.reads.push_back((self.next, len, read));
             self.next += len;
@@ -100,7 +100,7 @@ impl<'a> Stream<'a> {
         for at in (from..from + len).step_by(BLOCK) {
             let block = self
                 .device
-                .read(self.start + u64::from(at), AlignedBuf::for_reading(BLOCK));
+                .read(self.start + u64::from(at), AlignedBuf::recycled(BLOCK));
             match block.wait() {
                 Ok(buf) => self.bytes.extend_from_slice(&buf),
                 Err(_) => self.bytes.resize(self.bytes.len() + BLOCK, 0),

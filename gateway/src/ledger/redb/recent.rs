@@ -4,6 +4,8 @@
 //! - All of a batch is seen or nothing of it; who reads several keys or a range reads them of one moment.
 //! - The lock is held for work in memory only, and no longer than what was asked for takes.
 //! - The cache holds rows as the tree has them, and none that is recent. It takes one in only from the tree of this moment.
+//! - A removed row stays as a mark over the tree's row, if the tree has one. Rows that are put and soon removed, as those of garbage are,
+//!   leave none: every scan of their range would pass all of these marks again.
 
 use super::tree::{Failure, Table};
 use crate::ledger::store::{Direction, KeyRange, Row, Versioned};
@@ -48,6 +50,8 @@ struct State {
     active: Rows,
     /// The version of the last commit.
     sequence: u64,
+    /// Something was committed since the last switch, if only to be removed again.
+    changed: bool,
     settling: Option<Arc<Settling>>,
     /// None once closed.
     tree: Option<Arc<Table>>,
@@ -77,6 +81,7 @@ impl Recent {
             state: RwLock::new(State {
                 active: Rows::new(),
                 sequence,
+                changed: false,
                 settling: None,
                 tree: Some(Arc::new(tree)),
                 trees: 0,
@@ -142,20 +147,35 @@ impl Recent {
         Some((recent, tree))
     }
 
-    /// Takes in what was committed, up to this version.
-    pub fn commit(&self, rows: Rows, sequence: u64) {
+    /// The keys that these rows remove, of rows that were put since the last switch: perhaps the tree never had them. And the tree to
+    /// ask; none once closed.
+    pub fn removed_soon(&self, rows: &Rows) -> Option<(Vec<Bytes>, Arc<Table>)> {
+        let state = self.read();
+        let is_settling = |key: &Bytes| state.settling.as_ref().is_some_and(|s| s.rows.contains_key(key));
+        let is_young = |key: &Bytes| matches!(state.active.get(key), Some(Some(_))) && !is_settling(key);
+        let removed = rows.iter().filter(|(_, entry)| entry.is_none());
+        let young = removed.map(|(key, _)| key).filter(|key| is_young(key));
+        Some((young.cloned().collect(), state.tree.clone()?))
+    }
+
+    /// Takes in what was committed, up to this version. Of the rows that are `gone` nothing is left; neither the tree nor what is on its
+    /// way there has them.
+    pub fn commit(&self, rows: Rows, gone: &[Bytes], sequence: u64) {
         let mut state = self.write();
         for key in rows.keys() {
             self.cache.remove(key);
         }
         state.active.extend(rows);
-        state.sequence = sequence;
+        for key in gone {
+            state.active.remove(key);
+        }
+        (state.sequence, state.changed) = (sequence, true);
     }
 
     /// Takes in what the tree has at once, up to this version. Nothing else must be on its way there.
     pub fn adopt(&self, rows: Rows, sequence: u64, tree: Table) {
         let mut state = self.write();
-        debug_assert!(state.active.is_empty() && state.settling.is_none());
+        debug_assert!(!state.changed && state.settling.is_none());
         for key in rows.keys() {
             self.cache.remove(key);
         }
@@ -167,7 +187,7 @@ impl Recent {
     /// The version of the last commit, and whether the tree lacks any.
     pub fn sequence(&self) -> (u64, bool) {
         let state = self.read();
-        (state.sequence, !state.active.is_empty())
+        (state.sequence, state.changed)
     }
 
     /// Turns what is active into what is being settled. Nothing must be.
@@ -176,6 +196,7 @@ impl Recent {
         debug_assert!(state.settling.is_none());
         let (rows, sequence) = (std::mem::take(&mut state.active), state.sequence);
         state.settling = Some(Arc::new(Settling { rows, sequence }));
+        state.changed = false;
     }
 
     /// What is being settled.

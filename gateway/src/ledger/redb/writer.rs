@@ -89,7 +89,6 @@ impl Writer {
         if let Some(entry) = batch.get(key) {
             return Ok(version(entry));
         }
-        let closed = || Failure::Damaged("the ledger is closed".into());
         let found = self
             .shared
             .recent
@@ -148,11 +147,28 @@ impl Writer {
             shared.recent.adopt(batch, sequence, shared.tree.table()?);
             return Ok(());
         }
+        let gone = self.leave_nothing(&batch)?;
         log.append(frame)
             .map_err(|error| Failure::Damaged(format!("its log: {error}")))?;
-        shared.recent.commit(batch, sequence);
+        shared.recent.commit(batch, &gone, sequence);
         Ok(())
     }
+
+    /// The keys among those that a batch removes that the tree has not, nor will get.
+    fn leave_nothing(&self, batch: &Rows) -> Result<Vec<Bytes>, Failure> {
+        let (keys, tree) = self.shared.recent.removed_soon(batch).ok_or_else(closed)?;
+        let mut gone = Vec::new();
+        for key in keys {
+            if tree.get(&key[..])?.is_none() {
+                gone.push(key);
+            }
+        }
+        Ok(gone)
+    }
+}
+
+fn closed() -> Failure {
+    Failure::Damaged("the ledger is closed".into())
 }
 
 fn row_of(mutation: &Mutation, version: u64) -> (Bytes, Entry) {
@@ -275,5 +291,138 @@ fn finish(shared: &Shared, sequence: u64) {
     let id = *lock(&shared.log).id();
     if let Err(error) = shared.tree.apply_and_mark(&Rows::new(), sequence, &id, false) {
         tracing::warn!(%error, "the ledger was not closed cleanly");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::redb::log::Medium;
+    use crate::ledger::store::{Direction, KeyRange};
+
+    #[derive(Debug)]
+    struct NoMedium;
+
+    impl Medium for NoMedium {
+        fn write(&mut self, _at: u64, _bytes: &[u8]) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A ledger that settles when told.
+    struct Ledger(Writer);
+
+    impl Ledger {
+        fn new() -> Ledger {
+            let backend = ::redb::backends::InMemoryBackend::new();
+            let database = ::redb::Builder::new().create_with_backend(backend).unwrap();
+            tree::initialise(&database, &[1; 16]).unwrap();
+            let tree = Tree::of(database);
+            let recent = Recent::new(tree.table().unwrap(), 0, 1 << 20);
+            let log = Log::new([1; 16], Box::new(NoMedium));
+            let shared = Shared::new(recent, tree, log, Latch::default());
+            Ledger(Writer::new(Arc::new(shared)))
+        }
+
+        fn commit(&mut self, mutations: Vec<Mutation>) {
+            let commit = Commit {
+                preconditions: Vec::new(),
+                mutations,
+            };
+            assert!(self.0.apply(&[commit]).unwrap()[0].is_ok());
+        }
+
+        fn put(&mut self, key: &'static str) {
+            let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(b"v"));
+            self.commit(vec![Mutation::Put { key, value }]);
+        }
+
+        fn delete(&mut self, key: &'static str) {
+            let key = Bytes::from_static(key.as_bytes());
+            self.commit(vec![Mutation::Delete { key }]);
+        }
+
+        fn switch(&self) {
+            let shared = &self.0.shared;
+            shared.switch(&mut lock(&shared.log));
+        }
+
+        fn settle(&self) {
+            settle_once(&self.0.shared).unwrap();
+            lock(&self.0.shared.turn).settling = false;
+        }
+
+        /// Rows and marks over the tree.
+        fn recent(&self) -> Vec<(Bytes, bool)> {
+            let (start, end) = (Bytes::new(), None);
+            let range = KeyRange { start, end };
+            let found = self.0.shared.recent.range(&range, 100, Direction::Forward);
+            let entries = found.unwrap().0.into_iter();
+            entries.map(|(key, entry)| (key, entry.is_some())).collect()
+        }
+
+        /// What a reader finds.
+        fn has(&self, key: &'static str) -> bool {
+            let key = Bytes::from_static(key.as_bytes());
+            let found = self.0.version_of(&key, &Rows::new());
+            found.unwrap().is_some()
+        }
+    }
+
+    fn mark(key: &'static str) -> (Bytes, bool) {
+        (Bytes::from_static(key.as_bytes()), false)
+    }
+
+    #[test]
+    fn a_row_that_is_put_and_soon_removed_leaves_nothing() {
+        let mut ledger = Ledger::new();
+        ledger.put("short");
+        assert!(ledger.has("short"));
+        ledger.delete("short");
+        assert!(!ledger.has("short"));
+        assert_eq!(ledger.recent(), []);
+        // The log is emptied all the same.
+        let shared = ledger.0.shared.clone();
+        assert_eq!(shared.recent.sequence(), (2, true));
+        ledger.switch();
+        ledger.settle();
+        assert_eq!(shared.recent.sequence(), (2, false));
+        assert_eq!(shared.tree.describe().unwrap().sequence, 2);
+    }
+
+    #[test]
+    fn a_removed_row_leaves_a_mark_while_the_tree_has_it() {
+        let mut ledger = Ledger::new();
+        ledger.put("old");
+        ledger.switch();
+        ledger.settle();
+        ledger.delete("old");
+        assert_eq!(ledger.recent(), [mark("old")]);
+        // Put once more, it is young again, and the tree has it still.
+        ledger.put("old");
+        ledger.delete("old");
+        assert_eq!(ledger.recent(), [mark("old")]);
+        assert!(!ledger.has("old"));
+        ledger.switch();
+        ledger.settle();
+        assert!(!ledger.has("old") && ledger.recent().is_empty());
+    }
+
+    #[test]
+    fn a_removed_row_leaves_a_mark_while_it_is_on_its_way_to_the_tree() {
+        let mut ledger = Ledger::new();
+        ledger.put("settling");
+        ledger.switch();
+        ledger.put("settling");
+        ledger.delete("settling");
+        assert_eq!(ledger.recent(), [mark("settling")]);
+        ledger.settle();
+        assert!(!ledger.has("settling"));
+        ledger.switch();
+        ledger.settle();
+        assert!(!ledger.has("settling") && ledger.recent().is_empty());
     }
 }

@@ -86,9 +86,9 @@ fn threads_never_share_a_piece_and_the_bound_holds() {
 }
 
 #[test]
-fn a_buffer_for_reading_has_the_length_asked_for_and_comes_back_shared_or_not() {
+fn a_buffer_recycled_has_the_length_asked_for_and_comes_back_shared_or_not() {
     for len in [1, BLOCK, 68 << 10, 1 << 20, PIECE_BYTES_MAX, 4 << 20] {
-        let mut buf = AlignedBuf::for_reading(len);
+        let mut buf = AlignedBuf::recycled(len);
         assert_eq!(buf.len(), len.next_multiple_of(BLOCK));
         assert_eq!(buf.as_ptr() as usize % BLOCK, 0);
         buf.fill(9);
