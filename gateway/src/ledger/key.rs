@@ -210,6 +210,13 @@ pub fn blob(volume: u64, blob: u64) -> Bytes {
     numbers(b'B', &[volume, blob])
 }
 
+/// Volume and blob of the key of a blob's row; none of any other key.
+pub fn blob_of_row(row: &[u8]) -> Option<(u64, u64)> {
+    (row.first() == Some(&b'B'))
+        .then(|| volume_and_blob(row))
+        .flatten()
+}
+
 /// The rows of all blobs of a volume.
 pub fn blobs(volume: u64) -> KeyRange {
     let prefix = numbers(b'B', &[volume]);

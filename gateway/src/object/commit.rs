@@ -8,8 +8,9 @@ use super::Objects;
 use super::abandoned::PendingBlobs;
 use crate::error::{Error, Result};
 use crate::ledger::model::{BlobRef, BlobRow, GarbageRow};
-use crate::ledger::store::LedgerError;
+use crate::ledger::store::{LedgerError, Precondition};
 use crate::ledger::{CONFLICT_RETRIES, CommitBuilder, key};
+use crate::object::readers::BlobKey;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,10 +61,11 @@ impl Objects {
         for (((volume, blob), by), row) in delta.into_iter().zip(rows) {
             let row_key = key::blob(volume, blob);
             let Some(row) = row else {
-                match by {
-                    ..0 => tracing::error!(volume, blob, "a named blob has no row; nothing to collect"),
-                    _ => return Err(Error::Conflict), // It was deleted since the source was read.
+                if by > 0 {
+                    return Err(Error::Conflict); // It was deleted since the source was read.
                 }
+                // So was this one, and the commit will not apply; or the ledger is damaged, which is told when it does.
+                commit = commit.expect(&row_key, None);
                 continue;
             };
             commit = commit.expect(&row_key, Some(row.version));
@@ -114,8 +116,12 @@ impl Objects {
                     .fold(commit, |commit, pending| pending.name_seals(commit));
                 let commit = objects.lease.fence(commit).build();
                 let fence = commit.preconditions.len() - 1;
+                let missing = missing_blobs(&commit.preconditions);
                 match objects.ledger.commit(commit).await {
                     Ok(_) => {
+                        for (volume, blob) in missing {
+                            tracing::error!(volume, blob, "a named blob has no row; nothing to collect");
+                        }
                         pending.into_iter().for_each(PendingBlobs::named);
                         objects.abandoned.wake();
                         return Ok(answer);
@@ -139,6 +145,15 @@ impl Objects {
             .await
             .map_err(|e| Error::Internal(format!("a commit stopped: {e}")))?
     }
+}
+
+/// The blobs whose rows must be missing for a commit to apply: those that lose a reference they should not have had.
+fn missing_blobs(preconditions: &[Precondition]) -> Vec<BlobKey> {
+    let absent = |precondition: &Precondition| match precondition {
+        Precondition::Absent { key } => key::blob_of_row(key),
+        Precondition::Version { .. } => None,
+    };
+    preconditions.iter().filter_map(absent).collect()
 }
 
 /// Waits a random while that grows with the races lost, so that many writers of one key all get their turn.

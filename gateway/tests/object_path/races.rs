@@ -2,8 +2,11 @@
 
 use crate::support::cluster::{BUCKET, World};
 use crate::support::content::{body, content};
+use crate::support::log::Errors;
 use crate::support::store::{When, puts};
 use gateway::error::Error;
+use gateway::ledger::key;
+use gateway::ledger::store::{Commit, Direction, Mutation, Store};
 use gateway::object::condition::{ETagIs, WriteConditions};
 use gateway::object::get::Wanted;
 use gateway::object::put::Expected;
@@ -64,6 +67,48 @@ async fn puts_deletes_copies_and_reads_on_the_same_keys() {
     }
     world.collect().await;
     assert_eq!(world.cluster.node.shard_count(), 0);
+}
+
+/// Who loses a race for a key has read rows of two moments. It decides again, and nobody is told of damage.
+#[tokio::test]
+async fn a_lost_race_is_not_taken_for_damage() {
+    let (errors, _listening) = Errors::listen();
+    let world = Arc::new(World::new("rs(4,2)", 6).await);
+    let client = async |world: Arc<World>, client: u64| {
+        for round in 0..40 {
+            let outcome = match (client + round) % 3 {
+                0 => world.delete("k").await,
+                _ => world.put("k", &content(round, 100)).await.map(drop),
+            };
+            assert!(matches!(outcome, Ok(()) | Err(Error::Conflict)), "{outcome:?}");
+        }
+    };
+    let clients: Vec<_> = (0..8).map(|n| tokio::spawn(client(world.clone(), n))).collect();
+    for task in clients {
+        task.await.unwrap();
+    }
+    assert_eq!(errors.said(), Vec::<String>::new());
+}
+
+/// The object goes all the same; what is wrong with the ledger is said.
+#[tokio::test]
+async fn a_named_blob_without_a_row_is_told_when_its_object_goes() {
+    let (errors, _listening) = Errors::listen();
+    let world = World::new("rs(4,2)", 6).await;
+    world.put("k", &content(1, 100)).await.unwrap();
+    let rows = &world.cluster.store.rows;
+    let blobs = rows.scan(key::table(b'B'), 10, Direction::Forward).await.unwrap();
+    let lose = blobs.into_iter().map(|row| Mutation::Delete { key: row.key });
+    let lost = Commit {
+        preconditions: Vec::new(),
+        mutations: lose.collect(),
+    };
+    assert_eq!(lost.mutations.len(), 1);
+    rows.commit(lost).await.unwrap();
+    world.delete("k").await.unwrap();
+    assert!(matches!(world.get("k").await, Err(Error::NoSuchKey)));
+    let said = errors.said();
+    assert!(said.len() == 1 && said[0].contains("has no row"), "{said:?}");
 }
 
 fn sized(seed: u64) -> usize {

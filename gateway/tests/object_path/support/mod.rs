@@ -3,5 +3,6 @@
 pub mod census;
 pub mod cluster;
 pub mod content;
+pub mod log;
 pub mod memory_node;
 pub mod store;
