@@ -25,6 +25,7 @@ impl Committer {
             .chain([&pending.decided])
     }
 
+    /// Adds what a request asks for to a batch: the heads of its records.
     pub(super) fn admit(
         &mut self,
         batch: &mut Batch,
