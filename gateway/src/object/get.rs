@@ -19,7 +19,7 @@ use ec_core::stripe::Piece;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use storage_node::protocol::{BLOCK_BYTES, DiskId};
+use storage_node::protocol::{BLOCK_BYTES, DiskId, ShardKey};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -88,11 +88,19 @@ struct Fetch {
     piece: Piece,
 }
 
+/// Bytes that a piece keeps in memory: whole blocks are read and checked.
+fn held_bytes(piece: &Piece, shard_len: u32) -> u64 {
+    let bytes = blocks_of(piece).count * BLOCK_BYTES;
+    u64::from(bytes.min(shard_len))
+}
+
+fn total_len(parts: &[(BlobRef, Range<u64>)]) -> u64 {
+    parts.iter().map(|(_, range)| range.end - range.start).sum()
+}
+
 impl Fetch {
-    /// Bytes that the piece keeps in memory: whole blocks are read and checked.
     fn held_bytes(&self) -> u64 {
-        let bytes = blocks_of(&self.piece).count * BLOCK_BYTES;
-        u64::from(bytes.min(self.source.shard_len))
+        held_bytes(&self.piece, self.source.shard_len)
     }
 
     /// Cuts off what is behind its first block, if there is anything.
@@ -182,9 +190,42 @@ impl Objects {
         let found = self.head(bucket, name, wanted, conditions).await?;
         let parts = overlapping(&found.row.blobs, found.range.clone());
         let pins = entering.pin(parts.iter().map(|(blob, _)| (blob.volume, blob.blob)).collect());
+        if let Some(bytes) = self.all_cached(&parts).await? {
+            return Ok((found, bytes));
+        }
         self.check_readable(&parts).await?;
         let bytes = self.stream(parts, pins).await?;
         Ok((found, bytes))
+    }
+
+    /// A short answer, if all of it is in memory: it needs no disk, and nothing that the ledger knows of what is on them.
+    async fn all_cached(&self, parts: &[(BlobRef, Range<u64>)]) -> Result<Option<Pieces>> {
+        if total_len(parts) > AT_ONCE_BYTES {
+            return Ok(None);
+        }
+        let (mut here, mut held) = (Vec::new(), 0);
+        for (blob, range) in parts {
+            let volume = self.volumes.get(blob.volume).await?;
+            let codec = self.codecs.get(volume.scheme)?;
+            let geometry = encode::geometry(&codec, blob.length)?;
+            for piece in geometry.pieces(range.clone()) {
+                let stripe = ShardKey {
+                    blob: blob.blob,
+                    stripe: piece.stripe,
+                };
+                let Some(blocks) = self.cached_blocks(stripe, &piece) else {
+                    return Ok(None);
+                };
+                held += held_bytes(&piece, geometry.shard_len(piece.stripe));
+                here.extend(blocks);
+            }
+        }
+        self.metrics.cache_hits.inc_by(here.len() as u64);
+        let reserved = self.budget.reads.reserve(held).await?;
+        Ok(Some(Pieces {
+            here: accounted_blocks(here, reserved).into(),
+            later: None,
+        }))
     }
 
     /// Fails where a download would have to be cut off later: a piece is on a disk that is down, and the shards that are
@@ -218,11 +259,7 @@ impl Objects {
 
     /// The bytes of parts of blobs, in order. Returns once the first piece has been read.
     pub async fn stream(self: &Arc<Self>, parts: Vec<(BlobRef, Range<u64>)>, pins: Pins) -> Result<Pieces> {
-        let is_large = parts
-            .iter()
-            .map(|(_, range)| range.end - range.start)
-            .sum::<u64>()
-            > LARGE_BYTES;
+        let is_large = total_len(&parts) > LARGE_BYTES;
         let mut plan = Plan {
             objects: self.clone(),
             parts: parts.into(),

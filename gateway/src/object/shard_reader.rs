@@ -93,9 +93,15 @@ impl Objects {
 
     /// The bytes of a piece, if all of it is in memory.
     pub fn cached_piece(&self, source: &StripeSource, piece: &Piece) -> Option<Vec<Bytes>> {
+        let cached = self.cached_blocks(source.key, piece)?;
+        self.metrics.cache_hits.inc_by(u64::from(blocks_of(piece).count));
+        Some(cached)
+    }
+
+    /// The same, not counted as found.
+    pub fn cached_blocks(&self, stripe: ShardKey, piece: &Piece) -> Option<Vec<Bytes>> {
         let blocks = blocks_of(piece);
-        let mut cached = self.cache.get(source.key, piece.shard, blocks)?;
-        self.metrics.cache_hits.inc_by(u64::from(blocks.count));
+        let mut cached = self.cache.get(stripe, piece.shard, blocks)?;
         let start = piece.offset - blocks.first * BLOCK_BYTES;
         let behind = cached.iter().map(Bytes::len).sum::<usize>() - (start + piece.len) as usize;
         if let Some(last) = cached.last_mut() {

@@ -61,6 +61,25 @@ async fn what_is_read_again_comes_from_memory() {
     assert!(world.get("read once").await.is_err());
 }
 
+/// What is in memory is answered though the disks that have it are gone, and their volume would be unreadable.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_in_memory_outlives_its_disks() {
+    let world = caching().await;
+    let (hot, cold) = (content(1, 500_000), content(2, 500_000));
+    world.put("hot", &hot).await.unwrap();
+    world.put("cold", &cold).await.unwrap();
+    for _ in 0..3 {
+        assert!(world.get("hot").await.unwrap() == hot);
+    }
+    world.lose(&[0, 1, 2, 3, 4, 5]).await;
+    let metrics = &world.objects.metrics;
+    let (found, missed) = (metrics.cache_hits.get(), metrics.cache_misses.get());
+    assert!(world.get("hot").await.unwrap() == hot);
+    assert!(metrics.cache_hits.get() > found);
+    assert_eq!(metrics.cache_misses.get(), missed);
+    assert!(matches!(world.get("cold").await, Err(Error::Unreadable { .. })));
+}
+
 /// A name that has other bytes now, or none, is not answered from what it had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_was_written_over_or_deleted_is_not_read_again() {
