@@ -378,7 +378,7 @@ impl Engine {
             in_flight: VecDeque::new(),
         };
         committer
-            .settle(&found.new_cuts, &found.loose_headers)
+            .settle(&found.new_cuts, &found.loose)
             .map_err(|error| match error {
                 NodeError::Fenced { reason } => reason,
                 error => error.to_string(),

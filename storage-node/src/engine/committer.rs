@@ -13,6 +13,7 @@ use super::batch::Batch;
 use super::compaction::Job;
 use super::flusher::{self, Admitted, Decided, Flusher, IN_FLIGHT_MAX, Pending, Started, make_durable};
 use super::index::{ExtentUse, Mark};
+use super::loose::Loose;
 use super::queue::{Change, Request};
 use super::rests::Rests;
 use super::room::Purpose;
@@ -203,8 +204,8 @@ impl Committer {
 
     /// Makes durable what recovery read, which may still be in the drive's cache, and then its decisions. In that order: a
     /// cut that outlives the records it was judged by would name a place that another record takes.
-    pub(super) fn settle(&mut self, new_cuts: &[CutPlace], loose_headers: &[u32]) -> Result<(), NodeError> {
-        self.write_loose_again(loose_headers)?;
+    pub(super) fn settle(&mut self, new_cuts: &[CutPlace], loose: &Loose) -> Result<(), NodeError> {
+        self.write_loose_again(loose)?;
         let flushed = self.shared.device.flush().wait();
         flushed.map_err(|error| self.shared.fence_with(&error))?;
         if new_cuts.is_empty() {

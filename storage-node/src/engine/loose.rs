@@ -12,8 +12,7 @@
 
 use super::Shared;
 use super::committer::Committer;
-use super::flusher::IN_FLIGHT_MAX;
-use super::index::{Extent, ExtentUse};
+use super::index::ExtentUse;
 use super::scan::walk_extent;
 use super::tail::{look_at_tail, read_footer};
 use crate::device::{AlignedBuf, BLOCK, Completion, align_down};
@@ -27,28 +26,32 @@ const STEP_BYTES: u32 = 1 << 20;
 /// How often something is read until two reads agree.
 const READ_ATTEMPTS: usize = 3;
 
+/// What can be read of a disk and is perhaps not on it.
+pub struct Loose {
+    /// Extents whose header no superblock calls flushed.
+    pub headers: Vec<u32>,
+    /// Extents with records of batches that nothing calls flushed.
+    pub extents: Vec<u32>,
+}
+
 impl Committer {
     /// Starts to write again what is perhaps not on the disk; the caller flushes.
-    pub(super) fn write_loose_again(&mut self, headers: &[u32]) -> Result<(), NodeError> {
+    pub(super) fn write_loose_again(&mut self, loose: &Loose) -> Result<(), NodeError> {
         let flushed = self.counters.flushed;
-        let has_loose = flushed + 1 + (IN_FLIGHT_MAX as u64) < self.counters.batch;
         let shared = &*self.shared;
-        let uses: Vec<(ExtentUse, u64, u32)> = {
-            let index = shared.index();
-            let use_of = |extent: &Extent| (extent.used, extent.generation, extent.end);
-            index.extents.iter().map(use_of).collect()
-        };
         let (header, header_b) = (0..BLOCK as u32, shared.layout.data_end());
         let mut writes = Vec::new();
-        for (number, (used, generation, end)) in (0..).zip(uses) {
-            if let ExtentUse::Owned(owner) = used
-                && has_loose
-            {
-                let loose = loose_part(shared, number, generation, owner, flushed);
-                rewrite(shared, number, loose.unwrap_or(end)..end, &mut writes);
+        for &number in &loose.extents {
+            let (used, generation, end) = {
+                let extent = &shared.index().extents[number as usize];
+                (extent.used, extent.generation, extent.end)
+            };
+            if let ExtentUse::Owned(owner) = used {
+                let part = loose_part(shared, number, generation, owner, flushed);
+                rewrite(shared, number, part.unwrap_or(end)..end, &mut writes);
             }
         }
-        for &number in headers {
+        for &number in &loose.headers {
             rewrite(shared, number, header.clone(), &mut writes);
             rewrite(shared, number, header_b..header_b + BLOCK as u32, &mut writes);
         }
@@ -92,6 +95,6 @@ fn rewrite(shared: &Shared, number: u32, part: Range<u32>, writes: &mut Vec<Comp
 }
 
 fn read_twice(shared: &Shared, at: u64, len: usize) -> Option<AlignedBuf> {
-    let read = || shared.device.read(at, AlignedBuf::zeroed(len)).wait().ok();
+    let read = || shared.device.read(at, AlignedBuf::recycled(len)).wait().ok();
     (0..READ_ATTEMPTS).find_map(|_| read().zip(read()).and_then(|(a, b)| (*a == *b).then_some(a)))
 }

@@ -14,6 +14,7 @@ use super::committer::Counters;
 use super::flusher::IN_FLIGHT_MAX;
 use super::headers::read_extents;
 use super::index::{Entry, Index, Mark};
+use super::loose::Loose;
 use super::scan::{Log, walk_extent};
 use super::summaries::{Backlog, Listing, Summaries};
 use super::superblocks;
@@ -40,8 +41,8 @@ pub struct Recovered {
     pub counters: Counters,
     /// Headers whose two copies disagree, to be written again.
     pub headers: Vec<ExtentHeader>,
-    /// Extents whose header may not be on the disk, although it can be read.
-    pub loose_headers: Vec<u32>,
+    /// What may not be on the disk, although it can be read.
+    pub loose: Loose,
     /// Places cut now, still to be recorded.
     pub new_cuts: Vec<CutPlace>,
     /// Records lost to rot, as far as gaps tell.
@@ -112,6 +113,16 @@ pub fn recover(
         survey.index.keep_marks();
     }
     let summaries = survey.backlog.settle(&new_cuts, &survey.index, layout);
+    let flushed = survey.flushed;
+    let loose = Loose {
+        headers: extents.loose,
+        extents: survey
+            .logs
+            .iter()
+            .filter(|(_, log)| log.batch > flushed)
+            .map(|(_, log)| log.extent)
+            .collect(),
+    };
     let Opened { summed_up, walked } = survey.opened;
     tracing::info!(disk = %identity.disk, summed_up, walked, "extents read");
     Ok(Recovered {
@@ -125,7 +136,7 @@ pub fn recover(
         },
         index: survey.index,
         headers: extents.disagreeing,
-        loose_headers: extents.loose,
+        loose,
         new_cuts,
         rotten: survey.rotten,
         summaries,

@@ -41,6 +41,8 @@ pub struct Log {
     pub end: u32,
     /// The next record's number.
     pub ordinal: u32,
+    /// The newest batch that a record names; 0 if there are none.
+    pub batch: u64,
     /// Parts could not be read.
     pub unreadable: bool,
 }
@@ -59,7 +61,7 @@ pub fn walk_extent(
         start: layout.extent_offset(extent),
         limit: layout.data_end(),
         at: 0,
-        bytes: Vec::new(),
+        bytes: None,
         unreadable: false,
     };
     let place = |offset| RecordPlace {
@@ -72,6 +74,7 @@ pub fn walk_extent(
         gaps: Vec::new(),
         end: layout.data_start(),
         ordinal: 0,
+        batch: 0,
         unreadable: false,
     };
     let (mut at, mut step) = (layout.data_start(), STEP_BYTES);
@@ -97,6 +100,7 @@ pub fn walk_extent(
         };
         log.ordinal = head.ordinal + 1;
         last_batch = head.batch;
+        log.batch = log.batch.max(head.batch);
         log.end = align_up(u64::from(at)) as u32;
         visit(head);
     }
@@ -136,7 +140,7 @@ fn next_head(
         } else {
             // One bad read is no damage: this place is read again before anything is decided.
             doubted = true;
-            window.bytes.clear();
+            window.bytes = None;
         }
     }
     None
@@ -148,7 +152,7 @@ struct Window<'a> {
     start: u64,
     limit: u32,
     at: u32,
-    bytes: Vec<u8>,
+    bytes: Option<AlignedBuf>,
     unreadable: bool,
 }
 
@@ -156,34 +160,30 @@ impl Window<'_> {
     /// Up to `wanted` bytes at `at`; reads `step` bytes where they are not there yet.
     fn bytes(&mut self, at: u32, wanted: u32, step: u32) -> &[u8] {
         let end = (at + wanted).min(self.limit);
-        if at < self.at || end as usize > self.at as usize + self.bytes.len() {
+        let held = self.bytes.as_ref().map_or(0, |bytes| bytes.len());
+        if at < self.at || end as usize > self.at as usize + held {
             let from = align_down(u64::from(at)) as u32;
             let to = (align_up(u64::from(from + step)) as u32)
                 .max(align_up(u64::from(end)) as u32)
                 .min(self.limit);
             self.read(from, to);
         }
-        let skip = (at - self.at) as usize;
-        &self.bytes[skip..(end - self.at) as usize]
+        let held = self.bytes.as_deref().unwrap_or_default();
+        &held[(at - self.at) as usize..(end - self.at) as usize]
     }
 
     fn read(&mut self, from: u32, to: u32) {
         self.at = from;
         let offset = self.start + u64::from(from);
-        match self
-            .device
-            .read(offset, AlignedBuf::recycled((to - from) as usize))
-            .wait()
-        {
-            Ok(buf) => self.bytes = buf.to_vec(),
-            Err(_) => self.read_by_blocks(offset, (to - from) as usize),
-        }
+        let len = (to - from) as usize;
+        let read = self.device.read(offset, AlignedBuf::recycled(len)).wait();
+        self.bytes = Some(read.unwrap_or_else(|_| self.read_by_blocks(offset, len)));
     }
 
     /// One bad sector must not hide its neighbours.
-    fn read_by_blocks(&mut self, offset: u64, len: usize) {
-        self.bytes = vec![0; len];
-        for (number, block) in self.bytes.chunks_mut(BLOCK).enumerate() {
+    fn read_by_blocks(&mut self, offset: u64, len: usize) -> AlignedBuf {
+        let mut bytes = AlignedBuf::cleared(len);
+        for (number, block) in bytes.chunks_mut(BLOCK).enumerate() {
             match self
                 .device
                 .read(offset + (number * BLOCK) as u64, AlignedBuf::recycled(BLOCK))
@@ -196,5 +196,6 @@ impl Window<'_> {
                 }
             }
         }
+        bytes
     }
 }

@@ -77,7 +77,7 @@ fn read_summary(
     );
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
-        let step = AlignedBuf::zeroed(STEP_BYTES.min(len - bytes.len()));
+        let step = AlignedBuf::recycled(STEP_BYTES.min(len - bytes.len()));
         let read = device.read(at, step).wait()?;
         at += read.len() as u64;
         bytes.extend_from_slice(&read);
