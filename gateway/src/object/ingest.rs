@@ -10,12 +10,9 @@ use super::{Body, Objects, PUT_BYTES_MAX, SMALL_BYTES_MAX};
 use crate::budget::{Reserved, accounted};
 use crate::error::{Error, Result};
 use crate::ledger::model::BlobRef;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures::StreamExt;
-use storage_node::device::BLOCK;
-
-/// Shards of less are copied on their way to the disk.
-const ALIGNED_BYTES_MIN: usize = 64 * 1024;
+use storage_node::device::AlignedBuf;
 
 /// An upload whose bytes are durable and which no row names yet.
 pub struct Ingested {
@@ -124,18 +121,6 @@ fn with_parity(objects: &Objects, len: usize) -> u64 {
     }
 }
 
-/// An empty buffer for `len` bytes. A large one begins where direct I/O may: its shards are written from where they are.
-fn aligned(len: usize) -> BytesMut {
-    if len < ALIGNED_BYTES_MIN {
-        return BytesMut::with_capacity(len);
-    }
-    let mut buffer = BytesMut::with_capacity(len + BLOCK);
-    let skip = buffer.as_ptr().align_offset(BLOCK).min(BLOCK);
-    buffer.resize(skip, 0);
-    buffer.advance(skip);
-    buffer
-}
-
 /// A body, cut into chunks.
 struct Source {
     body: futures::stream::Fuse<Body>,
@@ -156,17 +141,20 @@ impl Source {
     /// Up to `len` bytes; fewer only at the end. They keep their memory reserved for as long as anybody holds a part
     /// of them, be it a disk's queue.
     async fn fill(&mut self, len: usize, reserved: Reserved) -> Result<Bytes> {
-        let mut chunk = aligned(len);
-        while chunk.len() < len && self.more().await? {
-            let take = self.rest.len().min(len - chunk.len());
-            chunk.extend_from_slice(&self.rest[..take]);
+        // Where direct I/O may begin: shards are written from where they are.
+        let mut chunk = AlignedBuf::recycled(len);
+        let mut filled = 0;
+        while filled < len && self.more().await? {
+            let take = self.rest.len().min(len - filled);
+            chunk[filled..filled + take].copy_from_slice(&self.rest[..take]);
             self.rest.advance(take);
+            filled += take;
         }
-        self.received += chunk.len() as u64;
+        self.received += filled as u64;
         if self.received > PUT_BYTES_MAX {
             return Err(Error::EntityTooLarge);
         }
-        Ok(accounted(chunk.freeze(), reserved))
+        Ok(accounted(Bytes::from_owner(chunk).slice(..filled), reserved))
     }
 
     /// Whether the body has been read to its end, which must be where the client said it would be.

@@ -1,10 +1,11 @@
-//! Memory for reads and small writes that is used again: taking it from the allocator, zeroed, and giving it back costs as much as
+//! Memory for what is read and written that is used again: taking it from the allocator, zeroed, and giving it back costs as much as
 //! checking what was read.
 //!
 //! Invariants:
 //! - What is in the pool was initialised when it was made. What it holds now is what was last read into it, so whoever takes
 //!   it fills all of it, or hands it to a device that does or fails, and shows nobody what a failed read left.
-//! - The pool keeps at most [`POOLED_BYTES_MAX`] in all; what comes back beyond that is freed. Locks are held for a push or a pop.
+//! - The pool keeps at most [`POOLED_BYTES_MAX`] in all. What comes back beyond that takes the place of pieces of other sizes, so that
+//!   the pool holds what is used now, or is freed. Locks are held for a push or a pop.
 
 use super::BLOCK;
 use super::buffer::Memory;
@@ -13,8 +14,10 @@ use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes that a process keeps for what comes.
 pub const POOLED_BYTES_MAX: usize = 64 << 20;
-/// The largest piece that is kept: a whole record of 1 MiB, head and padding included.
-pub(super) const PIECE_BYTES_MAX: usize = 5 << 18;
+/// The largest piece that is kept: a stripe of 32 data shards.
+pub(super) const PIECE_BYTES_MAX: usize = 32 << 20;
+/// So many pieces of other sizes make place for one at most.
+const PLACES_MAX: usize = 64;
 /// Sizes there are between one power of two and the next: at most a fifth of a piece is not used.
 const STEPS: usize = 4;
 /// One for each size: four up to four blocks, then four to each doubling.
@@ -60,6 +63,8 @@ pub(super) const fn size_of_class(class: usize) -> usize {
 pub(super) struct Pool {
     bytes_max: usize,
     bytes: AtomicUsize,
+    /// The class that is next to lose a piece to another.
+    next: AtomicUsize,
     free: [Mutex<Vec<Memory>>; CLASSES],
 }
 
@@ -68,6 +73,7 @@ impl Pool {
         Pool {
             bytes_max,
             bytes: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
             free: [const { Mutex::new(Vec::new()) }; CLASSES],
         }
     }
@@ -91,15 +97,32 @@ impl Pool {
     pub(super) fn give(&self, memory: Memory) {
         let len = memory.len();
         let class = class_of(len.min(PIECE_BYTES_MAX));
-        if size_of_class(class) != len {
+        if size_of_class(class) != len || len > self.bytes_max {
             return;
         }
         // Counted first, so that the bound holds whoever comes in between.
-        if self.bytes.fetch_add(len, Ordering::Relaxed) + len > self.bytes_max {
-            self.bytes.fetch_sub(len, Ordering::Relaxed);
-            return;
+        self.bytes.fetch_add(len, Ordering::Relaxed);
+        let mut places = 0;
+        while self.bytes.load(Ordering::Relaxed) > self.bytes_max {
+            if places == PLACES_MAX || !self.free_one_but(class) {
+                self.bytes.fetch_sub(len, Ordering::Relaxed);
+                return;
+            }
+            places += 1;
         }
         self.free(class).push(memory);
+    }
+
+    /// Frees a piece of any class but this, of each in turn. False if there is none.
+    fn free_one_but(&self, kept: usize) -> bool {
+        let classes = (0..CLASSES).map(|_| self.next.fetch_add(1, Ordering::Relaxed) % CLASSES);
+        let freed = classes
+            .filter(|class| *class != kept)
+            .find_map(|class| self.free(class).pop());
+        if let Some(memory) = &freed {
+            self.bytes.fetch_sub(memory.len(), Ordering::Relaxed);
+        }
+        freed.is_some()
     }
 
     #[cfg(test)]

@@ -41,7 +41,7 @@ pub struct Log {
     pub end: u32,
     /// The next record's number.
     pub ordinal: u32,
-    /// The newest batch that a record names; 0 if there are none.
+    /// The last record's batch, which is the newest: they grow along an extent. 0 if there are none.
     pub batch: u64,
     /// Parts could not be read.
     pub unreadable: bool,
@@ -78,7 +78,6 @@ pub fn walk_extent(
         unreadable: false,
     };
     let (mut at, mut step) = (layout.data_start(), STEP_BYTES);
-    let mut last_batch = 0;
     while let Some((found, head)) = next_head(&mut window, identity, at, step, &place) {
         if found != at {
             let lost = head.ordinal.saturating_sub(log.ordinal);
@@ -99,8 +98,7 @@ pub fn walk_extent(
             _ => (2 * step).min(SEARCH_BYTES),
         };
         log.ordinal = head.ordinal + 1;
-        last_batch = head.batch;
-        log.batch = log.batch.max(head.batch);
+        log.batch = head.batch;
         log.end = align_up(u64::from(at)) as u32;
         visit(head);
     }
@@ -110,7 +108,7 @@ pub fn walk_extent(
         log.gaps.push(Gap {
             place: place(at),
             lost: 1,
-            batch: last_batch,
+            batch: log.batch,
         });
     }
     log.unreadable = window.unreadable;

@@ -53,6 +53,22 @@ fn it_keeps_no_more_than_its_bound_and_nothing_that_is_too_large() {
     assert_eq!(pool.held(), before);
 }
 
+/// What was used once must not keep what is used now from being used again.
+#[test]
+fn what_comes_back_takes_the_place_of_other_sizes() {
+    let pool = Pool::new(1 << 20);
+    let small: Vec<Memory> = (0..16).map(|_| pool.take(64 << 10)).collect();
+    small.into_iter().for_each(|piece| pool.give(piece));
+    assert_eq!(pool.held(), 1 << 20);
+    let large = pool.take(512 << 10);
+    let at = large.start();
+    pool.give(large);
+    assert_eq!((pool.held(), pool.counted()), (1 << 20, 1 << 20));
+    assert_eq!(pool.take(512 << 10).start(), at);
+    pool.give(pool.take(2 << 20)); // Larger than the pool: it takes nobody's place.
+    assert_eq!(pool.held(), 512 << 10);
+}
+
 /// Each owner marks its piece and finds its mark: no piece has two.
 #[test]
 fn threads_never_share_a_piece_and_the_bound_holds() {
