@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 /// Pieces that are read ahead of the client, memory permitting.
 const AHEAD_MAX: usize = 8;
-/// So many bytes of an answer that are in memory already are taken at once.
+/// An answer of at most so many bytes is given at once if all of it is in memory.
 const AT_ONCE_BYTES: u64 = 1 << 20;
 /// The first piece of a download of more than so many bytes is a single block.
 const LARGE_BYTES: u64 = 4 << 20;
@@ -265,47 +265,21 @@ impl Objects {
             parts: parts.into(),
             pieces: VecDeque::new(),
         };
-        let mut pieces = Pieces::default();
-        let mut taken = 0;
-        // What is in memory is taken at once; then, if that was nothing, one piece is read.
-        while let Some(mut fetch) = plan.next().await? {
-            let cached = match taken < AT_ONCE_BYTES {
-                true => self.cached_piece(&fetch.source, &fetch.piece),
-                false => None,
-            };
-            let is_first = pieces.here.is_empty();
-            if cached.is_none() && !is_first {
-                plan.pieces.push_front(fetch);
-                break;
-            }
-            if cached.is_none()
-                && is_large
-                && fetch.source.shared.is_none() // What is computed is computed from whole shards, which others need too.
-                && let Some(rest) = fetch.split_behind_block()
-            {
-                plan.pieces.push_front(rest);
-            }
-            let held = fetch.held_bytes();
-            let reserved = match is_first {
-                true => self.budget.reads.reserve(held).await?,
-                false => match self.budget.reads.try_reserve_ahead(held) {
-                    Some(reserved) => reserved,
-                    None => {
-                        plan.pieces.push_front(fetch);
-                        break;
-                    }
-                },
-            };
-            taken += u64::from(fetch.piece.len);
-            let blocks = match cached {
-                Some(blocks) => blocks,
-                None => {
-                    taken = AT_ONCE_BYTES;
-                    self.read_piece(&fetch.source, &fetch.piece).await?
-                }
-            };
-            pieces.here.extend(accounted_blocks(blocks, reserved));
+        let Some(mut first) = plan.next().await? else {
+            return Ok(Pieces::default());
+        };
+        if is_large
+            && first.source.shared.is_none() // What is computed is computed from whole shards, which others need too.
+            && let Some(rest) = first.split_behind_block()
+        {
+            plan.pieces.push_front(rest);
         }
+        let reserved = self.budget.reads.reserve(first.held_bytes()).await?;
+        let blocks = self.read_piece(&first.source, &first.piece).await?;
+        let mut pieces = Pieces {
+            here: accounted_blocks(blocks, reserved).into(),
+            later: None,
+        };
         if plan.is_done() {
             return Ok(pieces); // All is in memory: nothing needs a pin any more.
         }
