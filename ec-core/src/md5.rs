@@ -12,6 +12,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512vl;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod lanes;
 #[cfg(target_arch = "aarch64")]
@@ -115,15 +117,13 @@ pub fn update_many(kernel: Kernel, streams: &mut [(&mut Md5, &[u8])]) {
             left.push((&mut md5.state, blocks));
         }
     }
-    let lanes = match kernel.is_supported() {
-        true => lanes(kernel),
-        false => 1,
+    let kernel = match kernel.is_supported() {
+        true => kernel,
+        false => Kernel::Scalar,
     };
-    while left.len() > 1 && lanes > 1 {
-        let together = left.len().min(lanes);
-        // Half as many go faster in narrower registers, which every processor with wider ones has.
-        let narrow = lanes == 16 && together <= 8 && Kernel::Avx2.is_supported();
-        let done = advance(if narrow { 8 } else { lanes }, &mut left[..together]);
+    while left.len() > 1 && lanes(kernel) > 1 {
+        let together = left.len().min(lanes(kernel));
+        let done = advance(kernel, &mut left[..together]);
         for (_, blocks) in &mut left[..together] {
             *blocks = &blocks[done..];
         }
@@ -134,20 +134,28 @@ pub fn update_many(kernel: Kernel, streams: &mut [(&mut Md5, &[u8])]) {
     }
 }
 
-/// Advances these streams, at most as many as there are lanes, by the blocks of the shortest. Answers how many those were.
-fn advance(lanes: usize, streams: &mut [(&mut [u32; 4], &[Block])]) -> usize {
-    match lanes {
+/// Advances these streams, at most as many as there are lanes, by the blocks of the shortest. Answers how many those were. The
+/// kernel runs here.
+fn advance(kernel: Kernel, streams: &mut [(&mut [u32; 4], &[Block])]) -> usize {
+    match kernel {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller has seen that the kernel with these lanes runs here.
-        16 => advance_by(streams, |states, blocks| unsafe {
-            avx512::advance(states, blocks)
+        Kernel::Avx512 | Kernel::GfniAvx512 if streams.len() > 8 => advance_by(streams, |states, blocks| {
+            // SAFETY: the caller has seen that the kernel runs here.
+            unsafe { avx512::advance(states, blocks) }
         }),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        8 => advance_by(streams, |states, blocks| unsafe { avx2::advance(states, blocks) }),
+        Kernel::Avx512 | Kernel::GfniAvx512 => advance_by(streams, |states, blocks| {
+            // SAFETY: as above.
+            unsafe { avx512vl::advance(states, blocks) }
+        }),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 | Kernel::GfniAvx2 => advance_by(streams, |states, blocks| {
+            // SAFETY: as above.
+            unsafe { avx2::advance(states, blocks) }
+        }),
         #[cfg(target_arch = "aarch64")]
-        4 => advance_by(streams, neon::advance),
-        _ => unreachable!("no kernel has {lanes} lanes here"),
+        Kernel::Neon => advance_by(streams, neon::advance),
+        _ => unreachable!("{kernel} advances one stream at a time here"),
     }
 }
 

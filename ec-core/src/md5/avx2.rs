@@ -3,6 +3,7 @@
 
 use super::Block;
 use super::lanes::{self, States, compress, steps};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Takes in as many blocks of each stream as the first has, which is the shortest.
@@ -13,28 +14,45 @@ pub(super) fn advance(states: &mut States<8>, streams: &[&[Block]; 8]) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load(words: &[u32; 8]) -> __m256i {
+pub(super) fn load(words: &[u32; 8]) -> __m256i {
     // SAFETY: 32 bytes, at any alignment.
     unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store(register: __m256i, words: &mut [u32; 8]) {
+pub(super) fn store(register: __m256i, words: &mut [u32; 8]) {
     // SAFETY: 32 bytes, at any alignment.
     unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), register) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn splat(word: u32) -> __m256i {
+pub(super) fn splat(word: u32) -> __m256i {
     _mm256_set1_epi32(word as i32)
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add(a: __m256i, b: __m256i) -> __m256i {
+pub(super) fn add(a: __m256i, b: __m256i) -> __m256i {
     _mm256_add_epi32(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn add_last(a: __m256i, b: __m256i) -> __m256i {
+    let sum;
+    // SAFETY: it adds two registers, and does nothing else.
+    unsafe {
+        asm!(
+            "vpaddd {}, {}, {}",
+            lateout(ymm_reg) sum,
+            in(ymm_reg) a,
+            in(ymm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
 }
 
 #[inline]
@@ -66,7 +84,7 @@ fn last(b: __m256i, c: __m256i, d: __m256i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn words(streams: &[&[Block]; 8], at: usize) -> [__m256i; 16] {
+pub(super) fn words(streams: &[&[Block]; 8], at: usize) -> [__m256i; 16] {
     let mut words = [_mm256_setzero_si256(); 16];
     for half in 0..2 {
         let mut rows = [_mm256_setzero_si256(); 8];

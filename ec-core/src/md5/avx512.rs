@@ -3,6 +3,7 @@
 
 use super::Block;
 use super::lanes::{self, States, compress, steps};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Takes in as many blocks of each stream as the first has, which is the shortest.
@@ -39,27 +40,43 @@ fn add(a: __m512i, b: __m512i) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
+fn add_last(a: __m512i, b: __m512i) -> __m512i {
+    let sum;
+    // SAFETY: it adds two registers, and does nothing else.
+    unsafe {
+        asm!(
+            "vpaddd {}, {}, {}",
+            lateout(zmm_reg) sum,
+            in(zmm_reg) a,
+            in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
 fn rotate_left(a: __m512i, bits: u32) -> __m512i {
     _mm512_rolv_epi32(a, splat(bits))
 }
 
-// The constants are truth tables: bit 4b + 2c + d is the result.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn choose(b: __m512i, c: __m512i, d: __m512i) -> __m512i {
-    _mm512_ternarylogic_epi32::<0b1100_1010>(b, c, d)
+    _mm512_ternarylogic_epi32::<{ lanes::CHOOSE }>(b, c, d)
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn parity(b: __m512i, c: __m512i, d: __m512i) -> __m512i {
-    _mm512_ternarylogic_epi32::<0b1001_0110>(b, c, d)
+    _mm512_ternarylogic_epi32::<{ lanes::PARITY }>(b, c, d)
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn last(b: __m512i, c: __m512i, d: __m512i) -> __m512i {
-    _mm512_ternarylogic_epi32::<0b0011_1001>(b, c, d)
+    _mm512_ternarylogic_epi32::<{ lanes::LAST }>(b, c, d)
 }
 
 #[inline]

@@ -1,9 +1,8 @@
-//! At most eight streams, in 256-bit registers, with the instructions that came with the wider ones: the wider registers would be
-//! half empty.
+//! At most eight streams, in 256-bit registers with the instructions that came with the wider ones, which would be half empty.
 #![allow(unsafe_code)]
 
 use super::Block;
-use super::avx2::{add, load, splat, store, words_of};
+use super::avx2::{add, add_last, load, splat, store, words};
 use super::lanes::{self, States, compress, steps};
 use std::arch::x86_64::*;
 

@@ -7,8 +7,9 @@
 pub(super) type States<const N: usize> = [[u32; N]; 4];
 
 /// Takes in as many blocks of each stream as the first has. A macro, because the functions that it calls are those of the file
-/// that uses it, with that file's registers and instructions: `load`, `store`, `splat`, `add`, `rotate_left`; `words`, the
-/// sixteen words of a block of each stream; and the four that mix:
+/// that uses it, with that file's registers and instructions: `load`, `store`, `splat`, `add`, `rotate_left`; `add_last`, an
+/// addition that the compiler leaves where it is, where otherwise it would add constants last and every step wait for one more; `words`, the
+/// sixteen words of a block of each stream; and those that mix:
 ///
 /// | | |
 /// | --- | --- |
@@ -44,7 +45,7 @@ macro_rules! steps {
             _ => (last($b, $c, $d), (7 * $step) % 16),
         };
         let fixed = add($a, add($words[word], splat(lanes::SINES[$step])));
-        let turned = rotate_left(add(fixed, mixed), lanes::TURNS[$step / 16][$step % 4]);
+        let turned = rotate_left(add_last(fixed, mixed), lanes::TURNS[$step / 16][$step % 4]);
         ($a, $b, $c, $d) = ($d, add($b, turned), $b, $c);
     )*};
 }
@@ -55,6 +56,14 @@ pub(super) use {compress, steps};
 /// begin at the same offset of a page, so that they compete for the same places in its caches: twice as fast from memory.
 #[cfg_attr(target_arch = "aarch64", allow(dead_code))]
 pub(super) const AHEAD_BYTES: usize = 512;
+
+/// `choose`, `parity` and `last` as truth tables: bit 4b + 2c + d is the result.
+#[cfg(target_arch = "x86_64")]
+pub(super) const CHOOSE: i32 = 0b1100_1010;
+#[cfg(target_arch = "x86_64")]
+pub(super) const PARITY: i32 = 0b1001_0110;
+#[cfg(target_arch = "x86_64")]
+pub(super) const LAST: i32 = 0b0011_1001;
 
 /// What each of the four rounds rotates by, in turn.
 pub(super) const TURNS: [[u32; 4]; 4] = [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23], [6, 10, 15, 21]];
