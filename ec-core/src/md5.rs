@@ -1,6 +1,6 @@
 //! MD5 (RFC 1321), of many streams at once. S3's ETags are MD5, and one stream's is slow: each step waits for the step before
 //! it, so a core that could do sixteen things does one. [`update_many`] advances as many streams as a register has lanes by the
-//! same instructions (`lanes`, and a file for each kind of register); a stream that is alone is the md-5 crate's.
+//! same instructions (`lanes`, and a file for each kind of register and instruction); a stream that is alone is the md-5 crate's.
 //!
 //! Not for security: MD5 is broken, and nothing but ETags and Content-MD5 uses it.
 //!

@@ -49,14 +49,9 @@ impl Kernel {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Kernel::GfniAvx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("gfni"),
+            Kernel::GfniAvx2 => Kernel::Avx2.is_supported() && is_x86_feature_detected!("gfni"),
             #[cfg(target_arch = "x86_64")]
-            Kernel::GfniAvx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("gfni")
-            }
+            Kernel::GfniAvx512 => Kernel::Avx512.is_supported() && is_x86_feature_detected!("gfni"),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

@@ -85,7 +85,8 @@ impl AlignedBuf {
         }
     }
 
-    /// A buffer as long as [`AlignedBuf::zeroed`] makes it, with anything in it: for who fills all of it, be it a device.
+    /// A buffer as long as [`AlignedBuf::zeroed`] makes it, with anything in it, be it somebody's
+    /// object: for who fills it, or lets a device, and shows no more of it than that.
     pub fn recycled(len: usize) -> Self {
         let len = len.max(1).next_multiple_of(BLOCK);
         AlignedBuf {

@@ -2,8 +2,8 @@
 //! checking what was read.
 //!
 //! Invariants:
-//! - What is in the pool was initialised when it was made. What it holds now is what was last read into it, so whoever takes
-//!   it fills all of it, or hands it to a device that does or fails, and shows nobody what a failed read left.
+//! - What is in the pool was initialised when it was made. What it holds now is what was there last, be it somebody's object,
+//!   so whoever takes it shows nobody more than was filled since: by themselves, or by a device that did not fail.
 //! - The pool keeps at most [`POOLED_BYTES_MAX`] in all. What comes back beyond that takes the place of pieces of other sizes, so that
 //!   the pool holds what is used now, or is freed. Locks are held for a push or a pop.
 
