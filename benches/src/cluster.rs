@@ -70,7 +70,11 @@ impl Cluster {
         let runtime = Runtime::new()?;
         let store = {
             let _context = runtime.enter();
-            RedbStore::open(directory.join("ledger.redb"), 64 << 20)?
+            let path = directory.join("ledger.redb");
+            match path.exists() {
+                true => RedbStore::open(path, 64 << 20)?,
+                false => RedbStore::create(path, 64 << 20)?,
+            }
         };
         let ledger = Ledger::new(Arc::new(store));
         let scheme = Scheme::rs(shape.scheme.0, shape.scheme.1)?;
@@ -110,6 +114,8 @@ impl Cluster {
             grace: Duration::from_secs(3600),
             rebuild_floor: FLOOR,
             census_cycle: GatewayConfig::CENSUS_CYCLE,
+            sync_archive: false,
+            identity: Default::default(),
         };
         let nodes: Vec<Arc<dyn StorageClient>> = vec![node.clone()];
         let started = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock));

@@ -119,6 +119,7 @@ impl Disk {
             incarnation: self.incarnation,
             unit: UnitId { volume, index: 0 },
             epoch: 1,
+            ledger: storage_node::protocol::Generation::NONE,
         }
     }
 }

@@ -140,6 +140,9 @@ pub enum Error {
     /// The gateway is stopping.
     #[error("shutting down")]
     ShuttingDown,
+    /// Disks know a newer ledger than this gateway's, which is only read.
+    #[error("this gateway only reads: {0}")]
+    ReadOnly(String),
     /// The ledger failed.
     #[error(transparent)]
     Ledger(LedgerError),
@@ -152,6 +155,7 @@ impl From<LedgerError> for Error {
     fn from(error: LedgerError) -> Error {
         match error {
             LedgerError::Conflict { .. } => Error::Conflict,
+            LedgerError::Frozen { why } => Error::ReadOnly(why),
             other => Error::Ledger(other),
         }
     }

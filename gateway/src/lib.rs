@@ -9,6 +9,7 @@
 //! `server` is the only place that wires these together.
 
 pub mod admin;
+pub mod archive;
 pub mod budget;
 pub mod clock;
 pub mod cluster;

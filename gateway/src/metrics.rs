@@ -36,6 +36,14 @@ pub struct Metrics {
     pub refused_retries: IntCounter,
     /// Wrong answers by disk and kind.
     pub wrong_answers: IntCounterVec,
+    /// How often each background worker panicked and was started again.
+    pub worker_restarts: IntCounterVec,
+    /// Times that this process stood still.
+    pub pauses: IntCounter,
+    /// The verdict: 0 ok, 1 attention, 2 risk, 3 loss.
+    pub verdict: IntGauge,
+    /// Blobs of which too many shards are gone.
+    pub unreadable_blobs: IntGauge,
     /// Shards that repair rewrote and verified.
     pub repaired_shards: IntCounter,
     /// Bytes of shards that were written to the new disks of units.
@@ -48,7 +56,15 @@ pub struct Metrics {
     pub rewritten_stripes: IntCounter,
     /// Blobs whose shards were deleted everywhere.
     pub collected_blobs: IntCounter,
-    /// Shards of interrupted uploads that were found and deleted.
+    /// Entries of the ledger's archive that were written.
+    pub archive_entries: IntCounter,
+    /// Their bytes, of one copy.
+    pub archive_bytes: IntCounter,
+    /// Seconds for which commits have waited to be in the archive.
+    pub archive_behind_seconds: IntGauge,
+    /// Commits that are not in the archive.
+    pub archive_behind_commits: IntGauge,
+    /// Blobs of interrupted uploads of gateways that died, set aside.
     pub orphan_blobs: IntCounter,
     /// Requests refused for lack of memory.
     pub slow_downs: IntCounter,
@@ -62,6 +78,24 @@ pub struct Metrics {
     pub garbage_blobs: IntGauge,
     /// Shards waiting for repair.
     pub suspect_shards: IntGauge,
+    /// Blobs that nothing names, set aside.
+    pub unnamed_blobs: IntGauge,
+    /// Bytes of their shards.
+    pub unnamed_bytes: IntGauge,
+    /// 1 while the ledger can be asked.
+    pub ledger_available: IntGauge,
+    /// Bytes that are free on the ledger's filesystem.
+    pub ledger_free_bytes: IntGauge,
+    /// Bytes that are kept there for the ledger.
+    pub ledger_reserve_bytes: IntGauge,
+    /// Rows of the ledger that are known to be damaged.
+    pub ledger_damaged_rows: IntGauge,
+    /// Pages of the ledger that are.
+    pub ledger_damaged_pages: IntGauge,
+    /// Rows of the ledger that were had from its archive.
+    pub ledger_repaired_rows: IntCounter,
+    /// Wrong bits of the ledger that were set right.
+    pub ledger_corrected_bits: IntGauge,
     cpu_seconds: Gauge,
     resident_bytes: IntGauge,
 }
@@ -125,6 +159,27 @@ impl Metrics {
                 "Wrong answers of each disk, by kind",
                 &["disk", "kind"],
             )?,
+            worker_restarts: counters(
+                &registry,
+                "cairn_worker_restarts_total",
+                "Panics after which a background worker was started again",
+                &["worker"],
+            )?,
+            pauses: counter(
+                &registry,
+                "cairn_pauses_total",
+                "Times that this process stood still for a second or longer",
+            )?,
+            verdict: gauge(
+                &registry,
+                "cairn_verdict",
+                "What cairn status says first: 0 ok, 1 attention, 2 risk, 3 loss",
+            )?,
+            unreadable_blobs: gauge(
+                &registry,
+                "cairn_unreadable_blobs",
+                "Blobs of which too many shards are gone or wrong, as far as was seen",
+            )?,
             repaired_shards: counter(
                 &registry,
                 "cairn_repaired_shards_total",
@@ -155,10 +210,30 @@ impl Metrics {
                 "cairn_collected_blobs_total",
                 "Blobs deleted from every disk",
             )?,
+            archive_entries: counter(
+                &registry,
+                "cairn_archive_entries_total",
+                "Entries of the ledger's archive that were written",
+            )?,
+            archive_bytes: counter(
+                &registry,
+                "cairn_archive_bytes_total",
+                "Bytes of entries of the ledger's archive, of one copy",
+            )?,
+            archive_behind_seconds: gauge(
+                &registry,
+                "cairn_archive_behind_seconds",
+                "Seconds for which commits have waited to be in the ledger's archive",
+            )?,
+            archive_behind_commits: gauge(
+                &registry,
+                "cairn_archive_behind_commits",
+                "Commits that are not in the ledger's archive",
+            )?,
             orphan_blobs: counter(
                 &registry,
                 "cairn_orphan_blobs_total",
-                "Units of unnamed blobs found and deleted",
+                "Blobs of uploads that a gateway's death cut off, found and set aside",
             )?,
             slow_downs: counter(
                 &registry,
@@ -179,6 +254,51 @@ impl Metrics {
                 "Blobs waiting to be deleted from disks",
             )?,
             suspect_shards: gauge(&registry, "cairn_suspect_shards", "Shards waiting for repair")?,
+            unnamed_blobs: gauge(
+                &registry,
+                "cairn_unnamed_blobs",
+                "Blobs that nothing names, set aside",
+            )?,
+            unnamed_bytes: gauge(
+                &registry,
+                "cairn_unnamed_bytes",
+                "Bytes of the shards of blobs that nothing names",
+            )?,
+            ledger_available: gauge(
+                &registry,
+                "cairn_ledger_available",
+                "1 while the ledger can be asked, else 0",
+            )?,
+            ledger_free_bytes: gauge(
+                &registry,
+                "cairn_ledger_free_bytes",
+                "Bytes free on the filesystem of the ledger",
+            )?,
+            ledger_damaged_rows: gauge(
+                &registry,
+                "cairn_ledger_damaged_rows",
+                "Rows of the ledger that are known to be damaged",
+            )?,
+            ledger_damaged_pages: gauge(
+                &registry,
+                "cairn_ledger_damaged_pages",
+                "Pages of the ledger's file that are known to be damaged and were needed",
+            )?,
+            ledger_corrected_bits: gauge(
+                &registry,
+                "cairn_ledger_corrected_bits",
+                "Wrong bits of the ledger's file that were set right since the start",
+            )?,
+            ledger_repaired_rows: counter(
+                &registry,
+                "cairn_ledger_repaired_rows_total",
+                "Damaged rows of the ledger that were repaired from its archive",
+            )?,
+            ledger_reserve_bytes: gauge(
+                &registry,
+                "cairn_ledger_reserve_bytes",
+                "Bytes kept there so that deletes always commit",
+            )?,
             cpu_seconds: Gauge::new("process_cpu_seconds_total", "User and system CPU seconds")?,
             resident_bytes: gauge(&registry, "process_resident_memory_bytes", "Resident memory")?,
             registry,

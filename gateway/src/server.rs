@@ -5,10 +5,14 @@
 
 use crate::admin;
 use crate::admin::status::Status;
+use crate::admin::verdict::Since;
+use crate::archive::shipper::{Shipper, Shipping};
+use crate::archive::{Archive, SyncStore};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::cluster::adopt::Adopting;
-use crate::cluster::disks::{Disks, POLL_PERIOD};
+use crate::cluster::disks::Disks;
+use crate::cluster::generation::{Generations, Identity};
 use crate::cluster::join::{Invitation, Joining};
 use crate::cluster::join_server;
 use crate::cluster::lease::Lease;
@@ -17,16 +21,23 @@ use crate::error::{Error, Result};
 use crate::idle::IdleLimit;
 use crate::ledger::Ledger;
 use crate::maintenance::absence::Absence;
+use crate::maintenance::adding::Adding;
 use crate::maintenance::census::{self, Census};
 use crate::maintenance::garbage::Garbage;
+use crate::maintenance::holds::Holds;
+use crate::maintenance::ledger_check::LedgerCheck;
 use crate::maintenance::leftovers::Leftovers;
 use crate::maintenance::orphans::Orphans;
+use crate::maintenance::polling::Polling;
 use crate::maintenance::rebalance::Rebalance;
 use crate::maintenance::rebuild::{Moving, Rebuild, Shared as Rebuilding};
 use crate::maintenance::repair::Repair;
 use crate::maintenance::scrub::Scrub;
 use crate::maintenance::sealing::Sealing;
-use crate::maintenance::worker::Running;
+use crate::maintenance::settling::Settling;
+use crate::maintenance::telling::Telling;
+use crate::maintenance::unnamed::Unnamed;
+use crate::maintenance::worker::{Running, Step, Worker, WorkerStatus};
 use crate::metrics::Metrics;
 use crate::object::block_cache::BlockCache;
 use crate::object::hashing::Hashing;
@@ -39,7 +50,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -73,6 +84,10 @@ pub struct GatewayConfig {
     pub rebuild_floor: u64,
     /// How long a census takes.
     pub census_cycle: Duration,
+    /// Whether a request is answered only when its commit is in the ledger's archive.
+    pub sync_archive: bool,
+    /// Who this is to nodes.
+    pub identity: Identity,
 }
 
 impl GatewayConfig {
@@ -98,9 +113,6 @@ pub struct Listeners {
     pub join: Option<TcpListener>,
 }
 
-/// How often adding disks is tried again that an earlier attempt left unfinished.
-const RESUME_PERIOD: Duration = Duration::from_secs(5);
-
 /// A running gateway.
 pub struct Gateway {
     /// The object path.
@@ -109,9 +121,22 @@ pub struct Gateway {
     pub membership: Option<Arc<Membership>>,
     workers: Mutex<Vec<Running>>,
     rebuild: Arc<Rebuilding>,
+    shipper: Option<Arc<Shipper>>,
     /// Has the census look at what is wanted of it.
     pub census: Arc<Notify>,
+    since: Since,
     stop: watch::Sender<bool>,
+    /// Has [`Gateway::serve`] end, for the gateway to be started anew.
+    again: Arc<Notify>,
+}
+
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The process is to end.
+    Stopped,
+    /// The gateway is to be started anew: an operator accepted the ledger as it is.
+    Again,
 }
 
 impl Gateway {
@@ -133,8 +158,16 @@ impl Gateway {
         invitation: Option<Invitation>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Gateway>> {
-        let lease = Arc::new(Lease::take_over(ledger.clone(), &config.name).await?);
-        let disks = Arc::new(Disks::load(&ledger, lease.clone(), nodes).await?);
+        let (nodes, holds) = (Arc::new(nodes.into()), Holds::default());
+        let generations = Generations::begin(&ledger, &nodes, config.identity.clone(), holds.clone());
+        let generations = Arc::new(generations.await?);
+        let lease = match generations.own() {
+            Some(_) => Lease::take_over(ledger.clone(), &config.name).await?,
+            None => Lease::none(ledger.clone()),
+        };
+        let lease = Arc::new(lease);
+        let disks = Disks::load(&ledger, lease.clone(), nodes, generations.clone()).await?;
+        let disks = Arc::new(disks);
         disks.poll().await;
         let membership = invitation.map(|invitation| {
             let adopting = Adopting::new(invitation.cluster, ledger.clone(), lease.clone(), disks.clone());
@@ -147,6 +180,13 @@ impl Gateway {
         });
         let volumes = Arc::new(Volumes::load(ledger.clone(), lease.clone(), disks.clone()).await?);
         let metrics = Metrics::new().map_err(|e| Error::Internal(format!("metrics: {e}")))?;
+        let archive = Arc::new(Archive::default());
+        // A gateway that only reads ships nothing that a commit could wait for.
+        let is_sync = config.sync_archive && generations.own().is_some();
+        let ledger = match is_sync && ledger.store().changes().is_some() {
+            true => ledger.over(Arc::new(SyncStore::new(ledger.store().clone(), archive.clone()))),
+            false => ledger,
+        };
         let objects = Arc::new(Objects {
             ledger,
             lease,
@@ -156,6 +196,9 @@ impl Gateway {
             cache: Arc::new(BlockCache::new(config.cache_bytes)),
             readers: Default::default(),
             abandoned: Default::default(),
+            holds,
+            unnamed: Default::default(),
+            archive,
             latencies: Default::default(),
             metrics: Arc::new(metrics),
             clock,
@@ -168,79 +211,134 @@ impl Gateway {
             codecs: Codecs::new(config.kernel),
             hashing: Hashing::start(config.kernel)?,
         });
-        take_in_usage(&objects).await;
-        objects.finish_bucket_deletions().await?;
+        if generations.own().is_some() {
+            take_in_units(&objects).await;
+        }
+        let acts = generations.own().is_some();
+        if !acts {
+            objects.find_units().await;
+        }
         let (stop, stopped) = watch::channel(false);
+        // First: with a ledger that waits for its archive, nothing else goes on without it.
+        let shipper = match acts {
+            true => Shipper::new(objects.clone(), config.sync_archive).await?,
+            false => None,
+        };
+        let shipping = shipper
+            .clone()
+            .map(|shipper| Running::start(Shipping(shipper), stopped.clone()));
+        if acts {
+            objects.finish_bucket_deletions().await?;
+        }
+        let again = Arc::new(Notify::new());
         let moving = Moving::default();
         let rebuild = Arc::new(Rebuilding::new(&objects, config.rebuild_floor));
         let census = Arc::new(Notify::new());
         let rebuilding = Rebuild::new(objects.clone(), moving.clone(), rebuild.clone(), stopped.clone());
-        let workers = vec![
-            Running::start(Absence::new(objects.clone(), config.grace), stopped.clone()),
-            Running::start(rebuilding, stopped.clone()),
-            Running::start(Rebalance::new(objects.clone()), stopped.clone()),
-            Running::start(Leftovers::new(objects.clone(), moving.clone()), stopped.clone()),
-            Running::start(
-                Census::new(
-                    objects.clone(),
-                    moving,
-                    config.census_cycle,
-                    census.clone(),
+        // Before any worker that deletes takes its first step.
+        let checking = LedgerCheck::new(objects.clone());
+        let mut workers = match acts {
+            false => Vec::new(), // Each of them would change something.
+            true => vec![
+                Running::start(Absence::new(objects.clone(), config.grace), stopped.clone()),
+                Running::start(rebuilding, stopped.clone()),
+                Running::start(Rebalance::new(objects.clone()), stopped.clone()),
+                Running::start(Leftovers::new(objects.clone(), moving.clone()), stopped.clone()),
+                Running::start(
+                    Census::new(
+                        objects.clone(),
+                        moving,
+                        config.census_cycle,
+                        census.clone(),
+                        stopped.clone(),
+                    ),
                     stopped.clone(),
                 ),
-                stopped.clone(),
-            ),
-            Running::start(Garbage::new(objects.clone()), stopped.clone()),
-            Running::start(
-                Orphans {
-                    objects: objects.clone(),
-                },
-                stopped.clone(),
-            ),
-            Running::start(Repair::new(objects.clone()), stopped.clone()),
-            Running::start(Scrub::new(objects.clone()), stopped.clone()),
-            Running::start(
-                Sealing {
-                    objects: objects.clone(),
-                },
-                stopped.clone(),
-            ),
-        ];
-        tokio::spawn(poll_disks(objects.disks.clone(), stopped.clone()));
-        if let Some(membership) = &membership {
-            tokio::spawn(resume_adding(membership.clone(), stopped));
+                Running::start(Garbage::new(objects.clone()), stopped.clone()),
+                Running::start(Orphans::new(objects.clone()), stopped.clone()),
+                Running::start(Unnamed::new(objects.clone()), stopped.clone()),
+                Running::start(Repair::new(objects.clone()), stopped.clone()),
+                Running::start(Scrub::new(objects.clone()), stopped.clone()),
+                Running::start(
+                    Sealing {
+                        objects: objects.clone(),
+                    },
+                    stopped.clone(),
+                ),
+            ],
+        };
+        // Reads only; and whoever only reads wants to know, too.
+        workers.push(Running::start(checking, stopped.clone()));
+        workers.extend(shipping);
+        workers.push(Running::start(
+            Polling::new(objects.disks.clone()),
+            stopped.clone(),
+        ));
+        if !acts && generations.base().is_restored {
+            let settling = Settling::new(objects.clone(), again.clone());
+            workers.push(Running::start(settling, stopped.clone()));
         }
-        Ok(Arc::new(Gateway {
+        let telling = Telling {
+            objects: objects.clone(),
+        };
+        workers.push(Running::start(telling, stopped.clone()));
+        if let Some(membership) = membership.as_ref().filter(|_| acts) {
+            workers.push(Running::start(Adding::new(membership.clone()), stopped.clone()));
+        }
+        let gateway = Arc::new(Gateway {
             objects,
             membership,
             workers: Mutex::new(workers),
             rebuild,
+            shipper,
             census,
+            since: Since::default(),
             stop,
-        }))
+            again,
+        });
+        let watching = Watching(Arc::downgrade(&gateway));
+        gateway.lock_workers().push(Running::start(watching, stopped));
+        Ok(gateway)
     }
 
     /// The state of the cluster.
     pub async fn status(&self) -> Result<Status> {
-        let workers = self.lock_workers().iter().map(Running::status).collect();
-        admin::status::status(&self.objects, workers, self.rebuild.status()).await
+        let workers = self.workers();
+        let mut status = admin::status::status(&self.objects, workers, self.rebuild.status()).await?;
+        let verdict = &mut status.verdict;
+        verdict.since_ms = self.since.note(verdict.level, self.objects.clock.now_ms());
+        Ok(status)
     }
 
-    /// Serves S3 and admin requests, and nodes that join, until `shutdown` resolves, then ends in order.
+    /// What the background workers do.
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        self.lock_workers().iter().map(Running::status).collect()
+    }
+
+    /// Has the gateway end in order, and be started anew by who runs it.
+    pub fn start_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Serves S3 and admin requests, and nodes that join, until `shutdown` resolves or [`Gateway::start_again`] is called, then ends
+    /// in order.
     pub async fn serve(
         self: Arc<Self>,
         keys: StaticKeys,
         listeners: Listeners,
         shutdown: impl Future<Output = ()>,
-    ) -> Result<()> {
+    ) -> Result<Ended> {
+        if let Err(error) = self.objects.disks.pauses().watch() {
+            tracing::warn!(%error, "no thread to notice pauses of this process: what is late through one is held against disks");
+        }
         let service = {
             let mut builder = S3ServiceBuilder::new(S3Gateway::new(self.objects.clone()));
             builder.set_auth(keys);
             builder.build()
         };
         let (stop, stopped) = watch::channel(false);
-        let s3 = tokio::spawn(serve_s3(listeners.s3, service, stopped));
-        let admin = tokio::spawn(serve_admin(listeners.admin, self.clone()));
+        let mut s3 = tokio::spawn(serve_s3(listeners.s3, service, stopped));
+        let mut admin = tokio::spawn(serve_admin(listeners.admin, self.clone()));
         let join = match (&self.membership, listeners.join) {
             (Some(membership), Some(listener)) => {
                 let (joining, disks) = (membership.joining.clone(), self.objects.disks.clone());
@@ -252,29 +350,62 @@ impl Gateway {
             }
             _ => None,
         };
-        shutdown.await;
-        tracing::info!("shutting down");
+        // A server that ends by itself panicked. Without it this process is of no use, and whoever started it can start it again.
+        let ended = tokio::select! {
+            () = shutdown => Ok(Ended::Stopped),
+            () = self.again.notified() => Ok(Ended::Again),
+            _ = &mut s3 => Err("S3"),
+            _ = &mut admin => Err("administration"),
+        };
+        match ended {
+            Ok(_) => tracing::info!("shutting down"),
+            Err(server) => tracing::error!(server, "a server ended by itself: shutting down"),
+        }
         // The admin address answers "not ready" while requests drain.
         self.objects.gate.close();
         let _ = stop.send(true); // Both servers hold a receiver until they end.
-        let _ = s3.await; // A panic there was reported by the panic hook; the rest must still be ended in order.
+        if ended != Err("S3") {
+            let _ = s3.await; // A panic there was reported by the panic hook; the rest must still be ended in order.
+        }
         admin.abort();
         if let Some(join) = join {
             join.abort();
         }
-        self.end().await
+        self.end().await?;
+        ended.map_err(|server| Error::Internal(format!("the server of {server} ended by itself")))
     }
 
-    async fn end(&self) -> Result<()> {
+    /// Ends in order what is behind the servers: for who serves nothing.
+    pub async fn end(&self) -> Result<()> {
         let _ = self.stop.send(true); // Workers that ended already need no word.
         let workers = std::mem::take(&mut *self.lock_workers());
         let settle = async {
             self.objects.gate.empty().await;
             futures::future::join_all(workers.into_iter().map(Running::ended)).await;
+            if self.objects.disks.generations().own().is_none() {
+                return Ok(()); // Nothing was begun, or nothing can be committed any more.
+            }
             while Garbage::queue_abandoned(&self.objects).await? > 0 {}
-            self.objects.lease.give_back().await
+            self.objects.lease.give_back(&self.objects.abandoned).await?;
+            self.objects.disks.tell_all(self.objects.ledger.position()).await;
+            if let Some(shipper) = &self.shipper
+                && let Err(error) = shipper.ship_rest().await
+            {
+                tracing::info!(%error, "the archive of the ledger has the rest after the next start");
+            }
+            Ok(())
         };
-        match tokio::time::timeout(SETTLE_MAX, settle).await {
+        let shipping = async {
+            match &self.shipper {
+                Some(shipper) => shipper.keep_shipping().await,
+                None => std::future::pending().await,
+            }
+        };
+        let settled = tokio::select! {
+            settled = tokio::time::timeout(SETTLE_MAX, settle) => settled,
+            () = shipping => Ok(Ok(())), // It never ends.
+        };
+        match settled {
             Ok(settled) => settled,
             Err(_) => {
                 tracing::warn!(
@@ -290,41 +421,49 @@ impl Gateway {
     }
 }
 
-async fn poll_disks(disks: Arc<Disks>, mut stop: watch::Receiver<bool>) {
-    while !*stop.borrow() {
-        disks.begin_poll();
-        tokio::select! {
-            _ = tokio::time::sleep(POLL_PERIOD) => {}
-            changed = stop.changed() => if changed.is_err() { return },
+/// How often it is looked at how things stand when nobody asks.
+const WATCH_PERIOD: Duration = Duration::from_secs(5);
+
+/// Notes since when things stand as they do.
+struct Watching(Weak<Gateway>);
+
+#[async_trait::async_trait]
+impl Worker for Watching {
+    fn name(&self) -> &'static str {
+        "verdict"
+    }
+
+    fn rest(&self) -> Duration {
+        WATCH_PERIOD
+    }
+
+    async fn step(&self) -> Result<Step> {
+        if let Some(gateway) = self.0.upgrade() {
+            let (workers, rebuild) = (gateway.workers(), gateway.rebuild.status());
+            let verdict = admin::status::verdict_now(&gateway.objects, &workers, &rebuild);
+            gateway.since.note(verdict.level, gateway.objects.clock.now_ms());
         }
+        Ok(Step::Idle)
     }
 }
 
-/// Goes on with what was begun and not ended, before this start or since: an answer may have been lost.
-async fn resume_adding(membership: Arc<Membership>, mut stop: watch::Receiver<bool>) {
-    while !*stop.borrow() {
-        if let Err(error) = membership.adopting.resume().await {
-            tracing::warn!(%error, "adding disks cannot be resumed");
-        }
-        tokio::select! {
-            _ = tokio::time::sleep(RESUME_PERIOD) => {}
-            changed = stop.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-/// How much each volume's fullest unit holds, so that volumes are sealed in time.
-async fn take_in_usage(objects: &Objects) {
+/// What disks say of units: how much each volume's fullest holds, so that volumes are sealed in time, and whether the ledger knows of all
+/// that became of them.
+async fn take_in_units(objects: &Objects) {
     let mut used: HashMap<u64, u64> = HashMap::new();
+    let volumes = objects.volumes.all();
+    let volumes: HashMap<u64, _> = volumes.iter().map(|volume| (volume.id, volume)).collect();
     for disk in objects.disks.all().iter() {
         let Some(client) = &disk.client else { continue };
-        if let Ok(units) = client
-            .units(disk.id, disk.incarnation, Duration::from_secs(5))
-            .await
-        {
-            for info in units {
-                let most = used.entry(info.unit.volume).or_default();
-                *most = info.live_bytes.max(*most);
+        let units = client.units(disk.id, disk.incarnation, Duration::from_secs(5));
+        for info in units.await.unwrap_or_default() {
+            let most = used.entry(info.unit.volume).or_default();
+            *most = info.live_bytes.max(*most);
+            if let Some(volume) = volumes.get(&info.unit.volume)
+                && volume.disks.get(usize::from(info.unit.index)) == Some(&disk.id)
+            {
+                let generations = objects.disks.generations();
+                generations.judge_epoch(volume.id, info.epoch, volume.epoch);
             }
         }
     }

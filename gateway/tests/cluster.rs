@@ -6,11 +6,13 @@ use bytes::Bytes;
 use gateway::cluster::adopt::Adopting;
 use gateway::cluster::authority::{Authority, CertificateRequest};
 use gateway::cluster::disks::{Disks, Health};
+use gateway::cluster::generation::{Generations, Identity};
 use gateway::cluster::lease::Lease;
 use gateway::cluster::nodes::{Connect, Contact, Nodes};
 use gateway::ledger::memory::MemoryStore;
 use gateway::ledger::model::{DiskRow, NodeRow};
 use gateway::ledger::{CommitBuilder, Ledger, key};
+use gateway::maintenance::holds::Holds;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -214,9 +216,11 @@ impl World {
     async fn start(&self) -> (Arc<Disks>, Adopting) {
         let clients = self.clients.clone();
         let connect: Connect = Box::new(move |_, row| Ok(clients[&row.address].clone()));
-        let nodes = Nodes::load(&self.ledger, connect).await.unwrap();
+        let nodes = Arc::new(Nodes::load(&self.ledger, connect).await.unwrap());
+        let begun = Generations::begin(&self.ledger, &nodes, Identity::default(), Holds::default());
+        let generations = Arc::new(begun.await.unwrap());
         let disks = Arc::new(
-            Disks::load(&self.ledger, self.lease.clone(), nodes)
+            Disks::load(&self.ledger, self.lease.clone(), nodes, generations)
                 .await
                 .unwrap(),
         );

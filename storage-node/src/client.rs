@@ -4,8 +4,8 @@
 //! a typed [`NodeError`]. `put`, `put_many` and `delete` answer once the change is durable: flushed, not in a cache.
 
 use crate::protocol::{
-    AdmitRequest, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus,
-    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
+    AdmitRequest, Beat, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, LedgerMarks, NodeError,
+    NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
 };
 use async_trait::async_trait;
 use std::time::Duration;
@@ -97,6 +97,19 @@ pub trait StorageClient: Send + Sync + 'static {
         request: &AdmitRequest,
         deadline: Duration,
     ) -> Result<(), NodeError>;
+
+    /// Tells a disk which ledger it obeys from now on, and how far that is, durably. What is older than the disk knows, or another
+    /// copy of the same generation, is refused with [`NodeError::OtherLedger`]. The same again is no error.
+    async fn obey(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        marks: &LedgerMarks,
+        deadline: Duration,
+    ) -> Result<(), NodeError>;
+
+    /// Says that a gateway is there; the node remembers the last one in memory.
+    async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError>;
 
     /// Formats a blank disk and serves it from then on, durably. The same request again, for the disk that it made, is
     /// no error.

@@ -42,9 +42,9 @@ use crate::format::layout::Layout;
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
 use crate::metrics::{DiskMetrics, DiskMetricsSnapshot};
 use crate::protocol::{
-    Admission, AdmitRequest, BlockRange, DiskState, Findings, InventoryEntry, NodeError, Opening,
-    SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo,
-    VerifyOrder, VerifyStatus, block_count,
+    Admission, AdmitRequest, BlockRange, DiskState, Findings, Generation, InventoryEntry, LedgerMarks,
+    NodeError, Opening, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, SYSTEM_VOLUME_MIN, SealedShard, ShardBlocks,
+    ShardKey, UnitAddress, UnitId, UnitInfo, VerifyOrder, VerifyStatus, block_count,
 };
 use committer::Committer;
 use flusher::Flusher;
@@ -55,7 +55,7 @@ pub use recovery::Opened;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
@@ -98,6 +98,56 @@ struct Shared {
     verifying: Verifying,
     /// What the medium remembers, and whether a gateway admitted it as it was opened.
     admission: Mutex<(Admission, bool)>,
+    /// Whether a gateway admitted it for reads alone.
+    is_read: AtomicBool,
+    /// Which ledger the disk obeys, as the superblock says it.
+    ledger: Mutex<LedgerMarks>,
+    /// What came to the disk.
+    seen: Seen,
+}
+
+/// The greatest ids and epoch of what is on the disk, and of what came since it was opened; those of the system apart.
+#[derive(Debug, Default)]
+struct Seen {
+    blob_limit: AtomicU64,
+    volume_limit: AtomicU64,
+    epoch: AtomicU32,
+}
+
+impl Seen {
+    /// Of all that a disk knows.
+    fn of(index: &Index) -> Seen {
+        let seen = Seen::default();
+        for (id, unit) in &index.units {
+            let last = unit.shards.last().map_or(0, |key| key.blob);
+            seen.take_in(*id, last, unit.epoch);
+        }
+        for ((unit, blob), mark) in &index.tombstones {
+            seen.take_in(*unit, *blob, mark.epoch);
+        }
+        for (unit, drop) in &index.drops {
+            seen.take_in(*unit, 0, drop.epoch);
+        }
+        seen
+    }
+
+    fn take_in(&self, unit: UnitId, blob: u64, epoch: u32) {
+        if unit.volume < SYSTEM_VOLUME_MIN {
+            self.blob_limit
+                .fetch_max(blob.saturating_add(1), Ordering::Relaxed);
+            self.volume_limit.fetch_max(unit.volume + 1, Ordering::Relaxed);
+            self.epoch.fetch_max(epoch, Ordering::Relaxed);
+        }
+    }
+
+    fn marks(&self) -> LedgerMarks {
+        LedgerMarks {
+            blob_limit: self.blob_limit.load(Ordering::Relaxed),
+            volume_limit: self.volume_limit.load(Ordering::Relaxed),
+            epoch: self.epoch.load(Ordering::Relaxed),
+            ..LedgerMarks::default()
+        }
+    }
 }
 
 impl Shared {
@@ -115,6 +165,19 @@ impl Shared {
 
     fn lock_admission(&self) -> MutexGuard<'_, (Admission, bool)> {
         self.admission.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_ledger(&self) -> MutexGuard<'_, LedgerMarks> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses to change anything for another ledger than the one that the disk obeys, if it was told of any.
+    fn check_ledger(&self, address: &UnitAddress) -> Result<(), NodeError> {
+        let current = self.lock_ledger().generation;
+        match current == Generation::NONE || address.ledger == current {
+            true => Ok(()),
+            false => Err(NodeError::OtherLedger { current }),
+        }
     }
 
     /// Takes the disk out of service; the first reason stays.
@@ -242,6 +305,7 @@ pub fn format(device: &dyn Device, format: &Format) -> Result<Superblock, String
         verified: 0,
         headers: 0,
         admission: Admission::default(),
+        ledger: LedgerMarks::default(),
     };
     superblocks::write(device, &superblock).map_err(|e| e.to_string())?;
     Ok(superblock)
@@ -330,6 +394,7 @@ impl Engine {
         let found =
             recovery::recover(&*device, &superblock, &layout, &identity).map_err(|e| e.to_string())?;
         let extents = layout.extents() as usize;
+        let seen = Seen::of(&found.index);
         let shared = Arc::new(Shared {
             device,
             layout,
@@ -348,6 +413,9 @@ impl Engine {
             verify_cursor: AtomicU32::new(superblock.verified % layout.extents()),
             verifying: Verifying::default(),
             admission: Mutex::new((superblock.admission, false)),
+            is_read: AtomicBool::new(false),
+            ledger: Mutex::new(superblock.ledger),
+            seen,
         });
         shared.metrics.corrupt_shards.add(found.rotten);
         let free: VecDeque<u32> = {
@@ -451,6 +519,7 @@ impl Engine {
         deadline: Duration,
     ) -> Result<(), NodeError> {
         self.shared.check_serving()?;
+        self.shared.check_ledger(address)?;
         self.shared.check_epoch(address)?;
         check_time(deadline)?;
         self.queue(*address, change, deadline).await
@@ -627,19 +696,48 @@ impl Engine {
         self.shared.lock_admission().1
     }
 
+    /// Whether a gateway admitted the disk since it was opened, if only for reads.
+    pub fn is_read(&self) -> bool {
+        self.is_admitted() || self.shared.is_read.load(Ordering::Relaxed)
+    }
+
     /// Admits the disk, durably, if it is this opening of it that the gateway saw.
     pub async fn admit(&self, request: &AdmitRequest, deadline: Duration) -> Result<(), NodeError> {
         if request.opening != self.shared.found.opened() {
             return Err(NodeError::WrongDisk);
         }
-        let address = UnitAddress {
+        if request.is_reading {
+            self.shared.is_read.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        let change = Change::Admit(request.admission, request.ledger);
+        self.queue(self.itself(), change, deadline).await
+    }
+
+    /// Tells the disk which ledger it obeys, durably.
+    pub async fn obey(&self, marks: &LedgerMarks, deadline: Duration) -> Result<(), NodeError> {
+        self.shared.check_serving()?;
+        self.queue(self.itself(), Change::Obey(*marks), deadline).await
+    }
+
+    /// Which ledger it obeys. The limits are those of what came to the disk, too.
+    pub fn ledger(&self) -> LedgerMarks {
+        let marks = *self.shared.lock_ledger();
+        marks.told(&LedgerMarks {
+            generation: marks.generation,
+            ..self.shared.seen.marks()
+        })
+    }
+
+    /// Where requests about the disk as a whole go.
+    fn itself(&self) -> UnitAddress {
+        UnitAddress {
             disk: self.superblock.disk,
             incarnation: self.superblock.incarnation,
             unit: SYSTEM_UNIT,
             epoch: 0,
-        };
-        self.queue(address, Change::Admit(request.admission), deadline)
-            .await
+            ledger: Generation::NONE,
+        }
     }
 
     fn lock_verifier(&self) -> MutexGuard<'_, Option<Verifier>> {

@@ -18,11 +18,11 @@ use crate::format::record::{
 use crate::format::summary::{
     SUMMARY_ENTRY_BYTES, SUMMARY_FOOTER_BYTES, SummaryEntry, SummaryFooter, Tail, seeded_crc, summary_start,
 };
-use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock};
+use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_BYTES_V2, Superblock, encoded_len};
 use crate::protocol::{
-    Admission, BlankDisk, ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings,
-    InventoryEntry, NodeError, NodeStatus, Opening, Seal, SealedShard, ShardKey, UnitId, UnitInfo,
-    VerifyStatus, bad_block, block_count,
+    Admission, Beat, BlankDisk, ClusterId, DiskId, DiskState, DiskStatus, Finding, FindingKind, Findings,
+    Generation, Heard, InventoryEntry, LedgerMarks, NodeError, NodeStatus, Opening, Seal, SealedShard,
+    ShardKey, UnitId, UnitInfo, VerifyStatus, bad_block, block_count,
 };
 use crate::wire;
 use bytes::Bytes;
@@ -72,9 +72,11 @@ pub fn superblock(bytes: &[u8]) {
     if let Some(bytes) = bytes.get(..SUPERBLOCK_BYTES) {
         let mut bytes = bytes.to_vec();
         bytes[..8].copy_from_slice(b"CAIRNDSK");
-        let crc = crc32fast::hash(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
-        check_superblock(&bytes);
+        for len in [SUPERBLOCK_BYTES_V2, SUPERBLOCK_BYTES] {
+            let crc = crc32fast::hash(&bytes[12..len]);
+            bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+            check_superblock(&bytes);
+        }
     }
 }
 
@@ -83,8 +85,10 @@ fn check_superblock(bytes: &[u8]) {
         return;
     };
     assert_eq!(Superblock::decode(&found.encode()), Ok(found));
-    if is_zero(&bytes[100..SUPERBLOCK_BYTES]) {
-        assert_eq!(found.encode(), bytes[..SUPERBLOCK_BYTES]);
+    let len = encoded_len(found.version);
+    let (before, reserved) = (&bytes[100..104], &bytes[len.min(172)..len]);
+    if is_zero(before) && is_zero(reserved) {
+        assert_eq!(found.encode()[..len], bytes[..len]);
     }
     if let Ok(layout) = Layout::new(found.device_size, found.extent_size) {
         let last = layout.extent_offset(layout.extents() - 1);
@@ -370,6 +374,7 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         verified: 17,
         headers: 0,
         admission: Admission::default(),
+        ledger: LedgerMarks::default(),
     };
     let header = |owner| ExtentHeader {
         owner,
@@ -533,6 +538,7 @@ fn json_seeds() -> Vec<(&'static str, String)> {
         corrupt_shards: 0,
         opening: Some(Opening::default()),
         verify: Some(VerifyStatus::default()),
+        ledger: Some(LedgerMarks::default()),
     };
     let reason = || "a \"reason\"".to_string();
     let status = NodeStatus {
@@ -545,6 +551,14 @@ fn json_seeds() -> Vec<(&'static str, String)> {
             size: 1 << 40,
             holds: Some(reason()),
         }],
+        heard: Some(Heard {
+            beat: Beat {
+                gateway: "gateway".into(),
+                instance: "a".into(),
+                generation: Generation { number: 1, nonce: 2 },
+            },
+            ago_ms: 5,
+        }),
     };
     let finding = Finding {
         kind: FindingKind::Corrupt,

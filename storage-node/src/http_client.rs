@@ -5,11 +5,13 @@
 
 use crate::client::{DELETE_BLOBS_MAX, StorageClient, check_many};
 use crate::protocol::{
-    AdmitRequest, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus,
-    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
+    AdmitRequest, Beat, BlockRange, DiskId, Findings, FormatRequest, Generation, InventoryEntry, LedgerMarks,
+    NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
 };
 use crate::tls::{self, Credentials, Peer};
-use crate::wire::{self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, MANY_BODY_BYTES_MAX, Pieces};
+use crate::wire::{
+    self, BODY_BYTES_MAX, DEADLINE_HEADER, JSON_BYTES_MAX, LEDGER_HEADER, MANY_BODY_BYTES_MAX, Pieces,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Uri};
@@ -64,6 +66,13 @@ impl HttpClient {
         Self::at(&format!("https://{address}"), "https", config)
     }
 
+    /// A client of whichever node of the cluster is at `address`, for who has lost the ledger that knows them.
+    pub fn of_any_node(address: &str, credentials: &Credentials) -> Result<Self, NodeError> {
+        let config = credentials.client_of_any_node();
+        let config = config.map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
+        Self::at(&format!("https://{address}"), "https", config)
+    }
+
     fn at(base_url: &str, scheme: &str, config: rustls::ClientConfig) -> Result<Self, NodeError> {
         let base = base_url.trim_end_matches('/').to_string();
         let bad = |what: String| NodeError::BadRequest {
@@ -90,10 +99,29 @@ impl HttpClient {
         answer_bytes_max: usize,
         deadline: Duration,
     ) -> Result<Bytes, NodeError> {
-        let request = Request::builder()
+        let nobody = Generation::NONE;
+        self.call_for(nobody, method, path, body, answer_bytes_max, deadline)
+            .await
+    }
+
+    /// The same, for a generation of the ledger.
+    async fn call_for(
+        &self,
+        ledger: Generation,
+        method: Method,
+        path: String,
+        body: Pieces,
+        answer_bytes_max: usize,
+        deadline: Duration,
+    ) -> Result<Bytes, NodeError> {
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
-            .header(DEADLINE_HEADER, deadline.as_millis().to_string())
+            .header(DEADLINE_HEADER, deadline.as_millis().to_string());
+        if ledger != Generation::NONE {
+            request = request.header(LEDGER_HEADER, ledger.to_string());
+        }
+        let request = request
             .body(body)
             .map_err(|e| NodeError::BadRequest { what: e.to_string() })?;
         let exchange = async {
@@ -178,7 +206,8 @@ impl StorageClient for HttpClient {
             shard.key.blob,
             shard.key.stripe
         );
-        self.call(
+        self.call_for(
+            to.ledger,
             Method::PUT,
             path,
             wire::encode_shard(&shard),
@@ -239,7 +268,7 @@ impl StorageClient for HttpClient {
         let path = format!("{}/put", wire::unit_path(to));
         let body = wire::many::encode_shards(&shards);
         let body = self
-            .call(Method::POST, path, body, JSON_BYTES_MAX, deadline)
+            .call_for(to.ledger, Method::POST, path, body, JSON_BYTES_MAX, deadline)
             .await?;
         let answers: Vec<Option<NodeError>> =
             serde_json::from_slice(&body).map_err(|e| NodeError::Garbled { what: e.to_string() })?;
@@ -254,7 +283,8 @@ impl StorageClient for HttpClient {
             });
         }
         let path = format!("{}/delete", wire::unit_path(from));
-        self.call(
+        self.call_for(
+            from.ledger,
             Method::POST,
             path,
             wire::encode_blobs(blobs),
@@ -314,9 +344,17 @@ impl StorageClient for HttpClient {
 
     async fn drop_unit(&self, unit: &UnitAddress, deadline: Duration) -> Result<(), NodeError> {
         let path = wire::unit_path(unit);
-        self.call(Method::DELETE, path, Pieces::new([]), BODY_BYTES_MAX, deadline)
-            .await
-            .map(drop)
+        let nothing = Pieces::new([]);
+        self.call_for(
+            unit.ledger,
+            Method::DELETE,
+            path,
+            nothing,
+            BODY_BYTES_MAX,
+            deadline,
+        )
+        .await
+        .map(drop)
     }
 
     async fn verify(
@@ -339,6 +377,21 @@ impl StorageClient for HttpClient {
     ) -> Result<(), NodeError> {
         let path = wire::admit_path(disk, incarnation);
         self.post_json(path, request, deadline).await
+    }
+
+    async fn obey(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        marks: &LedgerMarks,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let path = wire::obey_path(disk, incarnation);
+        self.post_json(path, marks, deadline).await
+    }
+
+    async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
+        self.post_json(wire::BEAT_PATH.into(), beat, deadline).await
     }
 
     async fn format(&self, request: &FormatRequest, deadline: Duration) -> Result<(), NodeError> {

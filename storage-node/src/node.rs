@@ -15,15 +15,15 @@ use crate::format::layout::extent_size_for;
 use crate::format::superblock::Superblock;
 use crate::metrics::DiskMetricsSnapshot;
 use crate::protocol::{
-    AdmitRequest, BlankDisk, BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings, FormatRequest,
-    InventoryEntry, NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo,
-    VerifyOrder,
+    AdmitRequest, Beat, BlankDisk, BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings,
+    FormatRequest, Heard, InventoryEntry, LedgerMarks, NodeError, NodeStatus, SealedShard, ShardBlocks,
+    ShardKey, UnitAddress, UnitInfo, VerifyOrder,
 };
 use async_trait::async_trait;
 use identity::{Claim, Conflict};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A disk that a node is to serve.
 #[derive(Clone, Debug)]
@@ -285,6 +285,7 @@ impl Disk {
             corrupt_shards: 0,
             opening: self.engine.as_ref().ok().map(|engine| engine.opening()),
             verify: self.engine.as_ref().ok().map(|engine| engine.verify_status()),
+            ledger: self.engine.as_ref().ok().map(|engine| engine.ledger()),
         };
         match &self.engine {
             Err(Idle::Refused(reason)) => {
@@ -357,6 +358,8 @@ struct Shelf {
     options: NodeOptions,
     /// Held while a disk is formatted: one at a time.
     formatting: Mutex<()>,
+    /// The gateway that was heard last, and when.
+    heard: Mutex<Option<(Beat, Instant)>>,
 }
 
 impl Shelf {
@@ -455,6 +458,7 @@ impl Node {
             disks: RwLock::new(disks.collect()),
             options,
             formatting: Mutex::default(),
+            heard: Mutex::default(),
         };
         Node {
             shelf: Arc::new(shelf),
@@ -490,6 +494,15 @@ impl Node {
         }
     }
 
+    /// A disk that answers reads.
+    fn read_engine(&self, disk: DiskId, incarnation: u64) -> Result<Arc<Engine>, NodeError> {
+        let engine = self.opened(disk, incarnation)?;
+        match self.shelf.options.waits_for_admission && !engine.is_read() {
+            true => Err(NodeError::WrongDisk),
+            false => Ok(engine),
+        }
+    }
+
     /// A disk that is open, admitted or not.
     fn opened(&self, disk: DiskId, incarnation: u64) -> Result<Arc<Engine>, NodeError> {
         let disks = self.shelf.disks.read().unwrap_or_else(PoisonError::into_inner);
@@ -503,6 +516,15 @@ impl Node {
         } else {
             Err(NodeError::WrongDisk)
         }
+    }
+
+    /// The gateway that it heard last.
+    fn heard(&self) -> Option<Heard> {
+        let heard = self.shelf.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.as_ref().map(|(beat, at)| Heard {
+            beat: beat.clone(),
+            ago_ms: u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     fn engine_of(&self, address: &UnitAddress) -> Result<Arc<Engine>, NodeError> {
@@ -523,7 +545,8 @@ impl StorageClient for Node {
         blocks: BlockRange,
         deadline: Duration,
     ) -> Result<ShardBlocks, NodeError> {
-        self.engine_of(from)?.get(from, key, blocks, deadline).await
+        let engine = self.read_engine(from.disk, from.incarnation)?;
+        engine.get(from, key, blocks, deadline).await
     }
 
     async fn get_many(
@@ -532,7 +555,8 @@ impl StorageClient for Node {
         keys: &[ShardKey],
         deadline: Duration,
     ) -> Result<Vec<Result<ShardBlocks, NodeError>>, NodeError> {
-        self.engine_of(from)?.get_many(from, keys, deadline).await
+        let engine = self.read_engine(from.disk, from.incarnation)?;
+        engine.get_many(from, keys, deadline).await
     }
 
     async fn put_many(
@@ -555,7 +579,8 @@ impl StorageClient for Node {
         limit: usize,
         _deadline: Duration,
     ) -> Result<Vec<InventoryEntry>, NodeError> {
-        self.engine_of(from)?.inventory(from, after, limit)
+        let engine = self.read_engine(from.disk, from.incarnation)?;
+        engine.inventory(from, after, limit)
     }
 
     async fn units(
@@ -564,7 +589,7 @@ impl StorageClient for Node {
         incarnation: u64,
         _deadline: Duration,
     ) -> Result<Vec<UnitInfo>, NodeError> {
-        self.engine(disk, incarnation)?.units()
+        self.read_engine(disk, incarnation)?.units()
     }
 
     async fn findings(
@@ -601,6 +626,22 @@ impl StorageClient for Node {
         self.opened(disk, incarnation)?.admit(request, deadline).await
     }
 
+    async fn obey(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        marks: &LedgerMarks,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.opened(disk, incarnation)?.obey(marks, deadline).await
+    }
+
+    async fn beat(&self, beat: &Beat, _deadline: Duration) -> Result<(), NodeError> {
+        let heard = Some((beat.clone(), Instant::now()));
+        *self.shelf.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+        Ok(())
+    }
+
     async fn format(&self, request: &FormatRequest, _deadline: Duration) -> Result<(), NodeError> {
         // It goes on when the caller leaves; the next request finds what this one did.
         let (shelf, request) = (self.shelf.clone(), request.clone());
@@ -614,6 +655,7 @@ impl StorageClient for Node {
         Ok(NodeStatus {
             disks: served.map(|disk| disk.status()).collect(),
             blank: disks.iter().filter_map(|disk| disk.blank().cloned()).collect(),
+            heard: self.heard(),
         })
     }
 }

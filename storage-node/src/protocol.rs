@@ -19,6 +19,10 @@ pub const SHARD_BYTES_MAX: u32 = 1024 * 1024;
 /// The most shards one stripe can have (k + m), bounded by GF(2^8).
 pub const STRIPE_SHARDS_MAX: usize = 255;
 
+/// Volumes from this id on are system volumes: they hold the archive of the ledger, and no ledger has a row of them. What is in them is
+/// found from the disks alone, and only the archive writes or deletes there.
+pub const SYSTEM_VOLUME_MIN: u64 = 1 << 63;
+
 /// Identifies a disk for as long as it lives; written in its superblock. Printed as 32 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskId(pub u128);
@@ -62,6 +66,115 @@ pub struct UnitAddress {
     pub unit: UnitId,
     /// The volume's epoch the caller knows; one older than the disk's is refused.
     pub epoch: u32,
+    /// The generation of the caller's ledger. A disk that was told of a generation changes nothing for another one.
+    pub ledger: Generation,
+}
+
+/// Which ledger, of all that were ever copied from one or restored. Of two the greater number is newer; two of one number and
+/// different nonces are copies that both went on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Generation {
+    /// Grows whenever the ledger could have been copied or restored since; 0 where nobody said.
+    pub number: u64,
+    /// Random.
+    pub nonce: u64,
+}
+
+impl Generation {
+    /// Of a caller that speaks for no ledger, and of a disk that no ledger was shown to.
+    pub const NONE: Generation = Generation { number: 0, nonce: 0 };
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:016x}", self.number, self.nonce)
+    }
+}
+
+impl FromStr for Generation {
+    type Err = NodeError;
+    fn from_str(s: &str) -> Result<Self, NodeError> {
+        let parsed = s.split_once('-').and_then(|(number, nonce)| {
+            let nonce = (nonce.len() == 16).then(|| u64::from_str_radix(nonce, 16).ok())??;
+            Some(Generation {
+                number: number.parse().ok()?,
+                nonce,
+            })
+        });
+        parsed.ok_or_else(|| NodeError::BadRequest {
+            what: format!("{s:?} is no generation of a ledger"),
+        })
+    }
+}
+
+/// Which ledger a disk obeys, and how far that was: a ledger that is behind these marks is an older copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerMarks {
+    /// The newest generation that the disk was told of.
+    pub generation: Generation,
+    /// The greatest position of that generation that the disk was told of: the version of the ledger's last commit then.
+    pub position: u64,
+    /// No blob of this id or a greater one was handed out, as far as the disk knows, and none is on it.
+    pub blob_limit: u64,
+    /// The same of volumes, those of the system apart.
+    pub volume_limit: u64,
+    /// The greatest epoch of any volume.
+    pub epoch: u32,
+}
+
+/// No ledger comes so far: it would take a commit, a blob or a start each nanosecond for years.
+const PLAUSIBLE_MAX: u64 = 1 << 56;
+
+impl LedgerMarks {
+    /// Whether a ledger can be meant. A damaged or forged superblock says anything, and would have counters moved past their ends.
+    pub fn is_plausible(&self) -> bool {
+        let numbers = [
+            self.generation.number,
+            self.position,
+            self.blob_limit,
+            self.volume_limit,
+        ];
+        numbers.iter().all(|number| *number < PLAUSIBLE_MAX)
+    }
+
+    /// What a disk remembers that was told `told` and knew `self`: limits never shrink, and a position is one of its generation.
+    pub fn told(&self, told: &LedgerMarks) -> LedgerMarks {
+        LedgerMarks {
+            generation: told.generation,
+            position: match told.generation == self.generation {
+                true => told.position.max(self.position),
+                false => told.position,
+            },
+            blob_limit: told.blob_limit.max(self.blob_limit),
+            volume_limit: told.volume_limit.max(self.volume_limit),
+            epoch: told.epoch.max(self.epoch),
+        }
+    }
+
+    /// Whether a disk with these marks may be told of another generation: of a newer one, and of its own.
+    pub fn obeys(&self, other: Generation) -> bool {
+        other == self.generation || other.number > self.generation.number
+    }
+}
+
+/// A gateway says that it is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Which gateway, for people: its name and where it runs.
+    pub gateway: String,
+    /// Which process over which ledger file; another one each time it could be another's.
+    pub instance: String,
+    /// The generation of its ledger.
+    pub generation: Generation,
+}
+
+/// The gateway that a node heard last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// What it said.
+    pub beat: Beat,
+    /// How long ago, in milliseconds.
+    pub ago_ms: u64,
 }
 
 /// What lets every later reader tell right bytes from wrong ones.
@@ -94,6 +207,13 @@ pub struct BlockRange {
     pub first: u32,
     /// How many; blocks past the end of the shard are not an error, they are just not returned.
     pub count: u32,
+}
+
+impl UnitId {
+    /// Whether it is part of a system volume, of which no ledger knows.
+    pub fn is_system(&self) -> bool {
+        self.volume >= SYSTEM_VOLUME_MIN
+    }
 }
 
 impl BlockRange {
@@ -183,6 +303,9 @@ pub struct DiskStatus {
     /// How far verifying it is; none from a node that does not say, or for a disk that is not open.
     #[serde(default)]
     pub verify: Option<VerifyStatus>,
+    /// Which ledger it obeys; none from a node that does not say, or for a disk that is not open.
+    #[serde(default)]
+    pub ledger: Option<LedgerMarks>,
 }
 
 /// What a disk's medium remembers of the last gateway that took it for the disk: a copy of an earlier state has an older one.
@@ -238,6 +361,12 @@ pub struct AdmitRequest {
     pub opening: u64,
     /// What the medium is to remember; its number is greater than that of what it does.
     pub admission: Admission,
+    /// The generation of the gateway's ledger: a disk that obeys another one is not admitted.
+    #[serde(default)]
+    pub ledger: Generation,
+    /// Whether only reads are asked for, by a gateway that may change nothing: the medium is left as it is.
+    #[serde(default)]
+    pub is_reading: bool,
 }
 
 /// A place for a disk that no cluster has formatted yet.
@@ -276,6 +405,9 @@ pub struct NodeStatus {
     /// Places for disks that were given to it and are not formatted.
     #[serde(default)]
     pub blank: Vec<BlankDisk>,
+    /// The gateway that it heard last.
+    #[serde(default)]
+    pub heard: Option<Heard>,
 }
 
 /// Why a node did not do what it was asked. The type survives the wire: repair and reads decide on it.
@@ -320,6 +452,12 @@ pub enum NodeError {
     StaleEpoch {
         /// The newest epoch the disk has seen.
         current: u32,
+    },
+    /// The disk obeys another generation of the ledger than the caller's.
+    #[error("the disk obeys generation {current} of the ledger")]
+    OtherLedger {
+        /// The one that it obeys.
+        current: Generation,
     },
     /// This node has no such disk, or it has another incarnation.
     #[error("no such disk here")]

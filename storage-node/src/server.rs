@@ -4,10 +4,13 @@
 //! leaves as the JSON of its [`NodeError`]. Connections beyond the bound wait in the listen queue.
 
 use crate::client::{DELETE_BLOBS_MAX, MANY_SHARDS_MAX, StorageClient};
-use crate::protocol::{BlockRange, DiskId, FormatRequest, NodeError, ShardKey, UnitAddress, UnitId};
+use crate::protocol::{
+    BlockRange, DiskId, FormatRequest, Generation, NodeError, ShardKey, UnitAddress, UnitId,
+};
 use crate::tls::{self, Clients, Credentials, Peer, Role, TlsError};
 use crate::wire::{
-    self, BODY_BYTES_MAX, DEADLINE_HEADER, DEADLINE_MAX, MANY_BODY_BYTES_MAX, Pieces, REQUEST_JSON_BYTES_MAX,
+    self, BODY_BYTES_MAX, DEADLINE_HEADER, DEADLINE_MAX, LEDGER_HEADER, MANY_BODY_BYTES_MAX, Pieces,
+    REQUEST_JSON_BYTES_MAX,
 };
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -290,6 +293,8 @@ enum Target {
     Findings(DiskId, u64),
     Verify(DiskId, u64),
     Admit(DiskId, u64),
+    Obey(DiskId, u64),
+    Beat,
     Unit(UnitAddress),
     Shard(UnitAddress, ShardKey),
     GetMany(UnitAddress),
@@ -304,7 +309,7 @@ fn parse<T: FromStr>(part: &str) -> Result<T, NodeError> {
     })
 }
 
-fn parse_path(path: &str) -> Result<Target, NodeError> {
+fn parse_path(path: &str, ledger: Generation) -> Result<Target, NodeError> {
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let address = |disk, incarnation, volume, index, epoch| {
         let unit = UnitId {
@@ -316,11 +321,14 @@ fn parse_path(path: &str) -> Result<Target, NodeError> {
             incarnation: parse(incarnation)?,
             unit,
             epoch: parse(epoch)?,
+            ledger,
         })
     };
     match parts[..] {
         ["v1", "status"] => Ok(Target::Status),
         ["v1", "format"] => Ok(Target::Format),
+        ["v1", "beat"] => Ok(Target::Beat),
+        ["v1", "disks", disk, inc, "obey"] => Ok(Target::Obey(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "units"] => Ok(Target::Units(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "findings"] => Ok(Target::Findings(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "verify"] => Ok(Target::Verify(parse(disk)?, parse(inc)?)),
@@ -349,6 +357,14 @@ fn parse_path(path: &str) -> Result<Target, NodeError> {
             what: "no such path".into(),
         }),
     }
+}
+
+/// The generation of the ledger that the caller speaks for.
+fn ledger_of(request: &Request<Incoming>) -> Result<Generation, NodeError> {
+    let Some(header) = request.headers().get(LEDGER_HEADER) else {
+        return Ok(Generation::NONE);
+    };
+    header.to_str().unwrap_or("").parse()
 }
 
 /// A number in the query, if it is there.
@@ -386,7 +402,7 @@ async fn handle(
     deadline: Duration,
 ) -> Result<Response<Pieces>, NodeError> {
     let client = &*served.client;
-    let target = parse_path(request.uri().path())?;
+    let target = parse_path(request.uri().path(), ledger_of(&request)?)?;
     match (request.method(), target) {
         (&Method::GET, Target::Status) => Ok(json(StatusCode::OK, &client.status(deadline).await?)),
         (&Method::POST, Target::Format) => {
@@ -415,6 +431,17 @@ async fn handle(
                 .admit(disk, incarnation, &request, deadline)
                 .await
                 .map(|()| done())
+        }
+        (&Method::POST, Target::Obey(disk, incarnation)) => {
+            let marks = json_body(request).await?;
+            client
+                .obey(disk, incarnation, &marks, deadline)
+                .await
+                .map(|()| done())
+        }
+        (&Method::POST, Target::Beat) => {
+            let beat = json_body(request).await?;
+            client.beat(&beat, deadline).await.map(|()| done())
         }
         (&Method::GET, Target::Inventory(unit)) => {
             let after = match (query(&request, "after_blob")?, query(&request, "after_stripe")?) {

@@ -20,7 +20,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
 use std::sync::Arc;
-use verify::{ClientCheck, JoinCheck, ServerCheck};
+use verify::{ClientCheck, JoinCheck, ServerCheck, Wanted};
 
 /// The certificate of one side, its key, and the authority that vouches for all.
 pub struct Credentials {
@@ -118,6 +118,15 @@ impl Credentials {
 
     /// How a client with these credentials speaks TLS to exactly this peer.
     pub fn client(&self, server: Peer) -> Result<ClientConfig, TlsError> {
+        self.client_of(Wanted::Peer(server))
+    }
+
+    /// How a client with these credentials speaks TLS to whichever node of the cluster answers.
+    pub fn client_of_any_node(&self) -> Result<ClientConfig, TlsError> {
+        self.client_of(Wanted::AnyNode(self.cluster()))
+    }
+
+    fn client_of(&self, server: Wanted) -> Result<ClientConfig, TlsError> {
         let what = "TLS of the client";
         let check = ServerCheck::new(server, self.roots()?).map_err(|e| TlsError::new(what, e))?;
         ClientConfig::builder_with_provider(provider())

@@ -49,18 +49,30 @@ pub const FORMAT_PATH: &str = "/v1/format";
 
 const HEAD_BYTES: usize = 16;
 
-/// The path of a unit.
+/// The header that says for which generation of the ledger a change is asked for.
+pub const LEDGER_HEADER: &str = "cairn-ledger";
+
+/// The path by which a gateway says that it is there.
+pub const BEAT_PATH: &str = "/v1/beat";
+
+/// The path of a unit, without the generation of the caller's ledger, which goes in [`LEDGER_HEADER`].
 pub fn unit_path(address: &UnitAddress) -> String {
     let UnitAddress {
         disk,
         incarnation,
         unit,
         epoch,
+        ledger: _,
     } = address;
     format!(
         "/v1/disks/{disk}/{incarnation}/units/{}/{}/{epoch}",
         unit.volume, unit.index
     )
+}
+
+/// The path by which a disk is told which ledger it obeys.
+pub fn obey_path(disk: DiskId, incarnation: u64) -> String {
+    format!("/v1/disks/{disk}/{incarnation}/obey")
 }
 
 /// The path of a disk's units.
@@ -234,7 +246,7 @@ pub fn status_of(error: &NodeError) -> StatusCode {
         NodeError::SealMismatch { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         NodeError::Fenced { .. } | NodeError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         NodeError::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
-        NodeError::StaleEpoch { .. } => StatusCode::CONFLICT,
+        NodeError::StaleEpoch { .. } | NodeError::OtherLedger { .. } => StatusCode::CONFLICT,
         NodeError::BadRequest { .. } => StatusCode::BAD_REQUEST,
         NodeError::Timeout => StatusCode::GATEWAY_TIMEOUT,
         NodeError::Unreachable { .. } | NodeError::Garbled { .. } => StatusCode::BAD_GATEWAY,
@@ -251,6 +263,7 @@ pub fn decode_error(status: StatusCode, body: &[u8]) -> NodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Generation;
     use proptest::prelude::*;
 
     fn joined(pieces: Pieces) -> Bytes {
@@ -328,6 +341,9 @@ mod tests {
             NodeError::Fenced { reason: what() },
             NodeError::NoSpace,
             NodeError::StaleEpoch { current: 4 },
+            NodeError::OtherLedger {
+                current: Generation { number: 7, nonce: 9 },
+            },
             NodeError::WrongDisk,
             NodeError::BadRequest { what: what() },
             NodeError::Overloaded,

@@ -27,7 +27,12 @@ async fn opening(node: &Node) -> Opening {
 
 async fn admit(node: &Node, opening: u64, number: u64, nonce: u64) -> Result<(), NodeError> {
     let admission = Admission { number, nonce };
-    let request = AdmitRequest { opening, admission };
+    let request = AdmitRequest {
+        opening,
+        admission,
+        ledger: Generation::NONE,
+        is_reading: false,
+    };
     node.admit(DISK, 1, &request, DEADLINE).await
 }
 

@@ -56,6 +56,7 @@ fn address(disk: u128) -> UnitAddress {
         incarnation: 1,
         unit: UnitId { volume: 3, index: 1 },
         epoch: 2,
+        ledger: storage_node::protocol::Generation::NONE,
     }
 }
 
@@ -231,6 +232,8 @@ async fn suite(client: &dyn StorageClient) {
     let request = AdmitRequest {
         opening: seen().await.opening.unwrap().id,
         admission: Admission { number: 3, nonce: 4 },
+        ledger: Generation::NONE,
+        is_reading: false,
     };
     client.admit(DiskId(1), 1, &request, DEADLINE).await.unwrap();
     assert_eq!(seen().await.opening.unwrap().admission, request.admission);

@@ -22,8 +22,8 @@ use storage_node::engine::{Engine, Format, format};
 use storage_node::format::superblock::FORMAT_VERSION;
 use storage_node::offline::{Disk, Inspection, RecordFilter, RecordState, inspect, verify};
 use storage_node::protocol::{
-    BLOCK_BYTES, BlockRange, ClusterId, DiskId, Seal, SealedShard, ShardKey, UnitAddress, UnitId, bad_block,
-    block_crc, seal_seed,
+    BLOCK_BYTES, BlockRange, ClusterId, DiskId, Generation, LedgerMarks, NodeError, Seal, SealedShard,
+    ShardKey, UnitAddress, UnitId, bad_block, block_crc, seal_seed,
 };
 
 const SECTOR: usize = 512;
@@ -31,6 +31,17 @@ const EXTENT_SIZE: u64 = 128 << 10;
 /// Four superblocks and twelve extents.
 const SIZE: u64 = 4 * (4096 + 3 * EXTENT_SIZE);
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Which ledger it obeys, from version 3 on.
+const MARKS: LedgerMarks = LedgerMarks {
+    generation: Generation {
+        number: 7,
+        nonce: 0x5eed,
+    },
+    position: 1_234,
+    blob_limit: 1_000,
+    volume_limit: 40,
+    epoch: 6,
+};
 /// No blob of the image has a greater number.
 const BLOB_MAX: u64 = 20;
 
@@ -46,6 +57,7 @@ fn unit(volume: u64, index: u8, epoch: u32) -> UnitAddress {
         incarnation: 4,
         unit: UnitId { volume, index },
         epoch,
+        ledger: MARKS.generation,
     }
 }
 
@@ -163,6 +175,7 @@ fn try_make(directory: &Path) -> Option<PathBuf> {
     drop(file);
     let engine = open(&torn);
     put(&engine, &one, BLOB_MAX, 3, 64, 6);
+    block_on(engine.obey(&MARKS, DEADLINE)).unwrap();
     drop(engine);
     Some(torn)
 }
@@ -214,6 +227,7 @@ fn shards(path: &Path) -> String {
             incarnation: superblock.incarnation,
             unit: info.unit,
             epoch: info.epoch,
+            ledger: MARKS.generation,
         };
         for entry in engine.inventory(&from, None, 1000).unwrap() {
             let blocks = block_on(engine.get(&from, entry.key, BlockRange::ALL, DEADLINE)).unwrap();
@@ -299,15 +313,32 @@ fn a_disk_of_version_2_is_served_whole() {
 }
 
 #[test]
-fn what_is_written_today_decodes_as_version_2() {
+fn a_disk_of_version_3_is_served_whole_and_obeys_its_ledger() {
+    assert_served_whole(3, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    restore(&read("v3.txt"), &path);
+    let engine = open(&path);
+    assert_eq!(engine.ledger(), MARKS);
+    let other = UnitAddress {
+        ledger: Generation::NONE,
+        ..unit(10, 0, 1)
+    };
+    let current = MARKS.generation;
+    let refused = block_on(engine.delete(&other, &[1], DEADLINE));
+    assert_eq!(refused, Err(NodeError::OtherLedger { current }));
+}
+
+#[test]
+fn what_is_written_today_decodes_as_version_3() {
     let directory = tempfile::tempdir().unwrap();
     let old = directory.path().join("old");
-    restore(&read("v2.txt"), &old);
+    restore(&read("v3.txt"), &old);
     let new = make(directory.path());
     for (old, new) in decoded(&old).iter().zip(decoded(&new)) {
         assert_eq!(*old, new);
     }
-    assert_eq!(shards(&new), read("v2.shards"));
+    assert_eq!(shards(&new), read("v3.shards"));
 }
 
 #[test]

@@ -37,6 +37,7 @@ fn address(disk: u128, incarnation: u64) -> UnitAddress {
         incarnation,
         unit: UnitId { volume: 3, index: 1 },
         epoch: 1,
+        ledger: storage_node::protocol::Generation::NONE,
     }
 }
 

@@ -15,6 +15,7 @@ const UNIT: UnitAddress = UnitAddress {
     incarnation: 1,
     unit: UnitId { volume: 1, index: 0 },
     epoch: 1,
+    ledger: storage_node::protocol::Generation::NONE,
 };
 const KEY: ShardKey = ShardKey { blob: 1, stripe: 0 };
 

@@ -39,6 +39,10 @@ pub struct Options {
     pub verify_days: String,
     /// As on the command line. None by default: what is in memory says nothing of disks.
     pub cache: String,
+    /// As on the command line.
+    pub archive: String,
+    /// As on the command line. In the test's own directory by default.
+    pub data: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -50,6 +54,8 @@ impl Default for Options {
             memory: "256MiB".into(),
             verify_days: "7".into(),
             cache: "0".into(),
+            archive: "async".into(),
+            data: None,
         }
     }
 }
@@ -103,8 +109,12 @@ impl Cluster {
         assert_ne!(self.admin("/health/ready").unwrap().status, 200);
     }
 
+    /// As `restart`, with standard output and standard error elsewhere than in this cluster's log.
+    pub fn restart_saying(&mut self, stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) {
+        self.spawn(stdout.into(), stderr.into(), "/health/ready");
+    }
+
     fn restart_until(&mut self, health: &str) {
-        assert!(self.process.is_none(), "it is still running");
         let output = |name| {
             File::options()
                 .create(true)
@@ -112,11 +122,12 @@ impl Cluster {
                 .open(self.directory.path().join(name))
                 .unwrap()
         };
-        let child = self
-            .command(&self.options)
-            .stdout(output("stdout"))
-            .stderr(output("log"))
-            .spawn();
+        self.spawn(output("stdout").into(), output("log").into(), health);
+    }
+
+    fn spawn(&mut self, stdout: Stdio, stderr: Stdio, health: &str) {
+        assert!(self.process.is_none(), "it is still running");
+        let child = self.command(&self.options).stdout(stdout).stderr(stderr).spawn();
         self.process = Some(child.unwrap_or_else(|error| panic!("starting {}: {error}", binary().display())));
         let deadline = Instant::now() + Duration::from_secs(READY_SECONDS_MAX);
         while !self.admin(health).is_ok_and(|response| response.status == 200) {
@@ -166,7 +177,9 @@ impl Cluster {
             .arg("--verify-days")
             .arg(&options.verify_days)
             .arg("--cache")
-            .arg(&options.cache);
+            .arg(&options.cache)
+            .arg("--archive")
+            .arg(&options.archive);
         command.args(["--log-format", "json"]).stdin(Stdio::null());
         let keys = keys();
         command
@@ -202,7 +215,8 @@ impl Cluster {
 
     /// What `--data` says.
     pub fn data(&self) -> PathBuf {
-        self.directory.path().join("data")
+        let data = self.options.data.clone();
+        data.unwrap_or_else(|| self.directory.path().join("data"))
     }
 
     /// The file of a disk.
@@ -223,6 +237,11 @@ impl Cluster {
         let mut process = self.process.take().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, name: &str) {
+        tools::signal(self.process.as_ref().unwrap().id(), name);
     }
 
     /// Asks the process to stop, and says how and after how long it did.

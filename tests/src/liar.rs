@@ -13,8 +13,8 @@ use storage_node::client::StorageClient;
 use storage_node::membership::Membership;
 use storage_node::node::{DiskSpec, Node, NodeOptions};
 use storage_node::protocol::{
-    AdmitRequest, BLOCK_BYTES, BlockRange, DiskId, Findings, InventoryEntry, NodeError, NodeStatus,
-    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder, block_crc, seal_seed,
+    AdmitRequest, BLOCK_BYTES, Beat, BlockRange, DiskId, Findings, InventoryEntry, LedgerMarks, NodeError,
+    NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder, block_crc, seal_seed,
 };
 use storage_node::server;
 use tokio::net::TcpListener;
@@ -257,6 +257,20 @@ impl StorageClient for Lying {
         deadline: Duration,
     ) -> Result<(), NodeError> {
         self.node.admit(disk, incarnation, request, deadline).await
+    }
+
+    async fn obey(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        marks: &LedgerMarks,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.node.obey(disk, incarnation, marks, deadline).await
+    }
+
+    async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
+        self.node.beat(beat, deadline).await
     }
 
     async fn status(&self, deadline: Duration) -> Result<NodeStatus, NodeError> {

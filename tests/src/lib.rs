@@ -19,6 +19,7 @@ pub mod content;
 mod daemon;
 pub mod faults;
 pub mod http;
+pub mod ledger_files;
 pub mod liar;
 pub mod load;
 pub mod loop_device;

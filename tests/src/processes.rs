@@ -49,6 +49,7 @@ pub struct Processes {
     admin: SocketAddr,
     allowed: Vec<String>,
     network: Option<Network>,
+    disk_bytes: u64,
 }
 
 /// The gateway's machine. Node n is on the n-th after it.
@@ -70,6 +71,13 @@ impl Processes {
         let mut network = Network::new();
         assert_eq!(network.add_machine(), GATEWAY);
         Self::start_gateway_with(scheme, further, Some(network)).with_nodes(nodes, disks_per_node)
+    }
+
+    /// The same, with disks of so many bytes, where more volumes come than small ones have extents for.
+    pub fn start_sized(nodes: usize, disks_per_node: usize, scheme: &str, disk_bytes: u64) -> Self {
+        let mut cluster = Self::start_gateway_with(scheme, &[], None);
+        cluster.disk_bytes = disk_bytes;
+        cluster.with_nodes(nodes, disks_per_node)
     }
 
     fn with_nodes(mut self, nodes: usize, disks_per_node: usize) -> Self {
@@ -132,6 +140,7 @@ impl Processes {
             admin,
             allowed,
             network,
+            disk_bytes: DISK_BYTES,
         };
         cluster.restart_gateway();
         cluster
@@ -170,7 +179,7 @@ impl Processes {
             } else {
                 let name = format!("disk-{disk}");
                 let file = File::create(directory.join(&name)).unwrap();
-                file.set_len(DISK_BYTES).unwrap();
+                file.set_len(self.disk_bytes).unwrap();
                 names.push(name);
             }
         }
@@ -219,17 +228,27 @@ impl Processes {
 
     /// Starts the gateway again, and waits until it answers.
     pub fn restart_gateway(&mut self) {
+        if let Err(log) = self.restart_gateway_or_refused() {
+            panic!("the gateway stopped\n{log}");
+        }
+    }
+
+    /// As [`Processes::restart_gateway`], unless the gateway refuses to start: its log then.
+    pub fn restart_gateway_or_refused(&mut self) -> Result<(), String> {
+        let before = self.gateway.log().len();
         self.gateway.start(&[]);
         let deadline = Instant::now() + PATIENCE;
-        while !self
-            .admin("/health/live")
-            .is_ok_and(|response| response.status == 200)
-        {
-            assert!(
-                self.gateway.is_running(),
-                "the gateway stopped\n{}",
-                self.gateway.log()
-            );
+        loop {
+            if self
+                .admin("/health/live")
+                .is_ok_and(|response| response.status == 200)
+            {
+                return Ok(());
+            }
+            if !self.gateway.is_running() {
+                self.gateway.process = None;
+                return Err(self.gateway.log().split_off(before));
+            }
             assert!(
                 Instant::now() < deadline,
                 "the gateway is not live\n{}",
@@ -237,6 +256,12 @@ impl Processes {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether writes are taken.
+    pub fn is_ready(&self) -> bool {
+        self.admin("/health/ready")
+            .is_ok_and(|response| response.status == 200)
     }
 
     /// Ends the gateway at once.
@@ -271,10 +296,14 @@ impl Processes {
         let config = std::fs::read_to_string(&path).unwrap();
         let name = format!("disk-{}", config.matches("\"disk-").count());
         let file = File::create(self.nodes[index].directory.join(&name)).unwrap();
-        file.set_len(DISK_BYTES).unwrap();
+        file.set_len(self.disk_bytes).unwrap();
         let (before, disks) = config.split_once("disks = [").unwrap();
-        std::fs::write(&path, format!("{before}disks = [\"{name}\", {disks}")).unwrap();
-        assert!(self.terminate_node(index).success());
+        // Whole at once: a node that has just been started may be reading it.
+        let next = path.with_extension("next");
+        std::fs::write(&next, format!("{before}disks = [\"{name}\", {disks}")).unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        // One that can use none of its disks may have ended with an error.
+        let _status = self.terminate_node(index);
         self.nodes[index].daemon.start(&[]);
         let path = self.nodes[index].directory.join(&name);
         self.nodes[index].disks.push(path.clone());
@@ -319,6 +348,11 @@ impl Processes {
         self.network.as_ref().expect("a cluster that has a network")
     }
 
+    /// The process of the gateway, for signals.
+    pub fn gateway_pid(&self) -> u32 {
+        self.gateway.process.as_ref().unwrap().id()
+    }
+
     /// The process of a node, for signals.
     pub fn node_pid(&self, index: usize) -> u32 {
         self.nodes[index].daemon.process.as_ref().unwrap().id()
@@ -337,6 +371,11 @@ impl Processes {
     /// The file of a disk of a node.
     pub fn disk(&self, node: usize, disk: usize) -> PathBuf {
         self.nodes[node].disks[disk].clone()
+    }
+
+    /// The files of all disks that a node ever had, in the order in which they came.
+    pub fn disks_of(&self, node: usize) -> &[PathBuf] {
+        &self.nodes[node].disks
     }
 
     /// The directory that `cairn init` made.
@@ -435,11 +474,8 @@ impl Processes {
 
     /// Waits until writes are taken.
     pub fn wait_until_ready(&self) {
-        let is_ready = || {
-            self.admin("/health/ready")
-                .is_ok_and(|response| response.status == 200)
-        };
-        status::wait_until("it is ready", PATIENCE, is_ready, || self.status().to_string());
+        let seen = || self.status().to_string();
+        status::wait_until("it is ready", PATIENCE, || self.is_ready(), seen);
     }
 
     /// Log lines that contain this text are expected, whoever logs them. A panic never is.

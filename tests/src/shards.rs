@@ -38,6 +38,7 @@ pub fn address(disk: DiskId, unit: UnitId) -> UnitAddress {
         incarnation: INCARNATION,
         unit,
         epoch: 1,
+        ledger: storage_node::protocol::Generation::NONE,
     }
 }
 

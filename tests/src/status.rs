@@ -21,16 +21,6 @@ pub fn suspect_shards(cluster: &Cluster) -> u64 {
     number(&cluster.status()["queued"], "suspect_shards")
 }
 
-/// Live shards on all disks.
-pub fn shards(cluster: &Cluster) -> u64 {
-    cluster.status()["disks"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|disk| number(disk, "shards"))
-        .sum()
-}
-
 /// What a cluster with all its disks and nothing to do would not say.
 pub fn unexplained(cluster: &Cluster) -> Vec<String> {
     let status = cluster.status();

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// The most bytes of an answer.
 const ANSWER_MAX: usize = 16 << 20;
+/// A download on which nothing moves for so long is given up.
+const DOWNLOAD_PATIENCE: Duration = Duration::from_secs(30);
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -49,6 +51,39 @@ impl AdminArgs {
         let body = serde_json::to_vec(content)?;
         let answer = self.exchange(Method::POST, path, body, patience).await?;
         Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// Writes what is at a path to a file, durably.
+    pub async fn download(&self, path: &str, to: &std::path::Path) -> Result<(), Error> {
+        let url = format!("{}{path}", self.admin.trim_end_matches('/'));
+        let client: Client<_, Full<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let request = Request::get(&url)
+            .body(Full::default())
+            .map_err(|e| format!("{url}: {e}"))?;
+        let response = client.request(request).await;
+        let response = response.map_err(|e| format!("{url}: {e} (is Cairn running?)"))?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if !status.is_success() {
+            let body = Limited::new(body, ANSWER_MAX).collect().await?.to_bytes();
+            return Err(format!("{url}: {status}: {}", String::from_utf8_lossy(&body).trim()).into());
+        }
+        // What is in it is worth as much as the ledger.
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.write(true).create(true).truncate(true).open(to);
+        let file = std::sync::Arc::new(file.map_err(|e| format!("{}: {e}", to.display()))?);
+        loop {
+            let frame = tokio::time::timeout(DOWNLOAD_PATIENCE, body.frame()).await;
+            let frame = frame.map_err(|_| format!("{url}: nothing comes any more"))?;
+            let Some(frame) = frame else { break };
+            if let Ok(data) = frame?.into_data() {
+                let file = file.clone();
+                tokio::task::spawn_blocking(move || std::io::Write::write_all(&mut &*file, &data)).await??;
+            }
+        }
+        tokio::task::spawn_blocking(move || file.sync_all()).await??;
+        Ok(())
     }
 
     async fn exchange(

@@ -41,6 +41,28 @@ pub struct GatewaySection {
     pub kernel: Option<Kernel>,
     pub grace: Option<Duration>,
     pub rebuild_floor: Option<u64>,
+    pub archive: Option<ArchiveMode>,
+}
+
+/// When a commit of the ledger is in its archive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArchiveMode {
+    /// A second later at most.
+    #[default]
+    Async,
+    /// Before it is answered.
+    Sync,
+}
+
+impl std::str::FromStr for ArchiveMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<ArchiveMode, String> {
+        match text {
+            "async" => Ok(ArchiveMode::Async),
+            "sync" => Ok(ArchiveMode::Sync),
+            _ => Err("it is `async` or `sync`".into()),
+        }
+    }
 }
 
 /// `[node]`.
@@ -65,7 +87,7 @@ pub struct Config {
 }
 
 const SECTIONS: [&str; 2] = ["gateway", "node"];
-const GATEWAY_KEYS: [&str; 10] = [
+const GATEWAY_KEYS: [&str; 11] = [
     "data",
     "listen",
     "admin_listen",
@@ -76,6 +98,7 @@ const GATEWAY_KEYS: [&str; 10] = [
     "kernel",
     "grace",
     "rebuild_floor",
+    "archive",
 ];
 const NODE_KEYS: [&str; 8] = [
     "name",
@@ -182,6 +205,7 @@ fn gateway(mut section: Section, directory: &Path) -> GatewaySection {
         }),
         grace: section.text("grace", "\"10m\"", parse_duration),
         rebuild_floor: section.size("rebuild_floor", "\"16MiB\"", parse_size),
+        archive: section.text("archive", "\"sync\"", str::parse),
     };
     section.address_of_listen("join_listen", found.join_listen, "join_address");
     found

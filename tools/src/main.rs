@@ -1,15 +1,22 @@
 //! `cairn`: the one binary. Every command is a file under `commands`; this one only parses and reports.
 
+// These panic where nobody reads: see `output`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod admin_client;
 mod bench;
 mod commands;
 mod config;
 mod duration;
 mod home;
+mod identity;
+mod kit;
 mod logging;
+mod output;
 mod size;
 
 use clap::{Parser, Subcommand};
+use output::complain;
 use std::process::ExitCode;
 
 /// glibc's allocator keeps what large buffers used, far past `--memory`; see docs/decisions/0001-allocator.md.
@@ -52,6 +59,12 @@ enum Command {
     Rebalance(commands::rebalance::RebalanceArgs),
     /// Look for what has rotted or is missing: when that was done, now, and how often
     Scrub(commands::scrub::ScrubArgs),
+    /// Back up, restore the ledger
+    Ledger(commands::ledger::LedgerArgs),
+    /// Look at, check or write the recovery kit
+    Kit(commands::kit::KitArgs),
+    /// Show what disks hold and nothing names, restore it, or let go of it
+    Unnamed(commands::unnamed::UnnamedArgs),
     /// Measure an S3 endpoint
     Bench(bench::BenchArgs),
 }
@@ -61,7 +74,13 @@ type CommandResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    cli.logging.start();
+    let logging = match cli.logging.start() {
+        Ok(logging) => logging,
+        Err(error) => {
+            complain!("cairn: no thread for the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(64)
@@ -76,16 +95,27 @@ fn main() -> ExitCode {
         }
         Err(error) => Err(error.into()),
     };
+    drop(logging); // What waits is written.
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            match error.downcast_ref::<config::Mistakes>() {
-                Some(mistakes) => eprintln!("{mistakes}\ncairn: {}", mistakes.counted()),
-                None => eprintln!("cairn: {error}"),
+        Ok(()) => match output::failed() {
+            None => ExitCode::SUCCESS,
+            Some(error) => {
+                complain!("cairn: standard output: {error}");
+                ExitCode::FAILURE
             }
-            match error.downcast_ref::<commands::disk::CannotRead>() {
-                Some(_) => ExitCode::from(2),
-                None => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            use commands::status::Standing;
+            let standing = error.downcast_ref::<Standing>();
+            match (error.downcast_ref::<config::Mistakes>(), standing) {
+                (Some(mistakes), _) => complain!("{mistakes}\ncairn: {}", mistakes.counted()),
+                (None, Some(Standing::Attention | Standing::Risk)) => {} // It was said.
+                _ => complain!("cairn: {error}"),
+            }
+            match (error.downcast_ref::<commands::disk::CannotRead>(), standing) {
+                (_, Some(standing)) => ExitCode::from(standing.code()),
+                (Some(_), None) => ExitCode::from(2),
+                (None, None) => ExitCode::FAILURE,
             }
         }
     }
@@ -105,6 +135,9 @@ async fn run(command: Command) -> CommandResult {
         Command::Rebuild(args) => commands::places::rebuild(args).await,
         Command::Rebalance(args) => commands::rebalance::run(args).await,
         Command::Scrub(args) => commands::scrub::run(args).await,
+        Command::Ledger(args) => commands::ledger::run(args).await,
+        Command::Kit(args) => commands::kit::run(args).await,
+        Command::Unnamed(args) => commands::unnamed::run(args).await,
         Command::Bench(args) => bench::run(args).await.map_err(Into::into),
     }
 }

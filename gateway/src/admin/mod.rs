@@ -1,5 +1,8 @@
 //! What operators see and do: status, metrics, health, nodes, disks and where things are; on an address of its own.
 
+pub mod accept;
+pub mod archive;
+pub mod ledger;
 pub mod nodes;
 pub mod operations;
 pub mod places;
@@ -7,3 +10,5 @@ pub mod rebalance;
 pub mod scrub;
 pub mod server;
 pub mod status;
+pub mod unnamed;
+pub mod verdict;

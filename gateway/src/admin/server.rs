@@ -4,17 +4,23 @@
 //! Invariants: bodies are bounded; what changes anything is a POST of `application/json`, which no page of a browser can
 //! send here unasked; an error is `{"error": …}` with a fitting status.
 
+use super::accept::AcceptPlan;
+use super::archive;
+use super::ledger::LedgerLine;
 use super::nodes;
 use super::operations::Refusal;
 use super::scrub;
+use super::unnamed::UnnamedPage;
 use crate::cluster::disks::Health;
 use crate::cluster::join::JoinError;
 use crate::error::Error;
 use crate::maintenance::rebuild::pace::Wanted;
+use crate::maintenance::unnamed::keep::Keep;
 use crate::placement::volumes::Volume;
 use crate::server::Gateway;
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -26,8 +32,25 @@ const BANDWIDTH_MIN: u64 = 1 << 20;
 /// The longest body of a request.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
+/// The body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, Error>;
+
 /// Answers one admin request.
-pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
+pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> Response<Body> {
+    if request.method() == Method::GET && request.uri().path() == "/v1/ledger/backup" {
+        return match archive::backup(&gateway).await {
+            Ok(body) => Response::new(body),
+            Err(error) => whole(json::<()>(Err(error))),
+        };
+    }
+    whole(answer_whole(gateway, request).await)
+}
+
+fn whole(answer: Response<Full<Bytes>>) -> Response<Body> {
+    answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
+}
+
+async fn answer_whole(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     match (request.method(), path.as_str()) {
         (&Method::GET | &Method::HEAD, "/health/live") => text(StatusCode::OK, "live\n".into()),
@@ -74,6 +97,27 @@ pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> 
         (&Method::POST, "/v1/scrub/pace") => {
             let set = async |wanted| Ok(scrub::set_pace(&gateway.objects, &wanted).await?);
             json(with_body(request, set).await)
+        }
+        (&Method::GET, "/v1/ledger/accept") => {
+            json(gateway.objects.accept_plan().await.map_err(AdminError::from))
+        }
+        (&Method::POST, "/v1/ledger/accept") => json(with_body(request, |plan| accept(&gateway, plan)).await),
+        (&Method::GET, "/v1/archive") => json(Ok(archive::status(&gateway))),
+        (&Method::POST, "/v1/archive/snapshot") => {
+            let snapshot = async |_: Nothing| Ok(archive::want_snapshot(&gateway));
+            json(with_body(request, snapshot).await)
+        }
+        (&Method::GET, "/v1/unnamed") => json(unnamed_page(&gateway, request.uri().query()).await),
+        (&Method::POST, "/v1/unnamed/purge") => {
+            let purge = async |wanted| Ok(gateway.objects.purge(&wanted).await?);
+            json(with_body(request, purge).await)
+        }
+        (&Method::POST, "/v1/unnamed/restore") => {
+            let restore = async |wanted| Ok(gateway.objects.restore_unnamed(&wanted).await?);
+            json(with_body(request, restore).await)
+        }
+        (&Method::POST, "/v1/unnamed/keep") => {
+            json(with_body(request, |wanted| keep(&gateway, wanted)).await)
         }
         (&Method::GET, "/v1/nodes") => json(Ok(nodes::list(&gateway))),
         (&Method::GET, "/v1/disks") => json(Ok(nodes::disks(&gateway))),
@@ -123,8 +167,12 @@ impl AdminError {
 
 impl From<Error> for AdminError {
     fn from(error: Error) -> AdminError {
+        let status = match error {
+            Error::InvalidRequest(_) => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
         AdminError {
-            status: StatusCode::SERVICE_UNAVAILABLE,
+            status,
             what: error.to_string(),
         }
     }
@@ -240,11 +288,58 @@ async fn pace(gateway: &Gateway, request: PaceRequest) -> Result<Wanted, AdminEr
     Ok(wanted)
 }
 
-/// Ready means: open for requests, and enough disks to write with the wanted parity.
+/// `?after=VOLUME/BLOB`, or the first page.
+async fn unnamed_page(gateway: &Gateway, query: Option<&str>) -> Result<UnnamedPage, AdminError> {
+    let after = match query {
+        None => None,
+        Some(query) => {
+            let blob = query
+                .strip_prefix("after=")
+                .and_then(|after| after.split_once('/'));
+            let blob = blob.and_then(|(volume, blob)| Some((volume.parse().ok()?, blob.parse().ok()?)));
+            Some(blob.ok_or_else(|| AdminError::bad("ask with after=VOLUME/BLOB, or with nothing"))?)
+        }
+    };
+    Ok(gateway.objects.unnamed_page(after).await?)
+}
+
+async fn keep(gateway: &Gateway, wanted: Keep) -> Result<Keep, AdminError> {
+    if wanted.censuses == 0 {
+        return Err(AdminError::bad("a census at least has to find what is to go"));
+    }
+    gateway.objects.set_keep(wanted).await?;
+    tracing::info!(?wanted, "how long unnamed blobs are kept was set");
+    Ok(wanted)
+}
+
+/// Accepts the ledger as it is, and has the gateway start anew.
+async fn accept(gateway: &Gateway, plan: AcceptPlan) -> Result<(), AdminError> {
+    match gateway.objects.accept(&plan).await {
+        Ok(()) => {
+            tracing::warn!(?plan, "the ledger was accepted as it is");
+            gateway.start_again();
+            Ok(())
+        }
+        Err(Error::Conflict) => Err(AdminError {
+            status: StatusCode::PRECONDITION_FAILED,
+            what: "what disks say has changed since the plan was made: look at it again".into(),
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Ready means: open for requests, with a ledger that can be asked, and enough disks to write with the wanted parity.
 fn ready(gateway: &Gateway) -> Result<(), String> {
     let objects = &gateway.objects;
     if objects.gate.is_closed() {
         return Err("shutting down".into());
+    }
+    if let Some((why, since)) = objects.ledger.state().unavailable {
+        let seconds = since.as_secs();
+        return Err(format!("the ledger has been unavailable for {seconds} s: {why}"));
+    }
+    if let Err(error) = objects.ledger.check_writable() {
+        return Err(error.to_string());
     }
     let online = objects
         .disks
@@ -260,9 +355,21 @@ fn ready(gateway: &Gateway) -> Result<(), String> {
 
 async fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     let metrics = &gateway.objects.metrics;
-    if let Err(error) = gateway.status().await {
-        tracing::debug!(%error, "status for metrics");
+    match gateway.status().await {
+        Ok(status) => {
+            metrics.verdict.set(status.verdict.level as i64);
+            let unreadable = status.degraded.unreadable_blobs;
+            metrics.unreadable_blobs.set(unreadable as i64);
+        }
+        Err(error) => tracing::debug!(%error, "status for metrics"),
     }
+    for worker in gateway.workers() {
+        let counter = metrics.worker_restarts.with_label_values(&[worker.name]);
+        counter.inc_by(worker.restarts.saturating_sub(counter.get()));
+    }
+    let pauses = gateway.objects.disks.pauses().count();
+    metrics.pauses.inc_by(pauses.saturating_sub(metrics.pauses.get()));
+    LedgerLine::of(&gateway.objects.ledger).show(metrics);
     let budget = &gateway.objects.budget;
     for (pool, used) in [
         ("writes", &budget.writes),
@@ -274,6 +381,9 @@ async fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
             .with_label_values(&[pool])
             .set(used.used_bytes() as i64);
     }
+    let archive = gateway.objects.archive.status(gateway.objects.ledger.position());
+    metrics.archive_behind_seconds.set(archive.behind_s as i64);
+    metrics.archive_behind_commits.set(archive.behind_commits as i64);
     metrics.cache_bytes.set(gateway.objects.cache.used_bytes() as i64);
     let mut states = [("online", 0), ("suspect", 0), ("down", 0)];
     for disk in gateway.objects.disks.all().iter() {

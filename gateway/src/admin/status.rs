@@ -1,16 +1,21 @@
 //! The state of the cluster at one moment, as JSON and for `cairn status`.
 
+use super::ledger::LedgerLine;
 use super::rebalance::RebalanceStatus;
+use super::verdict::{self, DiskSeen, Facts, Verdict, VolumeSeen};
+use crate::archive::ArchiveStatus;
 use crate::cluster::disks::{Disk, Health};
 use crate::cluster::nodes::{Contact, Node};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::key;
-use crate::ledger::model::{Membership, VolumeState};
+use crate::ledger::model::{BlobRow, Membership, VolumeState};
+use crate::maintenance::holds::Hold;
 use crate::maintenance::rebuild::RebuildStatus;
 use crate::maintenance::worker::WorkerStatus;
 use crate::object::Objects;
+use crate::placement::volumes::Volume;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use storage_node::protocol::DiskId;
 
@@ -20,6 +25,9 @@ const COUNT_MAX: usize = 10_000;
 /// Everything `cairn status` shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
+    /// What to know first: what is at risk, since when, and what to do.
+    #[serde(default)]
+    pub verdict: Verdict,
     /// The default scheme.
     pub scheme: String,
     /// The scheme that new objects get right now: narrower when too few disks can be written; none if writes are refused.
@@ -45,6 +53,12 @@ pub struct Status {
     /// The rebalancing that is going on.
     #[serde(default)]
     pub rebalance: Option<RebalanceStatus>,
+    /// The ledger.
+    #[serde(default)]
+    pub ledger: LedgerLine,
+    /// The ledger's archive.
+    #[serde(default)]
+    pub archive: ArchiveStatus,
     /// Background workers.
     pub workers: Vec<WorkerLine>,
     /// Whether anything needs attention or time.
@@ -153,8 +167,14 @@ pub struct Degraded {
     pub disks: usize,
     /// Volumes with at least one unit on such a disk.
     pub volumes: usize,
-    /// Volumes that have lost more units than they can: unreadable until a disk is back.
+    /// Volumes that cannot be read until a disk is back, or of which blobs cannot: too many shards of those are gone.
     pub unreadable_volumes: usize,
+    /// Such blobs, as far as reads, the census and verifying have found them.
+    #[serde(default)]
+    pub unreadable_blobs: usize,
+    /// The first of them: the object that it was written for, as `bucket/key`.
+    #[serde(default)]
+    pub unreadable_first: Option<String>,
 }
 
 /// What waits to be done.
@@ -174,6 +194,15 @@ pub struct Queued {
     pub repair_failure: Option<String>,
     /// Ranges of blob ids, of gateways that died, still to be swept.
     pub orphan_ranges: usize,
+    /// Blobs that nothing names, set aside.
+    #[serde(default)]
+    pub unnamed_blobs: u64,
+    /// Bytes of their shards.
+    #[serde(default)]
+    pub unnamed_bytes: u64,
+    /// Why none of them goes by itself, if none does.
+    #[serde(default)]
+    pub unnamed_stopped: Option<String>,
     /// Requests in progress.
     pub requests: i64,
     /// Bytes in flight: writes, reads, decoding.
@@ -189,12 +218,19 @@ pub struct WorkerLine {
     pub state: String,
     /// Steps that did something.
     pub steps: u64,
+    /// For how many seconds no step has succeeded, if the last one failed.
+    #[serde(default)]
+    pub failing_s: Option<u64>,
+    /// How often it panicked and was started again.
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 /// The state now.
 pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: RebuildStatus) -> Result<Status> {
     let disks = objects.disks.all();
-    let (volumes, degraded) = volumes(objects, &disks);
+    let (volumes, mut degraded) = volumes(objects, &disks);
+    let units = units(objects);
     let serving = disks
         .iter()
         .filter(|d| d.standing() == Health::Online)
@@ -204,16 +240,36 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: Rebu
         free_bytes: sum.free_bytes + disk.free_bytes,
         live_bytes: sum.live_bytes + disk.live_bytes,
     });
-    let queued = queued(objects).await?;
+    let mut ledger = LedgerLine::of(&objects.ledger);
+    let asked = async { Ok((queued(objects).await?, objects.rebalance_status().await?)) };
+    let (queued, rebalance) = asked.await.unwrap_or_else(|error: Error| {
+        // Without a ledger the rest is shown all the same.
+        ledger.unavailable.get_or_insert(error.to_string());
+        (queued_here(objects), None)
+    });
+    let facts = facts(objects, &ledger, &workers, &rebuild, &units);
+    degraded.unreadable_blobs = facts.unreadable.blobs;
+    degraded.unreadable_first = match objects.suspects.unreadable().first {
+        Some(first) => Some(owner(objects, first).await),
+        None => None,
+    };
+    let mut verdict = verdict::judge(&Facts {
+        unreadable: verdict::Unreadable {
+            first: degraded.unreadable_first.clone(),
+            ..facts.unreadable
+        },
+        ..facts
+    });
+    verdict.since_ms = objects.clock.now_ms();
     let write_scheme = objects
         .volumes
         .write_scheme(objects.scheme)
         .map(|s| s.to_string());
     // What was decided a moment ago counts, too.
-    let (units, bytes) = objects.to_rebuild();
+    let (left, bytes) = objects.to_rebuild();
     let rebuild = match rebuild.units {
         0 => RebuildStatus {
-            units,
+            units: left,
             left_bytes: bytes,
             ..rebuild
         },
@@ -222,27 +278,60 @@ pub async fn status(objects: &Objects, workers: Vec<WorkerStatus>, rebuild: Rebu
     let failing = workers.iter().any(|w| w.error.is_some());
     let settled = queued.garbage_blobs + queued.suspect_shards + queued.orphan_ranges == 0;
     Ok(Status {
+        verdict,
         scheme: objects.scheme.to_string(),
         kernel: objects.codecs.kernel().to_string(),
-        healthy: degraded.disks == 0 && settled && !failing && rebuild.units == 0 && write_scheme.is_some(),
+        healthy: ledger.is_well()
+            && degraded.disks == 0
+            && settled
+            && !failing
+            && rebuild.units == 0
+            && write_scheme.is_some(),
         write_scheme,
         nodes: node_lines(objects),
-        disks: disk_lines(objects, &disks),
+        disks: disks
+            .iter()
+            .map(|disk| disk_line(disk, units_on(&units, disk)))
+            .collect(),
         rebuild,
-        rebalance: objects.rebalance_status().await?,
+        rebalance,
         volumes,
         capacity,
         degraded,
         queued,
+        ledger,
+        archive: objects.archive.status(objects.ledger.position()),
         workers: workers.into_iter().map(worker_line).collect(),
     })
 }
 
-async fn queued(objects: &Objects) -> Result<Queued> {
-    let ledger = &objects.ledger;
-    // In the order in which a blob passes through them, so that one on its way is seen at least once.
+/// What this process knows of what waits, in the order in which a blob passes through it.
+fn queued_here(objects: &Objects) -> Queued {
     let requests = objects.metrics.requests_in_flight.get();
     let abandoned_blobs = objects.abandoned.len();
+    let (repairs_in_vain, repair_failure) = objects.suspects.in_vain();
+    let unnamed = objects.unnamed.summary();
+    Queued {
+        requests,
+        abandoned_blobs,
+        repairs_in_vain,
+        repair_failure,
+        unnamed_blobs: unnamed.blobs,
+        unnamed_bytes: unnamed.bytes,
+        unnamed_stopped: unnamed.stopped,
+        in_flight_bytes: [
+            objects.budget.writes.used_bytes(),
+            objects.budget.reads.used_bytes(),
+            objects.budget.decode.used_bytes(),
+        ],
+        ..Queued::default()
+    }
+}
+
+async fn queued(objects: &Objects) -> Result<Queued> {
+    let ledger = &objects.ledger;
+    // Before the ledger, so that a blob on its way is seen at least once.
+    let here = queued_here(objects);
     let own = objects.lease.id();
     let mut orphan_ranges = 0;
     ledger
@@ -251,20 +340,11 @@ async fn queued(objects: &Objects) -> Result<Queued> {
                 usize::from(key::id_range_parts(&row_key).is_some_and(|(lease, _)| lease != own));
         })
         .await?;
-    let (repairs_in_vain, repair_failure) = objects.suspects.in_vain();
     let queued = Queued {
-        repairs_in_vain,
-        repair_failure,
         garbage_blobs: ledger.count(key::table(b'g'), COUNT_MAX).await?,
-        abandoned_blobs,
         suspect_shards: ledger.count(key::table(b's'), COUNT_MAX).await?,
         orphan_ranges,
-        requests,
-        in_flight_bytes: [
-            objects.budget.writes.used_bytes(),
-            objects.budget.reads.used_bytes(),
-            objects.budget.decode.used_bytes(),
-        ],
+        ..here
     };
     objects.metrics.garbage_blobs.set(queued.garbage_blobs as i64);
     objects.metrics.suspect_shards.set(queued.suspect_shards as i64);
@@ -277,10 +357,18 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
         .filter(|d| d.standing() == Health::Online)
         .map(|d| d.id)
         .collect();
+    let units = units(objects);
+    // One that was given up for good and holds nothing any more is missed by nobody.
+    let is_missed = |disk: &Disk| match disk.membership {
+        Membership::Out => false,
+        Membership::Absent => units_on(&units, disk) > 0,
+        Membership::Active | Membership::Draining => true,
+    };
+    let gone = objects.suspects.unreadable().volumes;
     let mut degraded = Degraded {
         disks: disks
             .iter()
-            .filter(|disk| disk.membership != Membership::Out && !online.contains(&disk.id))
+            .filter(|disk| is_missed(disk) && !online.contains(&disk.id))
             .count(),
         ..Degraded::default()
     };
@@ -296,13 +384,8 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
             .collect();
         let lost = volume.disks.len() - there.len();
         degraded.volumes += usize::from(lost > 0);
-        if lost > volume.scheme.losses_survived() {
-            let decodable = objects
-                .codecs
-                .get(volume.scheme)
-                .is_ok_and(|c| c.code().is_decodable(there) == Ok(true));
-            degraded.unreadable_volumes += usize::from(!decodable);
-        }
+        let is_readable = lost <= volume.scheme.losses_survived() || is_decodable(objects, &volume, there);
+        degraded.unreadable_volumes += usize::from(!is_readable || gone.contains(&volume.id));
     }
     let line = |((scheme, state), count): ((String, &str), usize)| VolumeLine {
         scheme,
@@ -312,16 +395,148 @@ fn volumes(objects: &Objects, disks: &[Arc<Disk>]) -> (Vec<VolumeLine>, Degraded
     (lines.into_iter().map(line).collect(), degraded)
 }
 
-/// Disks as operators see them.
-pub fn disk_lines(objects: &Objects, disks: &[Arc<Disk>]) -> Vec<DiskLine> {
-    let mut units: HashMap<DiskId, usize> = HashMap::new();
+fn is_decodable(objects: &Objects, volume: &Volume, there: Vec<usize>) -> bool {
+    let codec = objects.codecs.get(volume.scheme);
+    codec.is_ok_and(|codec| codec.code().is_decodable(there) == Ok(true))
+}
+
+/// How many units the ledger has on each disk.
+type Units = HashMap<DiskId, usize>;
+
+fn units(objects: &Objects) -> Units {
+    let mut units = Units::new();
     for volume in objects.volumes.all() {
         for disk in &volume.disks {
             *units.entry(*disk).or_default() += 1;
         }
     }
-    let line = |disk: &Arc<Disk>| disk_line(disk, units.get(&disk.id).copied().unwrap_or(0));
+    units
+}
+
+fn units_on(units: &Units, disk: &Disk) -> usize {
+    units.get(&disk.id).copied().unwrap_or(0)
+}
+
+/// Disks as operators see them.
+pub fn disk_lines(objects: &Objects, disks: &[Arc<Disk>]) -> Vec<DiskLine> {
+    let units = units(objects);
+    let line = |disk: &Arc<Disk>| disk_line(disk, units_on(&units, disk));
     disks.iter().map(line).collect()
+}
+
+/// The verdict by what this process knows, without a question to the ledger.
+pub fn verdict_now(objects: &Objects, workers: &[WorkerStatus], rebuild: &RebuildStatus) -> Verdict {
+    let ledger = LedgerLine::of(&objects.ledger);
+    verdict::judge(&facts(objects, &ledger, workers, rebuild, &units(objects)))
+}
+
+fn facts(
+    objects: &Objects,
+    ledger: &LedgerLine,
+    workers: &[WorkerStatus],
+    rebuild: &RebuildStatus,
+    units: &Units,
+) -> Facts {
+    let disks = objects.disks.all();
+    let seen = |disk: &Arc<Disk>| {
+        let (why, is_suspect) = match disk.standing() {
+            Health::Online => (None, false),
+            Health::Suspect(why) => (Some(why), true),
+            Health::Down(why) => (Some(why), false),
+        };
+        DiskSeen {
+            label: disk.label.clone(),
+            why,
+            is_suspect,
+            is_given_up: disk.is_given_up(),
+            units: units_on(units, disk),
+        }
+    };
+    let failing = workers.iter().filter_map(|worker| {
+        let error = worker.error.as_ref()?;
+        Some((worker.name.to_owned(), error.clone()))
+    });
+    let unnamed = objects.unnamed.summary();
+    Facts {
+        ledger: ledger.unavailable.clone(),
+        holds: objects.holds.all().into_iter().map(hold).collect(),
+        refused: refused(objects, ledger),
+        volumes: volumes_seen(objects, &disks),
+        unreadable: verdict::Unreadable {
+            blobs: objects.suspects.unreadable().blobs,
+            first: None,
+        },
+        disks: disks.iter().map(seen).collect(),
+        rebuilding: rebuild.units,
+        waiting: rebuild.waiting,
+        eta_s: rebuild.eta_s,
+        failing: failing.collect(),
+        in_vain: objects.suspects.in_vain().0,
+        // What a hold keeps, the hold is to be told for.
+        unnamed: unnamed.stopped.filter(|_| objects.holds.may_delete()),
+        rowless: unnamed.referenced,
+    }
+}
+
+/// A hold, and what to do about it.
+fn hold((hold, why): (Hold, String)) -> (String, String) {
+    let next = match hold {
+        Hold::LedgerBehind => {
+            "restore a newer ledger, or see what `cairn ledger accept` would give up for going on with this one"
+        }
+        Hold::LedgerRestored => {
+            "bring back the disks that are away, or see what `cairn ledger accept` finds without them"
+        }
+        Hold::LedgerDamaged => {
+            "it is repaired from the archive by itself; `cairn ledger check` says what that waits for, `cairn ledger repair` does it while the gateway \
+             is stopped"
+        }
+    };
+    (why, next.into())
+}
+
+/// Why uploads are refused, and what to do about it.
+fn refused(objects: &Objects, ledger: &LedgerLine) -> Option<(String, String)> {
+    if ledger.room.as_ref().is_some_and(|room| !room.admits_uploads) {
+        let next = "free space on the filesystem of the ledger, or delete objects";
+        return Some(("the filesystem of the ledger is full".into(), next.into()));
+    }
+    match objects.volumes.write_scheme(objects.scheme) {
+        Some(_) => None,
+        None => {
+            let next = "bring disks back, or add some: `cairn disk add --all`";
+            Some(("too few disks can be written".into(), next.into()))
+        }
+    }
+}
+
+/// How each volume stands. A disk that is suspect is there.
+fn volumes_seen(objects: &Objects, disks: &[Arc<Disk>]) -> Vec<VolumeSeen> {
+    let is_there = |disk: &&Arc<Disk>| !matches!(disk.health, Health::Down(_));
+    let there: HashSet<DiskId> = disks.iter().filter(is_there).map(|disk| disk.id).collect();
+    let seen = |volume: Arc<Volume>| {
+        let readable = (0..volume.disks.len())
+            .filter(|&index| volume.is_whole(index as u8) && there.contains(&volume.disks[index]));
+        let readable: Vec<usize> = readable.collect();
+        let lost = (volume.disks.len() - readable.len()) as i64;
+        let should = volume.scheme.losses_survived() as i64;
+        VolumeSeen {
+            spare: should - lost,
+            should,
+            readable: lost <= should || is_decodable(objects, &volume, readable),
+            bytes: volume.used_bytes() * volume.scheme.data_shards() as u64,
+        }
+    };
+    objects.volumes.all().into_iter().map(seen).collect()
+}
+
+/// The object that a blob was written for, or where the blob is.
+async fn owner(objects: &Objects, (volume, blob): (u64, u64)) -> String {
+    let row = objects.ledger.get::<BlobRow>(key::blob(volume, blob)).await;
+    match row {
+        Ok(Some(row)) if !row.row.owner.is_empty() => row.row.owner,
+        _ => format!("blob {blob} of volume {volume}"),
+    }
 }
 
 /// A membership in a word.
@@ -424,5 +639,7 @@ fn worker_line(worker: WorkerStatus) -> WorkerLine {
         name: worker.name.into(),
         state,
         steps: worker.steps,
+        failing_s: worker.failing_s,
+        restarts: worker.restarts,
     }
 }

@@ -25,7 +25,7 @@ use crate::ledger::{CommitBuilder, Ledger, Typed, key};
 use std::sync::Arc;
 use std::time::Duration;
 use storage_node::client::StorageClient;
-use storage_node::protocol::{Admission, AdmitRequest, DiskId, Opening};
+use storage_node::protocol::{Admission, AdmitRequest, DiskId, Generation, Opening};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -103,6 +103,7 @@ impl Admitting {
         disk: DiskId,
         client: &dyn StorageClient,
         shown: &Opening,
+        ledger: Generation,
         is_cleared: bool,
     ) -> Result<Option<DiskRow>> {
         let row_key = key::disk(disk.0);
@@ -120,6 +121,8 @@ impl Admitting {
         let request = AdmitRequest {
             opening: shown.id,
             admission: admission(&given),
+            ledger,
+            is_reading: false,
         };
         let admitted = client.admit(disk, row.incarnation, &request, DEADLINE).await;
         admitted.map_err(|error| Error::Internal(error.to_string()))?;

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{
-    AdmitRequest, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, NodeError, NodeStatus,
-    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
+    AdmitRequest, Beat, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, LedgerMarks, NodeError,
+    NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
 };
 use tokio::sync::watch;
 
@@ -148,6 +148,21 @@ impl StorageClient for Answering {
     ) -> Result<(), NodeError> {
         self.while_it_answers(self.node.admit(disk, incarnation, request, deadline))
             .await
+    }
+
+    async fn obey(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        marks: &LedgerMarks,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.while_it_answers(self.node.obey(disk, incarnation, marks, deadline))
+            .await
+    }
+
+    async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
+        self.node.beat(beat, deadline).await
     }
 
     async fn format(&self, request: &FormatRequest, deadline: Duration) -> Result<(), NodeError> {

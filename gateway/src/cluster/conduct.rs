@@ -1,14 +1,17 @@
 //! How a disk has behaved to this gateway: how fast, how often it failed, and which of its answers were wrong.
 //!
 //! Reads and writes are judged apart, each by a [`Breaker`] and its recent [`Latency`]: a disk whose flush hangs can still be
-//! read. A disk that answers reads wrongly gets no new writes either. Every call to a disk on the request path is begun
-//! and ended here; one that is dropped when it was late already counts as late.
+//! read. A disk that answers reads wrongly gets no new writes either, while others can take them. A shard that is missing says
+//! something of that shard and nothing of the disk: it is counted for people, and steers nothing. Every call to a disk on the
+//! request path is begun and ended here; one that is dropped when it was late already counts as late.
 //!
+//! Invariant: what was late or failed through a pause of this process says nothing of the disk ([`super::pauses`]).
 //! Invariant: locks are one disk's, and held for a few additions; none is held across I/O.
 //! Invariant: what is counted is for people and for choices. No data is kept, dropped or believed because of it.
 
 use super::breaker::{Admission, Breaker, Change, Weight};
 use super::latency::Latency;
+use super::pauses::Pauses;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +39,17 @@ pub enum Kind {
     Write,
 }
 
+/// How far a disk is to be trusted with a new shard; the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// Nothing speaks against it.
+    Full,
+    /// Its writes end well, and its reads were wrong of late.
+    ReadsWrong,
+    /// Its writes failed of late, or were late.
+    WritesFail,
+}
+
 /// How an answer was wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
@@ -49,7 +63,7 @@ pub enum Wrong {
     Digests,
     /// The node says that its record is damaged.
     Damaged,
-    /// A shard that was acknowledged and is not there.
+    /// A shard that was acknowledged and is not there. Counted only.
     Missing,
     /// The disk fails to read it.
     Unreadable,
@@ -109,12 +123,21 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether it may come of a call that took long, whoever's fault that was.
+    fn is_of_time(&self) -> bool {
+        matches!(
+            self,
+            Outcome::Failed(_) | Outcome::Unreachable(_) | Outcome::Wrong(Wrong::Garbled, _)
+        )
+    }
+
     /// Of a call that ended with this error.
     pub fn of_error(error: &NodeError) -> Outcome {
         let wrong = match error {
             NodeError::Overloaded
             | NodeError::NoSpace
             | NodeError::StaleEpoch { .. }
+            | NodeError::OtherLedger { .. }
             | NodeError::Deleted
             | NodeError::NotFound => return Outcome::Neutral,
             NodeError::Timeout | NodeError::Fenced { .. } | NodeError::WrongDisk => {
@@ -137,6 +160,7 @@ pub struct Conduct {
     reads: Lane,
     writes: Lane,
     wrong: WrongAnswers,
+    pauses: Arc<Pauses>,
 }
 
 #[derive(Debug, Default)]
@@ -194,12 +218,13 @@ impl Lane {
 
 impl Conduct {
     /// Of a disk with this name, of which nothing is known.
-    pub fn new(label: &str) -> Conduct {
+    pub fn new(label: &str, pauses: Arc<Pauses>) -> Conduct {
         Conduct {
             label: label.into(),
             reads: Lane::default(),
             writes: Lane::default(),
             wrong: WrongAnswers::default(),
+            pauses,
         }
     }
 
@@ -228,14 +253,22 @@ impl Conduct {
         self.reads.lock().breaker.admission(Instant::now())
     }
 
-    /// Whether to write to it.
+    /// Whether to write to it while there are others.
     pub fn may_write(&self) -> bool {
+        self.trust() == Trust::Full
+    }
+
+    /// How far to trust it with a new shard.
+    pub fn trust(&self) -> Trust {
         let now = Instant::now();
         if self.writes.lock().breaker.admission(now) == Admission::No {
-            return false;
+            return Trust::WritesFail;
         }
         let reads = self.reads.lock();
-        !(reads.breaker.is_open(now) && matches!(reads.cause, Some(Cause::Wrong(_))))
+        match reads.breaker.is_open(now) && matches!(reads.cause, Some(Cause::Wrong(_))) {
+            true => Trust::ReadsWrong,
+            false => Trust::Full,
+        }
     }
 
     /// After how long a read of it is late.
@@ -264,7 +297,9 @@ impl Conduct {
 
     /// Takes in how a call ended that was not begun here, or what its answer turned out to be later.
     pub fn take_in(&self, kind: Kind, outcome: Outcome) {
-        self.failed(kind, outcome);
+        if !(outcome.is_of_time() && self.pauses.lately()) {
+            self.failed(kind, outcome);
+        }
     }
 
     /// The wrong answers since this gateway started.
@@ -292,6 +327,9 @@ impl Conduct {
                 self.wrong.counts[wrong as usize].fetch_add(1, Ordering::Relaxed);
                 let last = Some((wrong, what.clone(), Instant::now()));
                 *self.wrong.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+                if wrong == Wrong::Missing {
+                    return; // That is about the shard: one that is lost may be asked for again and again.
+                }
                 (
                     Weight::Light,
                     Cause::Wrong(format!("wrong answers: {}: {what}", wrong.word())),
@@ -347,6 +385,9 @@ impl Call {
         let mut lane = self.lane();
         let took = now.duration_since(self.since);
         let is_late = took >= lane.patience(self.kind);
+        if (is_late || outcome.is_of_time()) && self.conduct.pauses.touched(self.since) {
+            return;
+        }
         // How long a failure took says how long others take only if it was waited for.
         if is_good || is_late {
             lane.latency.record(took);
@@ -377,7 +418,8 @@ impl Drop for Call {
         if self.is_trial {
             lane.breaker.trial_over();
         }
-        let is_late = !self.ended && took >= lane.patience(self.kind);
+        let is_late =
+            !self.ended && took >= lane.patience(self.kind) && !self.conduct.pauses.touched(self.since);
         if is_late {
             lane.latency.record(took);
         }

@@ -3,16 +3,20 @@
 //! Health is what nodes say of their disks: they are polled, and a request that meets a fenced or missing disk marks it suspect
 //! until the next poll; one that cannot reach a disk marks all disks of that node. How a disk behaves to requests is its [`Conduct`],
 //! which steers reads and writes by itself: a node that says that all is well is not believed.
+//! Invariant: a poll that this process slept through says nothing.
 //! Invariant: nodes are polled apart from each other. One that is slow delays nothing that is known of others.
 //! Invariant: a disk is used where the ledger has it. Another node that shows one with its id has a copy, or got it from
 //! a machine that was taken apart; nothing is read from it or written to it there.
 //! Invariant: a disk that was opened anew is used only after it was admitted ([`super::admission`]): it may be a copy of what it was.
+//! Invariant: a disk is changed only after it was told of this gateway's generation of the ledger ([`super::generation`]).
 //! Invariant: health steers choices and never decides what data exists. The ledger does that.
 
 use super::admission::{Admitting, Standing, judge};
-use super::conduct::{Conduct, Kind, Outcome};
+use super::conduct::{Conduct, Kind, Outcome, Trust};
+use super::generation::{Generations, Verdict};
 use super::lease::Lease;
 use super::nodes::{Contact, Node, NodeInfo, Nodes};
+use super::pauses::Pauses;
 use crate::ledger::model::{AdmissionRow, DiskRow, Membership};
 use crate::ledger::{Ledger, Typed, key};
 use std::collections::{HashMap, HashSet};
@@ -20,8 +24,10 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{
-    DiskId, DiskState, DiskStatus, NodeError, NodeId, NodeStatus, Opening, SealedShard, UnitAddress,
+    AdmitRequest, DiskId, DiskState, DiskStatus, Generation, NodeError, NodeId, NodeStatus, Opening,
+    SealedShard, UnitAddress,
 };
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// How often nodes are asked.
@@ -35,6 +41,8 @@ const FREE_BYTES_MIN: u64 = 8 << 20;
 
 /// Why a disk is not used until it was admitted.
 const UNCONFIRMED: &str = "it was opened anew, and is not confirmed yet";
+/// Why a disk is not used whose marks of the ledger no ledger can reach.
+const IMPLAUSIBLE: &str = "it knows of a ledger that cannot be: its superblock is damaged or forged, and the disk has to be replaced";
 /// Why a disk is not used when an earlier state of it is in its place.
 const STALE: &str =
     "what is there is a copy of an earlier state of this disk: put the disk itself back, or retire it";
@@ -68,6 +76,8 @@ pub struct Disk {
     pub id: DiskId,
     /// The incarnation the ledger holds valid.
     pub incarnation: u64,
+    /// The generation of the ledger that it obeys, and that requests to it carry.
+    pub ledger: Generation,
     /// Its name for people.
     pub label: String,
     /// What was decided of it.
@@ -98,14 +108,30 @@ pub struct Disk {
     astray: Option<(NodeId, String)>,
     /// Polls in a row that did not show it.
     misses: u32,
+    /// This gateway may only read it.
+    is_read_only: bool,
+    /// The opening in which its node answers reads of a gateway that may change nothing.
+    read_in: Option<u64>,
+    /// The ledger does not know it, and is behind.
+    pub is_unlisted: bool,
+}
+
+/// What has to be done before a disk is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ToDo {
+    /// It is to be told of this gateway's generation.
+    tell: bool,
+    /// It is to be admitted in this opening.
+    admit: Option<Opening>,
 }
 
 impl Disk {
-    fn from_row(id: DiskId, row: &DiskRow) -> Disk {
+    fn from_row(id: DiskId, row: &DiskRow, pauses: &Arc<Pauses>) -> Disk {
         let owner = row.node.as_ref().try_into().ok();
         Disk {
             id,
             incarnation: row.incarnation,
+            ledger: Generation::NONE,
             label: row.label.clone(),
             membership: row.membership(),
             node: None,
@@ -119,8 +145,30 @@ impl Disk {
             owner: owner.map(|id| NodeId(u128::from_be_bytes(id))),
             at: None,
             astray: None,
-            conduct: Arc::new(Conduct::new(&row.label)),
+            conduct: Arc::new(Conduct::new(&row.label, pauses.clone())),
             misses: 0,
+            is_read_only: false,
+            read_in: None,
+            is_unlisted: false,
+        }
+    }
+
+    /// The row of a disk that the ledger does not know.
+    pub fn as_row(&self) -> DiskRow {
+        let size = self.status.as_ref().map_or(0, |status| status.capacity_bytes);
+        DiskRow {
+            incarnation: self.incarnation,
+            label: self.label.clone(),
+            size,
+            formatted: true,
+            node: self.owner.map_or_else(Default::default, |id| {
+                bytes::Bytes::copy_from_slice(&id.0.to_be_bytes())
+            }),
+            path: self
+                .status
+                .as_ref()
+                .map_or_else(String::new, |status| status.path.clone()),
+            ..DiskRow::default()
         }
     }
 
@@ -133,8 +181,8 @@ impl Disk {
         of_node.max((self.verified_ms > 0).then_some(self.verified_ms))
     }
 
-    /// Takes in what a node shows of it. The opening that it has to be admitted in before it is used, if it has.
-    fn take_in(&mut self, node: &Node, status: DiskStatus) -> Option<Opening> {
+    /// Takes in what a node shows of it. What has to be done before it is used, if something has.
+    fn take_in(&mut self, node: &Node, status: DiskStatus, verdict: Verdict) -> Option<ToDo> {
         if self.owner.is_some_and(|owner| owner != node.key) {
             if self.astray.as_ref().is_none_or(|(at, _)| *at != node.key) {
                 warn!(disk = %self.label, node = node.name(), "a node shows a disk that is not its own; it is not used there");
@@ -144,13 +192,27 @@ impl Disk {
         }
         self.misses = 0;
         let mut health = health_of(self, &status);
-        let mut to_admit = None;
-        if let (Some(opening), Health::Online | Health::Suspect(_)) = (status.opening, &health) {
+        if status.ledger.is_some_and(|marks| !marks.is_plausible()) {
+            health = Health::Down(IMPLAUSIBLE.into());
+        }
+        let mut to_do = ToDo::default();
+        let serves = matches!(health, Health::Online | Health::Suspect(_));
+        self.is_read_only = verdict == Verdict::ReadOnly;
+        self.ledger = match verdict {
+            Verdict::Obeys(generation) => generation,
+            Verdict::Untold | Verdict::ReadOnly => Generation::NONE,
+        };
+        if serves && verdict == Verdict::Untold {
+            to_do.tell = true;
+            health = Health::Down(UNCONFIRMED.into());
+        }
+        let is_read_here = self.is_read_only && status.opening.map(|opening| opening.id) == self.read_in;
+        if let (Some(opening), true, false) = (status.opening, serves, is_read_here) {
             match judge(self.admission.as_ref(), &opening) {
                 Standing::Admitted => {}
                 Standing::Stale if !self.is_cleared => health = Health::Down(STALE.into()),
                 Standing::New | Standing::Stale => {
-                    to_admit = Some(opening);
+                    to_do.admit = Some(opening);
                     health = Health::Down(UNCONFIRMED.into());
                 }
             }
@@ -158,12 +220,12 @@ impl Disk {
         self.at = Some(node.key);
         self.client = Some(node.client.clone());
         self.status = Some(status);
-        match to_admit {
-            // For a moment, and nothing that anybody has to know.
-            Some(_) => self.health = health,
-            None => set_health(self, health),
+        if to_do == ToDo::default() || matches!(&health, Health::Down(why) if why != UNCONFIRMED) {
+            set_health(self, health);
+            return None;
         }
-        to_admit
+        self.health = health; // For a moment, and nothing that anybody has to know.
+        Some(to_do)
     }
 
     /// The admission since which it was not compared with the ledger, if it was not.
@@ -223,12 +285,18 @@ impl Disk {
         self.membership.is_given_up()
     }
 
-    /// Whether new shards may go there.
+    /// Whether new shards may go there while there are others.
     pub fn writable(&self) -> bool {
-        self.health == Health::Online
+        self.trust() == Some(Trust::Full)
+    }
+
+    /// How far to trust it with a new shard; none if it takes no shards.
+    pub fn trust(&self) -> Option<Trust> {
+        let takes_shards = self.health == Health::Online
+            && !self.is_read_only
             && self.membership == Membership::Active
-            && !self.full()
-            && self.conduct.may_write()
+            && !self.full();
+        takes_shards.then(|| self.conduct.trust())
     }
 
     /// Its health as operators should see it: a disk that fails or lies is suspect, whatever its node says.
@@ -300,7 +368,9 @@ impl Snapshot {
 /// All disks.
 pub struct Disks {
     nodes: Arc<Nodes>,
+    generations: Arc<Generations>,
     admitting: Admitting,
+    pauses: Arc<Pauses>,
     now: RwLock<Snapshot>,
 }
 
@@ -309,24 +379,32 @@ impl Disks {
     pub async fn load(
         ledger: &Ledger,
         lease: Arc<Lease>,
-        nodes: impl Into<Nodes>,
+        nodes: Arc<Nodes>,
+        generations: Arc<Generations>,
     ) -> crate::error::Result<Disks> {
-        let nodes = Arc::new(nodes.into());
+        let pauses = Arc::new(Pauses::default());
         let mut disks = Vec::new();
         ledger
             .for_each(key::table(b'd'), |row_key, Typed { row, .. }: Typed<DiskRow>| {
                 if let (Some(id), true) = (key::disk_id(&row_key), row.formatted) {
-                    disks.push(Disk::from_row(DiskId(id), &row));
+                    disks.push(Disk::from_row(DiskId(id), &row, &pauses));
                 }
             })
             .await?;
         let disks = Disks {
             nodes,
+            generations,
             admitting: Admitting::new(ledger.clone(), lease),
+            pauses,
             now: RwLock::new(Snapshot::new(disks.into_iter().map(Arc::new).collect())),
         };
         disks.name_nodes();
         Ok(disks)
+    }
+
+    /// When this process stood still. Nobody looks until [`Pauses::watch`].
+    pub fn pauses(&self) -> &Arc<Pauses> {
+        &self.pauses
     }
 
     /// The nodes they are on.
@@ -336,7 +414,7 @@ impl Disks {
 
     /// Takes in the row of a disk that is new, or has another incarnation now. The next poll says how it is.
     pub fn put(&self, id: DiskId, row: &DiskRow) {
-        let disk = Disk::from_row(id, row);
+        let disk = Disk::from_row(id, row, &self.pauses);
         self.change(|disks| {
             disks.retain(|other| other.id != id);
             disks.push(Arc::new(disk));
@@ -389,23 +467,111 @@ impl Disks {
     }
 
     async fn ask(&self, node: &Arc<Node>) {
-        let answer = node.client.status(POLL_DEADLINE).await;
+        let beat = async {
+            if let Some(beat) = self.generations.beat() {
+                // A node of before does not know what that is.
+                let _heard = node.client.beat(&beat, POLL_DEADLINE).await;
+            }
+        };
+        let began = Instant::now();
+        let (answer, ()) = futures::join!(node.client.status(POLL_DEADLINE), beat);
+        if answer.is_err() && self.pauses.touched(began) {
+            return; // It may have answered; it is asked again at once.
+        }
         let current = self.nodes.get(node.key);
         if !current.is_some_and(|current| Arc::ptr_eq(&current, node)) {
             return; // It moved, or left, meanwhile.
         }
         let lost = node.take_in(&answer);
-        let to_admit = self.take_in(node, answer.unwrap_or_default(), lost.as_deref());
-        let admit = |(id, opening)| self.admit(id, node, opening);
-        futures::future::join_all(to_admit.into_iter().map(admit)).await;
+        let to_do = self.take_in(node, answer.unwrap_or_default(), lost.as_deref());
+        let confirm = |(id, to_do)| self.confirm(id, node, to_do);
+        futures::future::join_all(to_do.into_iter().map(confirm)).await;
+    }
+
+    /// Tells a disk of the ledger, and admits it, as far as it has to be; it is used from then on.
+    async fn confirm(&self, id: DiskId, node: &Node, to_do: ToDo) {
+        let Some(disk) = self.get(id) else { return };
+        if to_do.tell
+            && let Err(error) = self.generations.tell(&*node.client, id, disk.incarnation).await
+        {
+            tracing::debug!(disk = %disk.label, %error, "not told of the ledger yet; it is tried again");
+            return;
+        }
+        let own = self.generations.own();
+        if to_do.admit.is_some() {
+            self.generations.forget(id); // Another medium may be in its place.
+        }
+        if to_do.tell {
+            self.update(
+                |disk| disk.id == id,
+                |disk| disk.ledger = own.unwrap_or(Generation::NONE),
+            );
+        }
+        match (to_do.admit, own) {
+            (Some(opening), Some(own)) => self.admit(id, node, opening, own).await,
+            (Some(opening), None) => self.admit_reading(&disk, node, opening).await,
+            (None, _) => self.set_confirmed(id),
+        }
+    }
+
+    fn set_confirmed(&self, id: DiskId) {
+        self.update(
+            |disk| disk.id == id && disk.health == Health::Down(UNCONFIRMED.into()),
+            |disk| set_health(disk, Health::Online),
+        );
+    }
+
+    /// Asks a node to answer reads of a disk; nothing is written anywhere.
+    async fn admit_reading(&self, disk: &Disk, node: &Node, opening: Opening) {
+        let admitted = admit_reading(&*node.client, disk.id, disk.incarnation, &opening, POLL_DEADLINE).await;
+        match admitted {
+            Ok(()) => {
+                self.update(
+                    |other| other.id == disk.id,
+                    |disk| disk.read_in = Some(opening.id),
+                );
+                self.set_confirmed(disk.id);
+            }
+            Err(error) => tracing::debug!(disk = %disk.label, %error, "not read yet; it is tried again"),
+        }
+    }
+
+    /// Has disks know of this commit, durably, before something on them is deleted because of it; says whether this one does.
+    pub async fn tell(&self, disk: &Disk, position: u64) -> bool {
+        if disk.ledger == Generation::NONE {
+            // Its node is of before disks knew any; or this gateway is safe, and deletes nothing.
+            return self.generations.own().is_some();
+        }
+        if self.generations.knows(disk.id, position) {
+            return true;
+        }
+        let Some(client) = &disk.client else { return false };
+        let told = self.generations.tell(&**client, disk.id, disk.incarnation).await;
+        told.is_ok() && self.generations.knows(disk.id, position)
+    }
+
+    /// Tells every disk that is there how far the ledger is.
+    pub async fn tell_all(&self, position: u64) {
+        let disks = self.all();
+        let there = disks.iter().filter(|disk| disk.health == Health::Online);
+        futures::future::join_all(there.map(|disk| self.tell(disk, position))).await;
+    }
+
+    /// What this gateway may do, and what disks were told.
+    pub fn generations(&self) -> &Arc<Generations> {
+        &self.generations
     }
 
     /// Admits a disk in this opening, and uses it from then on.
-    async fn admit(&self, id: DiskId, node: &Node, opening: Opening) {
+    async fn admit(&self, id: DiskId, node: &Node, opening: Opening, own: Generation) {
         let Some(disk) = self.get(id) else { return };
+        let ledger = match disk.ledger {
+            Generation::NONE => Generation::NONE,
+            _ => own,
+        };
         let admitted = self
             .admitting
-            .admit(id, &*node.client, &opening, disk.is_cleared)
+            .admit(id, &*node.client, &opening, ledger, disk.is_cleared)
             .await;
         let is_it = |disk: &Disk| disk.id == id;
         match &admitted {
@@ -442,8 +608,8 @@ impl Disks {
         Ok(())
     }
 
-    /// What was shown and has to be admitted first.
-    fn take_in(&self, node: &Node, status: NodeStatus, lost: Option<&str>) -> Vec<(DiskId, Opening)> {
+    /// What was shown, and what has to be done with it first.
+    fn take_in(&self, node: &Node, status: NodeStatus, lost: Option<&str>) -> Vec<(DiskId, ToDo)> {
         let shown = status.disks.into_iter().map(|disk| (disk.disk, disk));
         let mut shown: HashMap<DiskId, DiskStatus> = shown.collect();
         let names: HashSet<DiskId> = shown.keys().copied().collect();
@@ -451,12 +617,52 @@ impl Disks {
             let is_astray_here = disk.astray.as_ref().is_some_and(|(at, _)| *at == node.key);
             names.contains(&disk.id) || disk.is_expected_at(node) || is_astray_here
         };
-        let mut to_admit = Vec::new();
+        if self.generations.own().is_none() {
+            self.take_in_unlisted(node, &shown);
+        }
+        let verdicts = shown
+            .iter()
+            .map(|(id, status)| (*id, self.generations.verdict(status.ledger.as_ref())));
+        let verdicts: HashMap<DiskId, Verdict> = verdicts.collect();
+        let mut to_do = Vec::new();
         self.update(is_concerned, |disk| match shown.remove(&disk.id) {
-            Some(status) => to_admit.extend(disk.take_in(node, status).map(|opening| (disk.id, opening))),
+            Some(status) => {
+                let verdict = verdicts.get(&disk.id).copied().unwrap_or(Verdict::ReadOnly);
+                to_do.extend(disk.take_in(node, status, verdict).map(|to_do| (disk.id, to_do)));
+            }
             None => disk.take_in_absence(node, lost),
         });
-        to_admit
+        to_do
+    }
+
+    /// Takes in disks that the ledger, which is behind, does not know: what it names may be there now.
+    fn take_in_unlisted(&self, node: &Node, shown: &HashMap<DiskId, DiskStatus>) {
+        let is_unlisted = |status: &&DiskStatus| status.disk != DiskId(0) && self.get(status.disk).is_none();
+        let unlisted = shown.values().filter(is_unlisted).map(|status| {
+            let owner = node.info.as_ref().map(|info| info.id.0.to_be_bytes());
+            let row = DiskRow {
+                incarnation: status.incarnation,
+                label: format!("unlisted-{:.8}", status.disk.to_string()),
+                formatted: true,
+                node: owner.map_or_else(Default::default, |id| bytes::Bytes::copy_from_slice(&id)),
+                ..DiskRow::default()
+            };
+            warn!(
+                disk = row.label,
+                node = node.name(),
+                path = status.path,
+                "the ledger does not know this disk; it is read"
+            );
+            Arc::new(Disk {
+                is_unlisted: true,
+                ..Disk::from_row(status.disk, &row, &self.pauses)
+            })
+        });
+        let unlisted: Vec<Arc<Disk>> = unlisted.collect();
+        if !unlisted.is_empty() {
+            self.change(|disks| disks.extend(unlisted));
+            self.name_nodes();
+        }
     }
 
     /// The widest failure domains of which there are enough for volumes of this many units, whether or not all are up now. With
@@ -520,8 +726,10 @@ impl Disks {
 
     /// Takes in what an error says of a disk's state: the next request need not find out, and the next poll knows better.
     pub fn met(&self, id: DiskId, error: &NodeError) {
+        self.generations.refused_by(error);
         let is_of_node = match error {
             NodeError::Fenced { .. } | NodeError::WrongDisk | NodeError::NoSpace => false,
+            NodeError::Unreachable { .. } if self.pauses.lately() => return,
             NodeError::Unreachable { .. } => true,
             _ => return,
         };
@@ -578,6 +786,23 @@ impl Disks {
     }
 }
 
+/// Has a node answer reads of a disk in this opening. Nothing is written anywhere.
+pub async fn admit_reading(
+    client: &dyn StorageClient,
+    disk: DiskId,
+    incarnation: u64,
+    opening: &Opening,
+    deadline: Duration,
+) -> Result<(), NodeError> {
+    let request = AdmitRequest {
+        opening: opening.id,
+        admission: opening.admission,
+        ledger: Generation::NONE,
+        is_reading: true,
+    };
+    client.admit(disk, incarnation, &request, deadline).await
+}
+
 fn set_health(disk: &mut Disk, health: Health) {
     if disk.health != health {
         log_change(disk, &health);
@@ -621,7 +846,7 @@ mod tests {
             verified_ms: 2_000,
             ..DiskRow::default()
         };
-        let mut disk = Disk::from_row(DiskId(1), &row);
+        let mut disk = Disk::from_row(DiskId(1), &row, &Arc::default());
         disk.status = Some(DiskStatus {
             disk: disk.id,
             incarnation: 0,
@@ -638,6 +863,7 @@ mod tests {
                 ended_s_ago: Some(3),
                 ..VerifyStatus::default()
             }),
+            ledger: None,
         });
         assert_eq!(
             disk.last_verified_ms(10_000),

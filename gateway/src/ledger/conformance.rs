@@ -46,6 +46,7 @@ pub fn run(engine: &dyn Engine) {
         bounds_are_enforced(engine.empty().await).await;
         abandoned_commits_break_nothing(engine.empty().await).await;
         reopening_keeps_everything(engine).await;
+        the_position_is_the_last_commits_version(engine).await;
     });
     behaves_as_a_map(engine, &runtime);
 }
@@ -104,6 +105,22 @@ async fn all(store: &Arc<dyn Store>) -> Vec<Row> {
 
 fn keys(rows: &[Row]) -> Vec<&[u8]> {
     rows.iter().map(|row| &row.key[..]).collect()
+}
+
+async fn the_position_is_the_last_commits_version(engine: &dyn Engine) {
+    let store = engine.empty().await;
+    assert_eq!(store.position(), 0);
+    let first = store.commit(write(vec![put("k", "1")])).await.unwrap();
+    assert_eq!(store.position(), first);
+    let refused = Commit {
+        preconditions: vec![absent("k")],
+        mutations: vec![put("k", "2")],
+    };
+    store.commit(refused).await.unwrap_err();
+    assert_eq!(store.position(), first);
+    let last = store.commit(write(vec![delete("k")])).await.unwrap();
+    assert!(last > first);
+    assert_eq!(engine.reopen(store).await.position(), last);
 }
 
 async fn get_answers_in_order(store: Arc<dyn Store>) {

@@ -7,10 +7,14 @@
 //! - The queue is bounded by count and by bytes. A caller that finds it full waits without holding a thread.
 //! - A caller that goes away changes nothing for its neighbours: once queued, a commit is applied whether or not
 //!   somebody still wants the answer.
-//! - A failure latches. Whoever waits and whoever comes later gets the first failure's words.
+//! - A failure latches, a panic too. Whoever waits and whoever comes later gets the first failure's words, until the engine makes it
+//!   good. The queue and its thread go on.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -34,27 +38,60 @@ pub trait Apply: Send + 'static {
     fn apply(&mut self, batch: &[Commit]) -> Result<Vec<Outcome>, String>;
 }
 
-/// The first failure of an engine, remembered.
+/// A failure of an engine, remembered until it is made good.
 #[derive(Clone, Debug, Default)]
-pub struct Latch(Arc<OnceLock<String>>);
+pub struct Latch(Arc<Latched>);
+
+#[derive(Debug, Default)]
+struct Latched {
+    /// Looked at first: a commit and a read each ask.
+    failed: AtomicBool,
+    failure: Mutex<Option<(String, Instant)>>,
+}
 
 impl Latch {
-    /// Remembers the failure, unless there was one before, and answers the error that everybody gets from now on.
+    /// Remembers the failure, unless there is one, and answers the error that everybody gets from now on.
     pub fn set(&self, what: String) -> LedgerError {
-        let what = self.0.get_or_init(|| {
-            tracing::error!(%what, "the ledger failed and refuses everything until it is opened again");
-            what
+        let mut failure = lock(&self.0.failure);
+        let (what, _) = failure.get_or_insert_with(|| {
+            tracing::error!(%what, "the ledger failed and refuses everything until it is taken up again");
+            (what, Instant::now())
         });
+        self.0.failed.store(true, Ordering::Release);
         LedgerError::Unavailable { what: what.clone() }
     }
 
-    /// An error once there was a failure.
+    /// It was made good.
+    pub fn clear(&self) {
+        if let Some((_, since)) = lock(&self.0.failure).take() {
+            let seconds = since.elapsed().as_secs_f64();
+            tracing::info!(seconds, "the ledger is taken up again");
+        }
+        self.0.failed.store(false, Ordering::Release);
+    }
+
+    /// The failure, and when it was.
+    pub fn failure(&self) -> Option<(String, Instant)> {
+        lock(&self.0.failure).clone()
+    }
+
+    /// An error while there is a failure.
     pub fn check(&self) -> Result<(), LedgerError> {
-        match self.0.get() {
+        if !self.0.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match &*lock(&self.0.failure) {
             None => Ok(()),
-            Some(what) => Err(LedgerError::Unavailable { what: what.clone() }),
+            Some((what, _)) => Err(LedgerError::Unavailable { what: what.clone() }),
         }
     }
+}
+
+/// What a panic said.
+pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without words".to_owned())
 }
 
 /// The queue and its writer thread. Dropping it applies what is queued and stops the thread.
@@ -189,7 +226,14 @@ impl<A: Apply> Writer<A> {
 
     fn outcomes(&mut self, commits: &[Commit]) -> Vec<Outcome> {
         let applied = match self.latch.check() {
-            Ok(()) => self.apply.apply(commits).map_err(|what| self.latch.set(what)),
+            Ok(()) => {
+                let apply = AssertUnwindSafe(|| self.apply.apply(commits));
+                let applied = std::panic::catch_unwind(apply).unwrap_or_else(|panic| {
+                    let what = panic_message(&*panic);
+                    Err(format!("the ledger's writer thread panicked: {what}"))
+                });
+                applied.map_err(|what| self.latch.set(what))
+            }
             Err(latched) => Err(latched),
         };
         applied.unwrap_or_else(|failure| vec![Err(failure); commits.len()])

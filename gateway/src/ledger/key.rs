@@ -4,6 +4,7 @@
 //! ```text
 //! 'a'                                               settings of the cluster (one row)
 //! 'a' 0x01                                          that rebalancing is asked for
+//! 'a' 0x02                                          how long what nothing names is kept (one row)
 //! 'w'                                               how fast background work goes (one row)
 //! 'c' counter                                       counters that hand out ids
 //! 'b' bucket name                                   bucket
@@ -22,6 +23,8 @@
 //! 'r' lease:u64 start:u64                           range of blob ids leased to a gateway
 //! 'x'                                               scrubbing: its settings, and the census (one row)
 //! 'C' volume:u64                                    last census of a volume
+//! 'G'                                               generation of the ledger (one row)
+//! 'U' volume:u64 blob:u64                           blob that nothing names, set aside
 //! ```
 //!
 //! Escaping: every 0x00 of a string becomes 0x00 0xFF, and 0x00 0x01 ends it. So no escaped string is a prefix of
@@ -40,9 +43,19 @@ pub fn rebalance() -> Bytes {
     Bytes::from_static(b"a\x01")
 }
 
+/// The row that says how long what nothing names is kept.
+pub fn keep() -> Bytes {
+    Bytes::from_static(b"a\x02")
+}
+
 /// The row that says how fast background work goes.
 pub fn pace() -> Bytes {
     Bytes::from_static(b"w")
+}
+
+/// The row of the ledger's generation.
+pub fn generation() -> Bytes {
+    Bytes::from_static(b"G")
 }
 
 /// Hands out ids of one kind.
@@ -131,6 +144,11 @@ pub fn object_name(row: &[u8]) -> Option<String> {
     let (name, rest) = unescape(row.get(9..)?)?;
     (row[0] == b'o' && rest.len() == 8).then_some(())?;
     String::from_utf8(name).ok()
+}
+
+/// The bucket's id in an object row's key.
+pub fn bucket_of_row(row: &[u8]) -> Option<u64> {
+    (row.len() > 9 && row[0] == b'o').then(|| number_at(row, 1))
 }
 
 /// The S3 key and the upload id in an upload row's key.
@@ -231,12 +249,17 @@ pub fn garbage(volume: u64, blob: u64) -> Bytes {
     numbers(b'g', &[volume, blob])
 }
 
+/// The row of a blob that nothing names.
+pub fn unnamed(volume: u64, blob: u64) -> Bytes {
+    numbers(b'U', &[volume, blob])
+}
+
 /// The row of a blob's seals.
 pub fn seals(volume: u64, blob: u64) -> Bytes {
     numbers(b'e', &[volume, blob])
 }
 
-/// Volume and blob of the key of a blob's row, or of its seals or garbage.
+/// Volume and blob of the key of a blob's row, or of its seals or garbage, or of one that was set aside.
 pub fn volume_and_blob(row: &[u8]) -> Option<(u64, u64)> {
     (row.len() == 17).then(|| (number_at(row, 1), number_at(row, 9)))
 }
@@ -292,6 +315,42 @@ pub fn id_range_parts(row: &[u8]) -> Option<(u64, u64)> {
 /// The only number in a volume's or lease's key.
 pub fn single_number(row: &[u8]) -> Option<u64> {
     (row.len() == 9).then(|| number_at(row, 1))
+}
+
+/// What a key is of, in words.
+pub fn words(row: &[u8]) -> String {
+    let number = |at: usize| row.get(at..at + 8).map(|_| number_at(row, at));
+    let id = |at: usize| {
+        row.get(at..at + 16)
+            .map(|id| u128::from_be_bytes(id.try_into().unwrap_or_default()))
+    };
+    let of_blob = |what: &str| Some(format!("{what} {} of volume {}", number(9)?, number(1)?));
+    let hex = |what: &str| Some(format!("{what} {:032x}", id(1)?));
+    let named = match row.first() {
+        Some(b'a' | b'w' | b'x' | b'G') => Some("a row of settings".to_owned()),
+        Some(b'c') => Some("a counter of ids".to_owned()),
+        Some(b'b') => bucket_name(row).map(|name| format!("bucket {name:?}")),
+        Some(b'o') => {
+            object_name(row).and_then(|name| Some(format!("object {name:?} of bucket {}", number(1)?)))
+        }
+        Some(b'u') => upload_name(row)
+            .and_then(|(name, _)| Some(format!("an upload of {name:?} in bucket {}", number(1)?))),
+        Some(b'p') => part_number(row).map(|part| format!("part {part} of an upload")),
+        Some(b'v') => single_number(row).map(|volume| format!("volume {volume}")),
+        Some(b'd') => hex("disk"),
+        Some(b'n') => hex("node"),
+        Some(b't') => Some("a token of a node".to_owned()),
+        Some(b'B') => of_blob("blob"),
+        Some(b'e') => of_blob("seals of blob"),
+        Some(b'g') => of_blob("garbage: blob"),
+        Some(b's') => of_blob("a suspect shard: blob"),
+        Some(b'U') => of_blob("unnamed blob"),
+        Some(b'l') => single_number(row).map(|lease| format!("lease {lease}")),
+        Some(b'r') => number(1).map(|lease| format!("a range of ids of lease {lease}")),
+        Some(b'C') => single_number(row).map(|volume| format!("the census of volume {volume}")),
+        _ => None,
+    };
+    named.unwrap_or_else(|| format!("the row with key \"{}\"", row.escape_ascii()))
 }
 
 /// A whole table.

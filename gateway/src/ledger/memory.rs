@@ -57,6 +57,18 @@ impl MemoryStore {
         state.fault = None;
     }
 
+    /// A copy of all that is there, as a backup is one.
+    pub fn copy(&self) -> MemoryStore {
+        let state = self.lock();
+        MemoryStore {
+            state: Mutex::new(State {
+                rows: state.rows.clone(),
+                sequence: state.sequence,
+                ..State::default()
+            }),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,6 +156,10 @@ impl Store for MemoryStore {
         let mut state = self.lock();
         state.check_latch()?;
         state.commit(commit)
+    }
+
+    fn position(&self) -> u64 {
+        self.lock().sequence
     }
 }
 

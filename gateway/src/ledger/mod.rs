@@ -6,19 +6,26 @@
 //! Invariant: nothing outside this folder encodes a key or a row.
 
 pub mod bounds;
+pub mod changes;
 #[cfg(test)]
 mod conformance;
+pub mod damage;
 pub mod group_commit;
 pub mod key;
 pub mod memory;
 pub mod model;
 pub mod redb;
+pub mod room;
 pub mod store;
 
 use bytes::Bytes;
+use damage::Damage;
 use prost::Message;
-use std::sync::Arc;
-use store::{Commit, Direction, KeyRange, LedgerError, Mutation, Precondition, Store};
+use std::sync::{Arc, OnceLock};
+use store::{
+    BlocksChecked, Commit, Direction, EngineState, KeyRange, LedgerError, Mending, Mutation, Precondition,
+    Row, Scanned, Store,
+};
 
 /// How often a commit that lost a race is tried again before the client is told.
 pub const CONFLICT_RETRIES: usize = 32;
@@ -32,16 +39,30 @@ pub struct Typed<T> {
     pub version: u64,
 }
 
+/// Rows to be shown.
+#[derive(Clone, Debug)]
+pub struct Shown<T> {
+    /// Those that can be read.
+    pub rows: Vec<(Bytes, Typed<T>)>,
+    /// Where it goes on; none at the end of the range.
+    pub next: Option<Bytes>,
+}
+
 /// Typed access to a store.
 #[derive(Clone)]
 pub struct Ledger {
     store: Arc<dyn Store>,
+    /// Why nothing may be committed, if nothing may.
+    frozen: Arc<OnceLock<String>>,
 }
 
 impl Ledger {
     /// On top of an engine.
     pub fn new(store: Arc<dyn Store>) -> Ledger {
-        Ledger { store }
+        Ledger {
+            store,
+            frozen: Arc::default(),
+        }
     }
 
     /// One row.
@@ -96,6 +117,52 @@ impl Ledger {
             .collect()
     }
 
+    /// Rows of one kind for those who show them, in key order, and beside what is damaged; none is left when there are fewer than
+    /// `limit`, damaged ones counted.
+    pub async fn scan_beside<T: Message + Default>(
+        &self,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Shown<T>, LedgerError> {
+        let scanned = self.store.scan_beside(range, limit).await?;
+        let is_last = scanned.rows.len() < limit;
+        let last = scanned.rows.last().map(|row| row.key.clone());
+        let typed = |row: Row| {
+            let version = row.versioned.version;
+            let row_of = |row| Typed { row, version };
+            decode(&row.key, row.versioned.value).map(|decoded| (row.key, row_of(decoded)))
+        };
+        Ok(Shown {
+            rows: scanned
+                .rows
+                .into_iter()
+                .map(typed)
+                .filter_map(Result::ok)
+                .collect(),
+            next: last.filter(|_| !is_last).map(|last| key::after(&last)),
+        })
+    }
+
+    /// Rows as they are stored, beside what is damaged.
+    pub async fn scan_raw(&self, range: KeyRange, limit: usize) -> Result<Scanned, LedgerError> {
+        self.store.scan_beside(range, limit).await
+    }
+
+    /// Looks at blocks of the engine's file.
+    pub async fn check_blocks(&self, from: u64, most: u64) -> Result<BlocksChecked, LedgerError> {
+        self.store.check_blocks(from, most).await
+    }
+
+    /// Looks for all that cannot be read, to have it mended.
+    pub async fn find_damage(&self) -> Result<Option<Box<dyn Mending>>, LedgerError> {
+        self.store.find_damage().await
+    }
+
+    /// What is known to be damaged.
+    pub fn damage(&self) -> Option<Arc<Damage>> {
+        self.store.damage()
+    }
+
     /// Every row of a range, in pages, handed to `each` as they come.
     pub async fn for_each<T: Message + Default>(
         &self,
@@ -132,9 +199,54 @@ impl Ledger {
         Ok(counted)
     }
 
+    /// The same ledger on top of another engine, which stands in front of this one's; both are frozen together.
+    pub fn over(&self, store: Arc<dyn Store>) -> Ledger {
+        Ledger {
+            store,
+            frozen: self.frozen.clone(),
+        }
+    }
+
+    /// Refuses every commit from now on, by this one and those cloned from it.
+    pub fn freeze(&self, why: &str) {
+        self.frozen.get_or_init(|| why.to_owned());
+    }
+
+    /// An error if nothing may be committed.
+    pub fn check_writable(&self) -> Result<(), LedgerError> {
+        match self.frozen.get() {
+            Some(why) => Err(LedgerError::Frozen { why: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Applies a commit.
     pub async fn commit(&self, commit: Commit) -> Result<u64, LedgerError> {
+        self.check_writable()?;
         self.store.commit(commit).await
+    }
+
+    /// The engine.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// How far the ledger is: the version of its last commit.
+    pub fn position(&self) -> u64 {
+        self.store.position()
+    }
+
+    /// How the engine is.
+    pub fn state(&self) -> EngineState {
+        self.store.state()
+    }
+
+    /// An error while there is no room for more objects.
+    pub fn check_room(&self) -> Result<(), LedgerError> {
+        match self.store.state().room {
+            Some(room) if !room.admits_uploads => Err(LedgerError::Full),
+            _ => Ok(()),
+        }
     }
 
     /// Takes `count` consecutive ids from a counter; they are never handed out again.

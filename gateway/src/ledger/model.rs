@@ -25,6 +25,30 @@ pub struct SettingsRow {
     pub name: String,
 }
 
+/// Which ledger this is, of all that were ever copied from it or restored; one row. See `cluster/generation`.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct GenerationRow {
+    /// Grows whenever the ledger could have been copied or restored since.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Random.
+    #[prost(uint64, tag = "2")]
+    pub nonce: u64,
+    /// Blobs with a smaller id that nothing names may belong to a ledger that was given up: they are kept until an operator
+    /// decides. 0 if no ledger was.
+    #[prost(uint64, tag = "3")]
+    pub kept_below_blob: u64,
+    /// It was restored, and units may have moved after its last commit: they are looked for before anything else.
+    #[prost(bool, tag = "4")]
+    pub is_restored: bool,
+    /// The number of the generation that the ledger had before this one; with the nonce it says of which history this one is.
+    #[prost(uint64, tag = "5")]
+    pub before_number: u64,
+    /// And its nonce.
+    #[prost(uint64, tag = "6")]
+    pub before_nonce: u64,
+}
+
 /// That disks are to be made equally full.
 #[derive(Clone, PartialEq, Message)]
 pub struct RebalanceRow {
@@ -449,10 +473,10 @@ pub struct CensusRow {
     /// Shards of another length than the ledger says.
     #[prost(uint64, tag = "8")]
     pub wrong: u64,
-    /// Blobs of which a disk has shards, and that nothing names.
+    /// Blobs of which a disk has shards, that nothing names, and that were not known before.
     #[prost(uint64, tag = "9")]
     pub unnamed: u64,
-    /// Of these, blobs that were made garbage.
+    /// Of these, blobs that were made garbage. Since they are set aside: 0.
     #[prost(uint64, tag = "10")]
     pub collected: u64,
     /// Shards past the end of a blob that is named: they go when it does.
@@ -470,6 +494,72 @@ pub struct CensusRow {
     /// Disks that were not there to be asked for units that are not theirs.
     #[prost(uint64, tag = "15")]
     pub disks_away: u64,
+    /// Blobs of which disks have shards and that nothing names, known from before.
+    #[prost(uint64, tag = "16")]
+    pub set_aside: u64,
+}
+
+/// Why a blob was set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum UnnamedWhy {
+    /// A census found shards of it, and no row that names it.
+    Census = 0,
+    /// Its id is of a gateway that died, and no row names it.
+    DeadLease = 1,
+}
+
+/// A blob that disks have shards of and no row names. See `maintenance/unnamed`.
+#[derive(Clone, PartialEq, Message)]
+pub struct UnnamedRow {
+    /// When it was first seen, in milliseconds since 1970. For people.
+    #[prost(uint64, tag = "1")]
+    pub seen_ms: u64,
+    /// Seconds that gateways had run by then.
+    #[prost(uint64, tag = "2")]
+    pub seen_run_s: u64,
+    /// Complete censuses that found it.
+    #[prost(uint32, tag = "3")]
+    pub censuses: u32,
+    /// See [`UnnamedWhy`].
+    #[prost(enumeration = "UnnamedWhy", tag = "4")]
+    pub why: i32,
+    /// The census in progress when it was first seen, or the last one before.
+    #[prost(uint64, tag = "5")]
+    pub since_cycle: u64,
+    /// The last census that found it.
+    #[prost(uint64, tag = "6")]
+    pub found_cycle: u64,
+    /// The last census that was counted.
+    #[prost(uint64, tag = "7")]
+    pub counted_cycle: u64,
+    /// The units (by index) that had shards of it when they were last looked at.
+    #[prost(uint32, repeated, tag = "8")]
+    pub units: Vec<u32>,
+    /// How many shards these were.
+    #[prost(uint64, tag = "9")]
+    pub shards: u64,
+    /// Their bytes.
+    #[prost(uint64, tag = "10")]
+    pub bytes: u64,
+    /// The object or part that names it although it has no row, for people: such a blob is kept. Empty if there is none, or nobody
+    /// looked yet.
+    #[prost(string, tag = "11")]
+    pub named_by: String,
+}
+
+/// How long what nothing names is kept, and how long gateways have run; one row.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct KeepRow {
+    /// Seconds that gateways run before it goes, if an operator said so.
+    #[prost(uint64, optional, tag = "1")]
+    pub keep_s: Option<u64>,
+    /// Complete censuses that have to find it before it goes, if an operator said so.
+    #[prost(uint32, optional, tag = "2")]
+    pub censuses: Option<u32>,
+    /// Seconds that gateways have run, as they counted.
+    #[prost(uint64, tag = "3")]
+    pub ran_s: u64,
 }
 
 /// The last census of a volume.

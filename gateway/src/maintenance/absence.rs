@@ -1,10 +1,11 @@
 //! Gives up on disks that stay away: after a grace period what they held is rebuilt elsewhere.
 //!
-//! How long a disk has been away is measured by this process, from when it noticed; a gateway that starts begins anew. Nothing is
-//! decided about data: the disk's units are moved one by one, each by a commit of its own, and what it still has when
-//! it returns is still good.
+//! How long a disk has been away is measured by this process, from when it noticed; a gateway that starts begins anew, and
+//! time that the process stood still does not count. Nothing is decided about data: the disk's units are moved one by one, each by
+//! a commit of its own, and what it still has when it returns is still good.
 //! Invariant: when many of the disks that are still counted on are away at once, it is taken for a network that is split, and nobody
 //! is given up. Who is still away when it is no longer split is waited for anew: machines do not come back in the same moment.
+//! Invariant: while there is a hold (`holds`) nobody is given up, and who is away is waited for anew when it is over.
 
 use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
@@ -25,7 +26,15 @@ const AWAY_SHARE: usize = 3;
 pub struct Absence {
     objects: Arc<Objects>,
     grace: Duration,
-    since: Mutex<HashMap<DiskId, Instant>>,
+    since: Mutex<HashMap<DiskId, Since>>,
+}
+
+/// When a disk was first missed.
+#[derive(Clone, Copy)]
+struct Since {
+    at: Instant,
+    /// How long this process had stood still until then.
+    paused: Duration,
 }
 
 impl Absence {
@@ -40,7 +49,10 @@ impl Absence {
 
     /// The disks that were away for too long.
     fn overdue(&self) -> Vec<Arc<Disk>> {
-        let now = Instant::now();
+        let now = Since {
+            at: Instant::now(),
+            paused: self.objects.disks.pauses().total(),
+        };
         let mut since = self.since.lock().unwrap_or_else(|e| e.into_inner());
         let disks = self.objects.disks.all();
         let counted = || disks.iter().filter(|disk| !disk.is_given_up());
@@ -51,7 +63,10 @@ impl Absence {
             return Vec::new();
         }
         since.retain(|id, _| away.iter().any(|disk| disk.id == *id));
-        let too_long = |disk: &&Arc<Disk>| *since.entry(disk.id).or_insert(now) + self.grace <= now;
+        let too_long = |disk: &&Arc<Disk>| {
+            let since = *since.entry(disk.id).or_insert(now);
+            now.at >= since.at + self.grace + now.paused.saturating_sub(since.paused)
+        };
         away.into_iter().filter(too_long).cloned().collect()
     }
 }
@@ -94,6 +109,10 @@ impl Worker for Absence {
     }
 
     async fn step(&self) -> Result<Step> {
+        if !self.objects.holds.may_delete() {
+            self.since.lock().unwrap_or_else(|e| e.into_inner()).clear();
+            return Ok(Step::Idle);
+        }
         let overdue = self.overdue();
         if overdue.is_empty() {
             return Ok(Step::Idle);

@@ -2,18 +2,19 @@
 //!
 //! ```text
 //! a cycle: volume by volume ─► piece by piece ─► unit by unit   missing, of another length ─► suspects (repair)
-//!                                                               unnamed ───────────────────► garbage
+//!                                                               unnamed ───────────────────► set aside
 //!          then disk by disk                                    units that are not theirs ─► counted (leftovers drops them)
 //! ```
 //! What a difference means, and why no race makes it mean something else, is `census/compare`. The ledger remembers the volume that
 //! the cycle goes on with, so whoever stops, the next one goes on.
 //!
 //! Invariant: a cycle is clean only if each unit of every volume was compared since it began, on the disk that the ledger names
-//! for it, at one epoch, and nothing was missing, unnamed, astray, or waiting to be deleted or repaired. What could not be looked at is
-//! counted as that.
+//! for it, at one epoch, and nothing was missing, newly unnamed, astray, or waiting to be deleted or repaired. What could not be
+//! looked at is counted as that. What was set aside before (`unnamed`) is counted apart, and is accounted for.
 //! Invariant: a disk that was opened anew is compared at once, before the cycle comes to it: it may be a copy of an earlier state
 //! (`cluster/admission`). It is in doubt until all of its units were.
-//! Deliberately absent: any clock in what is found or collected. The pace, which only this process knows, is one.
+//! Deliberately absent: any clock in what is found. The pace, which only this process knows, is one; while something is set aside
+//! it is so fast that the censuses that have to find it fit the time that it is kept.
 
 mod compare;
 pub mod record;
@@ -23,13 +24,14 @@ use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
 use crate::error::{Error, Result};
 use crate::ledger::model::{CensusRow, ScrubRow, SuspectRow, UnitCensusRow, VolumeCensusRow, VolumeRow};
+use crate::ledger::store::LedgerError;
 use crate::ledger::{CommitBuilder, key};
 use crate::object::Objects;
 use crate::placement::volumes::Volume;
 use bytes::Bytes;
-use compare::Difference;
+use compare::{Cycle, Difference};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{DiskId, NodeError, UnitAddress};
@@ -50,7 +52,7 @@ const ATTEMPTS: usize = 3;
 const SUSPECTS_MAX: usize = 20_000;
 /// until this much later.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
-/// A disk in doubt that could not be compared is tried again this much later.
+/// A disk in doubt that could not be compared is tried again this much later, or as much later as comparing it took.
 const DOUBT_REST: Duration = Duration::from_secs(10);
 /// Queues are counted up to this.
 const COUNT_MAX: usize = 10_000;
@@ -73,7 +75,7 @@ struct Counts {
     missing: u64,
     wrong: u64,
     unnamed: u64,
-    collected: u64,
+    set_aside: u64,
     surplus: u64,
 }
 
@@ -92,8 +94,11 @@ pub struct Census {
     objects: Arc<Objects>,
     moving: Moving,
     cycle: Duration,
-    /// Nothing is due before that, unless it is wanted at once.
-    due: Mutex<Instant>,
+    /// When there was something to do last, and for how many volumes it stood: what comes next is due a share of the cycle later,
+    /// unless it is wanted at once.
+    last: Mutex<Option<(Instant, u32)>>,
+    /// The cycle that was in progress when this process took over: how long it was to take still, nobody knows, so it goes on at once.
+    resumed: OnceLock<Option<u64>>,
     /// Disks in doubt that could not be compared.
     put_off: Mutex<HashMap<DiskId, Instant>>,
     wake: Arc<Notify>,
@@ -113,7 +118,8 @@ impl Census {
             objects,
             moving,
             cycle,
-            due: Mutex::new(Instant::now()),
+            last: Mutex::default(),
+            resumed: OnceLock::new(),
             put_off: Mutex::default(),
             wake,
             stop,
@@ -124,14 +130,19 @@ impl Census {
         *self.stop.borrow()
     }
 
+    /// The cycle takes its time: each of so many volumes is due so much after the one before.
     fn is_due(&self) -> bool {
-        *self.due.lock().unwrap_or_else(|e| e.into_inner()) <= Instant::now()
+        let cycle = match self.objects.unnamed.summary().census_within {
+            Some(within) => self.cycle.min(within),
+            None => self.cycle,
+        };
+        let last = *self.last.lock().unwrap_or_else(|e| e.into_inner());
+        last.is_none_or(|(at, volumes)| at.elapsed() >= cycle / volumes)
     }
 
-    /// The cycle takes its time: each of so many volumes is due so much after the one before.
-    fn set_due(&self, volumes: usize) {
-        let share = self.cycle / u32::try_from(volumes.max(1)).unwrap_or(u32::MAX);
-        *self.due.lock().unwrap_or_else(|e| e.into_inner()) = Instant::now() + share;
+    fn note_done(&self) {
+        let volumes = u32::try_from(self.objects.volumes.all().len().max(1)).unwrap_or(u32::MAX);
+        *self.last.lock().unwrap_or_else(|e| e.into_inner()) = Some((Instant::now(), volumes));
     }
 
     /// A step of the cycle: its next volume, or its end.
@@ -142,7 +153,11 @@ impl Census {
         let Some(volume) = next.first().and_then(|(row_key, _)| key::single_number(row_key)) else {
             return self.finish(census).await;
         };
-        let Some((epoch_disks, counted)) = self.look(volume, None).await? else {
+        let cycle = Cycle {
+            number: census.cycle,
+            counts: true,
+        };
+        let Some((epoch_disks, counted)) = self.look(volume, None, cycle).await? else {
             return Ok(Step::Idle);
         };
         let now_ms = self.objects.clock.now_ms();
@@ -166,18 +181,36 @@ impl Census {
         };
         let further = |commit: CommitBuilder| commit.put(key::volume_census(volume), &of_volume);
         self.objects.change_scrub(note, further).await?;
-        self.set_due(self.objects.volumes.all().len());
+        let mut rest = key::table(b'v');
+        rest.start = key::volume(volume + 1);
+        // The end comes at once after the last.
+        if self.objects.ledger.count(rest, 1).await? > 0 {
+            self.note_done();
+        }
         Ok(Step::Worked)
     }
 
     /// Looks at a volume's units, or only at the one on this disk. The disks of the units and what was found; none if it was
     /// told to stop.
-    async fn look(&self, volume: u64, only: Option<DiskId>) -> Result<Option<(Vec<DiskId>, Vec<Counted>)>> {
+    async fn look(
+        &self,
+        volume: u64,
+        only: Option<DiskId>,
+        cycle: Cycle,
+    ) -> Result<Option<(Vec<DiskId>, Vec<Counted>)>> {
         let mut attempts = 0;
         loop {
             let now = self.objects.volumes.refresh(volume).await?;
             attempts += 1;
-            match self.look_once(&now, only).await? {
+            let looked = match self.look_once(&now, only, cycle).await {
+                // A census of the others goes on; this volume was not compared.
+                Err(Error::Ledger(LedgerError::Damaged { what })) => {
+                    tracing::warn!(volume, what, "a volume is not compared: the ledger is damaged");
+                    return Ok(Some((now.disks.clone(), vec![None; now.disks.len()])));
+                }
+                looked => looked?,
+            };
+            match looked {
                 Looked::At(counted) => return Ok(Some((now.disks.clone(), counted))),
                 Looked::Stopped => return Ok(None),
                 Looked::Moved if attempts < ATTEMPTS => {}
@@ -186,7 +219,7 @@ impl Census {
         }
     }
 
-    async fn look_once(&self, volume: &Arc<Volume>, only: Option<DiskId>) -> Result<Looked> {
+    async fn look_once(&self, volume: &Arc<Volume>, only: Option<DiskId>, cycle: Cycle) -> Result<Looked> {
         let codec = self.objects.codecs.get(volume.scheme)?;
         let mut units: Vec<Unit> = (0..volume.disks.len() as u8)
             .filter(|index| only.is_none_or(|disk| volume.disks[usize::from(*index)] == disk))
@@ -206,7 +239,7 @@ impl Census {
             let mut found = Vec::new();
             let mut lost = Vec::new();
             for unit in &units {
-                match self.compare(unit, &piece).await? {
+                match self.compare(unit, &piece, cycle).await? {
                     Ok(difference) => found.push((unit.index, difference)),
                     Err(NodeError::StaleEpoch { .. }) => return Ok(Looked::Moved),
                     Err(error) => {
@@ -326,7 +359,8 @@ impl Census {
         if self.is_stopped() {
             return Ok(Step::Idle);
         }
-        self.set_due(self.objects.volumes.all().len());
+        self.note_done();
+        let counted = self.objects.count_census(census.cycle).await?;
         let now_ms = self.objects.clock.now_ms();
         let end = |row: &mut ScrubRow| {
             let now = row.now.filter(|now| now.cycle == census.cycle)?;
@@ -338,6 +372,9 @@ impl Census {
                 disks_away: away,
                 garbage,
                 suspects,
+                // A gateway that stopped in a volume may have found some that it did not count.
+                unnamed: now.unnamed.max(counted.new),
+                set_aside: counted.known,
                 ..now
             });
             row.last
@@ -357,10 +394,12 @@ impl Census {
         let Ok(units) = client.units(disk.id, disk.incarnation, DEADLINE).await else {
             return Ok(None);
         };
+        // A ledger that was given up had volumes that this one does not know: their units are kept, and no fault of the disk.
+        let keeps_unknown = self.objects.kept_below_blob().await? > 0;
         let mut strays = 0;
         for info in units {
             // A unit without shards is a number that the disk remembers.
-            if info.shards == 0 || self.moving.has(info.unit, disk.id) {
+            if info.shards == 0 || info.unit.is_system() || self.moving.has(info.unit, disk.id) {
                 continue;
             }
             let row = self
@@ -368,6 +407,9 @@ impl Census {
                 .ledger
                 .get::<VolumeRow>(key::volume(info.unit.volume))
                 .await?;
+            if row.is_none() && keeps_unknown {
+                continue;
+            }
             let named = row.and_then(|row| row.row.disks.get(usize::from(info.unit.index)).cloned());
             strays += u64::from(named.is_none_or(|named| named != disk.id.0.to_be_bytes()[..]));
         }
@@ -376,11 +418,16 @@ impl Census {
 
     /// Compares a disk that was opened anew. False if that has to be tried again.
     async fn settle_doubt(&self, disk: &Disk, admission: u64) -> Result<bool> {
+        let row = self.objects.scrub_row().await?;
+        let cycle = Cycle {
+            number: row.now.or(row.last).map_or(0, |census| census.cycle),
+            counts: false,
+        };
         for volume in self.objects.volumes.all() {
             let Some(index) = volume.disks.iter().position(|id| *id == disk.id) else {
                 continue;
             };
-            let Some((disks, counted)) = self.look(volume.id, Some(disk.id)).await? else {
+            let Some((disks, counted)) = self.look(volume.id, Some(disk.id), cycle).await? else {
                 return Ok(false);
             };
             let now = self.objects.volumes.get(volume.id).await?;
@@ -416,9 +463,11 @@ impl Census {
             if self.is_stopped() {
                 break;
             }
+            let began = Instant::now();
             if !self.settle_doubt(disk, *admission).await? {
+                // The cycle gets as much time as that took.
                 let mut put_off = self.put_off.lock().unwrap_or_else(|e| e.into_inner());
-                put_off.insert(disk.id, Instant::now() + DOUBT_REST);
+                put_off.insert(disk.id, Instant::now() + began.elapsed().max(DOUBT_REST));
             }
         }
         Ok(!in_doubt.is_empty())
@@ -436,7 +485,7 @@ impl Counts {
         self.missing += difference.missing.len() as u64;
         self.wrong += difference.wrong.len() as u64;
         self.unnamed += difference.unnamed;
-        self.collected += difference.collected;
+        self.set_aside += difference.set_aside;
         self.surplus += difference.surplus;
     }
 }
@@ -450,7 +499,7 @@ fn add(row: &mut CensusRow, counted: &Counted) {
     row.missing += counts.missing;
     row.wrong += counts.wrong;
     row.unnamed += counts.unnamed;
-    row.collected += counts.collected;
+    row.set_aside += counts.set_aside;
     row.surplus += counts.surplus;
 }
 
@@ -478,8 +527,11 @@ impl Worker for Census {
             return Ok(Step::Worked);
         }
         let row = self.objects.scrub_row().await?;
+        let resumed = *self.resumed.get_or_init(|| row.now.map(|census| census.cycle));
         match row.now {
-            Some(census) if row.at_once || self.is_due() => self.go_on(&row, census).await,
+            Some(census) if row.at_once || resumed == Some(census.cycle) || self.is_due() => {
+                self.go_on(&row, census).await
+            }
             None if self.is_due() => match self.objects.begin_census(false).await {
                 Ok(_) | Err(Error::Conflict) => Ok(Step::Worked),
                 Err(error) => Err(error),

@@ -2,6 +2,7 @@
 //!
 //! A garbage row stands until every unit's disk has confirmed a durable delete, so a disk that is away gets its
 //! deletes when it is back. A blob that a download still reads waits (see `object/readers`).
+//! Invariant: nothing is deleted while there is a hold (`holds`).
 
 use super::worker::{Step, Worker};
 use crate::cluster::disks::Health;
@@ -81,7 +82,8 @@ impl Garbage {
             let Some(blob) = key::volume_and_blob(&row_key) else {
                 continue;
             };
-            if self.objects.readers.pinned(blob) {
+            // What a ledger restored from the archive would still name must be there.
+            if self.objects.readers.pinned(blob) || !self.objects.archive.may_collect(row.version) {
                 continue;
             }
             let total = self.objects.volumes.get(blob.0).await?.scheme.total_shards() as u8;
@@ -125,8 +127,9 @@ impl Garbage {
                 by_unit.entry((row.blob.0, *index)).or_default().push(row.blob.1);
             }
         }
+        let newest = rows.iter().map(|row| row.version).max().unwrap_or(0);
         let calls = by_unit.into_iter().map(|((volume, index), blobs)| async move {
-            let done = self.delete_from_unit(volume, index, &blobs).await?;
+            let done = self.delete_from_unit(volume, index, &blobs, newest).await?;
             let keys = blobs
                 .into_iter()
                 .filter(|_| done)
@@ -140,7 +143,8 @@ impl Garbage {
         Ok(done)
     }
 
-    async fn delete_from_unit(&self, volume: u64, index: u8, blobs: &[u64]) -> Result<bool> {
+    /// `newest` is the commit that made the last of them garbage: the disk has to know it first.
+    async fn delete_from_unit(&self, volume: u64, index: u8, blobs: &[u64], newest: u64) -> Result<bool> {
         let volume = self.objects.volumes.get(volume).await?;
         let disk_id: DiskId = volume.disks[index as usize];
         // A disk that the ledger no longer names has nothing that counts.
@@ -153,13 +157,19 @@ impl Garbage {
         let Some(deadline) = deadline else {
             return Ok(false);
         };
+        if !self.objects.disks.tell(&disk, newest).await {
+            return Ok(false);
+        }
         match client
             .delete(&volume.address(index, &disk), blobs, deadline)
             .await
         {
             Ok(()) | Err(NodeError::NotFound) => Ok(true),
             Err(error) => {
-                self.objects.disks.report(disk_id, &error);
+                // Of one that is suspect too little was asked to hold it against it.
+                if error != NodeError::Timeout || deadline >= DELETE_DEADLINE {
+                    self.objects.disks.report(disk_id, &error);
+                }
                 tracing::debug!(disk = %disk.label, %error, "delete put off");
                 Ok(false)
             }
@@ -195,7 +205,13 @@ impl Worker for Garbage {
 
     async fn step(&self) -> Result<Step> {
         let queued = Garbage::queue_abandoned(&self.objects).await?;
+        if !self.objects.holds.may_delete() {
+            return Ok(Step::Idle);
+        }
         let rows = self.next_rows().await?;
+        if !self.objects.holds.may_delete() {
+            return Ok(Step::Idle);
+        }
         let done = self.delete(&rows).await?;
         let mut commit = CommitBuilder::new();
         let (mut collected, mut changed) = (0, false);

@@ -3,32 +3,51 @@
 //! names none any more.
 //!
 //! The ledger decides: a unit is dropped only if the ledger has its volume and names another disk for it, and the drop carries the
-//! volume's epoch, so that no older request makes the unit again.
+//! volume's epoch, so that no older request makes the unit again. While there is a hold (`holds`) nothing is.
+//!
+//! A ledger that was restored or accepted may have forgotten moves: the unit that it takes for a leftover may be the one that holds the
+//! shards. There a unit is dropped only when the disk that is named has all of its shards that are wanted, or may be by an operator.
 
 use super::rebuild::Moving;
 use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
 use crate::error::Result;
 use crate::ledger::key;
-use crate::ledger::model::{Membership, VolumeRow};
+use crate::ledger::model::{BlobRow, GarbageRow, Membership, VolumeRow};
 use crate::object::Objects;
-use std::sync::Arc;
+use crate::placement::volumes::Volume;
+use bytes::Bytes;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use storage_node::client::StorageClient;
-use storage_node::protocol::UnitAddress;
+use storage_node::client::{INVENTORY_LIMIT_MAX, StorageClient};
+use storage_node::protocol::{DiskId, ShardKey, UnitAddress, UnitId, UnitInfo};
+use tokio::time::Instant;
 
 const DEADLINE: Duration = Duration::from_secs(10);
+/// A unit that is kept is looked at again after so long: its shards are listed for it.
+const KEPT_UNTIL_LOOKED_AT: Duration = Duration::from_secs(600);
 
 /// See the module.
 pub struct Leftovers {
     objects: Arc<Objects>,
     moving: Moving,
+    /// Units that are kept, and when they are looked at again.
+    kept: Mutex<HashMap<(DiskId, UnitId), Instant>>,
 }
 
 impl Leftovers {
     /// For one gateway; what `moving` says is on its way is left alone.
     pub fn new(objects: Arc<Objects>, moving: Moving) -> Leftovers {
-        Leftovers { objects, moving }
+        Leftovers {
+            objects,
+            moving,
+            kept: Mutex::default(),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<(DiskId, UnitId), Instant>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a unit is on the disk, or on its way there.
@@ -42,9 +61,14 @@ impl Leftovers {
         let Ok(units) = client.units(disk.id, disk.incarnation, DEADLINE).await else {
             return Ok(None);
         };
+        let kept_below = self.objects.kept_below_blob().await?;
+        self.kept().retain(|_, until| *until > Instant::now());
         let mut dropped = 0;
         for info in units {
             let (volume, index) = (info.unit.volume, info.unit.index);
+            if info.unit.is_system() {
+                continue;
+            }
             // The row, not what is remembered of it: another unit may have moved a moment ago.
             let known = self.objects.ledger.get::<VolumeRow>(key::volume(volume)).await?;
             if known.is_none() {
@@ -56,10 +80,28 @@ impl Leftovers {
             if is_coming || volume.disks.get(usize::from(index)) == Some(&disk.id) {
                 continue;
             }
+            if self.kept().contains_key(&(disk.id, info.unit)) {
+                continue;
+            }
+            if kept_below > 0 && !self.is_spare(disk, client, &volume, &info, kept_below).await? {
+                tracing::debug!(disk = %disk.label, volume = volume.id, index, "kept: not all of it is where the ledger has it");
+                self.kept()
+                    .insert((disk.id, info.unit), Instant::now() + KEPT_UNTIL_LOOKED_AT);
+                continue;
+            }
             let address = UnitAddress {
                 epoch: volume.epoch.max(info.epoch),
                 ..volume.address(index, disk)
             };
+            if !self.objects.holds.may_delete()
+                || !self
+                    .objects
+                    .disks
+                    .tell(disk, self.objects.ledger.position())
+                    .await
+            {
+                return Ok(None);
+            }
             if let Err(error) = client.drop_unit(&address, DEADLINE).await {
                 tracing::debug!(disk = %disk.label, %error, "a leftover unit was not dropped");
                 return Ok(None);
@@ -68,6 +110,77 @@ impl Leftovers {
             dropped += 1;
         }
         Ok(Some(dropped))
+    }
+
+    /// Whether the disk that the ledger names has every shard of this unit that is named, or that an operator has to decide about.
+    async fn is_spare(
+        &self,
+        disk: &Disk,
+        client: &Arc<dyn StorageClient>,
+        volume: &Volume,
+        info: &UnitInfo,
+        kept_below: u64,
+    ) -> Result<bool> {
+        let index = info.unit.index;
+        let named = volume.disks.get(usize::from(index)).copied();
+        let Some(named) = named.and_then(|id| self.objects.disks.get(id)) else {
+            return Ok(false);
+        };
+        let Some(named_client) = named.client.as_ref().filter(|_| named.health == Health::Online) else {
+            return Ok(false);
+        };
+        let here = UnitAddress {
+            epoch: info.epoch,
+            ..volume.address(index, disk)
+        };
+        let there = volume.address(index, &named);
+        let mut after = None;
+        loop {
+            let page = client.inventory(&here, after, INVENTORY_LIMIT_MAX, DEADLINE);
+            let Ok(page) = page.await else {
+                return Ok(false);
+            };
+            let Some(last) = page.last().map(|entry| entry.key) else {
+                return Ok(true);
+            };
+            let Some(present) = keys_between(named_client, &there, after, last).await else {
+                return Ok(false);
+            };
+            let lacking = page.iter().filter(|entry| !present.contains(&entry.key));
+            let lacking: BTreeSet<u64> = lacking.map(|entry| entry.key.blob).collect();
+            let keys = |of: fn(u64, u64) -> Bytes| lacking.iter().map(|blob| of(volume.id, *blob)).collect();
+            let rows = self.objects.ledger.get_many::<BlobRow>(keys(key::blob)).await?;
+            let garbage = self
+                .objects
+                .ledger
+                .get_many::<GarbageRow>(keys(key::garbage))
+                .await?;
+            for ((blob, row), garbage) in lacking.iter().zip(rows).zip(garbage) {
+                if row.is_some() || (garbage.is_none() && *blob < kept_below) {
+                    return Ok(false);
+                }
+            }
+            after = Some(last);
+        }
+    }
+}
+
+/// The shards of a unit after `after`, up to `last`; none if the disk does not say.
+async fn keys_between(
+    client: &Arc<dyn StorageClient>,
+    unit: &UnitAddress,
+    after: Option<ShardKey>,
+    last: ShardKey,
+) -> Option<HashSet<ShardKey>> {
+    let (mut keys, mut after) = (HashSet::new(), after);
+    loop {
+        let page = client.inventory(unit, after, INVENTORY_LIMIT_MAX, DEADLINE);
+        let page = page.await.ok()?;
+        keys.extend(page.iter().map(|entry| entry.key).filter(|key| *key <= last));
+        match page.last() {
+            Some(end) if page.len() == INVENTORY_LIMIT_MAX && end.key < last => after = Some(end.key),
+            _ => return Some(keys),
+        }
     }
 }
 
@@ -83,6 +196,9 @@ impl Worker for Leftovers {
 
     async fn step(&self) -> Result<Step> {
         let mut worked = false;
+        if !self.objects.holds.may_delete() {
+            return Ok(Step::Idle);
+        }
         for disk in self.objects.disks.all().iter() {
             if disk.is_stale() && !self.is_named(disk) {
                 self.objects.disks.set_cleared(disk.id);

@@ -14,6 +14,7 @@ use crate::object::Objects;
 use crate::object::encode;
 use crate::object::shard_reader::StripeSource;
 use bytes::Bytes;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use storage_node::protocol::BlockRange;
@@ -24,6 +25,8 @@ const BATCH: usize = 64;
 pub struct Repair {
     objects: Arc<Objects>,
     cursor: Mutex<Option<Bytes>>,
+    /// Disks that served at the last step.
+    online: AtomicUsize,
 }
 
 /// How a repair ended.
@@ -35,7 +38,9 @@ enum Outcome {
     Gone,
     /// Not now: its disk is down.
     Later,
-    /// It was tried: too few sources can be read, or the disk does not take it, or does not keep it.
+    /// It was tried: too few others are readable and right.
+    Unreadable(String),
+    /// It was tried: the disk does not take it, or does not keep it, or something else is in the way.
     Failed(String),
 }
 
@@ -45,6 +50,16 @@ impl Repair {
         Repair {
             objects,
             cursor: Mutex::new(None),
+            online: AtomicUsize::new(usize::MAX),
+        }
+    }
+
+    /// When more disks serve than before, what could not be read may be readable.
+    fn notice_returns(&self) {
+        let disks = self.objects.disks.all();
+        let online = disks.iter().filter(|disk| disk.health == Health::Online).count();
+        if online > self.online.swap(online, Ordering::Relaxed) {
+            self.objects.suspects.hurry();
         }
     }
 
@@ -81,7 +96,7 @@ impl Repair {
         let _reserved = self.objects.budget.decode.reserve_patiently(bytes).await?;
         let shard = match self.objects.reconstruct(&codec, &source, index).await? {
             Ok(shard) => shard,
-            Err(why) => return Ok(Outcome::Failed(why)),
+            Err(why) => return Ok(Outcome::Unreadable(why)),
         };
         let (disks, address) = (&self.objects.disks, volume.address(index, &disk));
         if let Err(error) = disks.put_shard(&disk, &address, shard, CUT_OFF_MAX).await {
@@ -113,6 +128,7 @@ impl Worker for Repair {
     }
 
     async fn step(&self) -> Result<Step> {
+        self.notice_returns();
         let mut range = key::table(b's');
         if let Some(cursor) = self.cursor.lock().unwrap_or_else(|e| e.into_inner()).take() {
             range.start = cursor;
@@ -138,9 +154,10 @@ impl Worker for Repair {
             };
             match outcome {
                 Outcome::Later => continue,
-                Outcome::Failed(why) => {
+                Outcome::Failed(ref why) | Outcome::Unreadable(ref why) => {
+                    let is_unreadable = matches!(outcome, Outcome::Unreadable(_));
                     tracing::debug!(volume, blob, stripe, index, why, "repair put off");
-                    self.objects.suspects.put_off_repair(&row_key, &why);
+                    self.objects.suspects.put_off_repair(&row_key, why, is_unreadable);
                     self.objects.metrics.failed_repairs.inc();
                     continue;
                 }

@@ -5,6 +5,7 @@
 //! may be told twice, after either of the two restarted: repair then finds the shard right.
 
 use super::worker::{Step, Worker};
+use crate::archive::Rotten;
 use crate::cluster::disks::{Disk, Health};
 use crate::error::Result;
 use crate::ledger::key;
@@ -81,6 +82,16 @@ impl Scrub {
 
     /// Queues a finding if it is about a shard that the disk should have.
     async fn queue(&self, disk: &Disk, finding: Finding) -> Result<bool> {
+        if finding.unit.is_system() {
+            // A copy of an entry of the ledger's archive, which writes it anew. The ledger knows nothing of it.
+            let is_lost = !matches!(finding.kind, FindingKind::Forgotten | FindingKind::Summary);
+            self.objects.archive.note_rotten(is_lost.then_some(Rotten {
+                disk: disk.id,
+                unit: finding.unit,
+                number: finding.key.blob,
+            }));
+            return Ok(false);
+        }
         let row_key = key::volume(finding.unit.volume);
         if matches!(finding.kind, FindingKind::Forgotten | FindingKind::Summary)
             || self.objects.ledger.get::<VolumeRow>(row_key).await?.is_none()

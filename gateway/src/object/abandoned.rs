@@ -99,6 +99,14 @@ impl Abandoned {
         }
     }
 
+    /// Adds the ids of all blobs that this gateway may still name, or make garbage, by itself.
+    pub fn extend_unsettled(&self, ids: &mut BTreeSet<u64>) {
+        let waiting = self.lock();
+        waiting.pending.values().for_each(|blobs| ids.extend(blobs));
+        let others = waiting.blobs.iter().chain(&waiting.taken).chain(&waiting.unknown);
+        ids.extend(others.map(|(_, blob)| *blob));
+    }
+
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

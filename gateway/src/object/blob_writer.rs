@@ -73,7 +73,7 @@ impl<'a> BlobWriter<'a> {
     pub async fn write(&mut self, mut chunk: Bytes, last: bool) -> Result<()> {
         let mut failed: Option<Error> = None;
         let mut failures = 0;
-        let mut deadline = Deadline::after(STRIPE_TIME);
+        let (mut deadline, mut began) = (Deadline::after(STRIPE_TIME), Instant::now());
         while !chunk.is_empty() {
             // When no place is left after a failure, the failure says more than the lack of places.
             let capacity = match (self.prepare().await, failed.take()) {
@@ -85,7 +85,13 @@ impl<'a> BlobWriter<'a> {
             match self.write_stripe(&stripe, deadline).await {
                 Ok(()) => {
                     chunk.advance(stripe.len());
-                    deadline = Deadline::after(STRIPE_TIME);
+                    (deadline, began) = (Deadline::after(STRIPE_TIME), Instant::now());
+                }
+                // The time that this process stood still was nobody's.
+                Err(_) if failures + 1 < ATTEMPTS_MAX && self.objects.disks.pauses().touched(began) => {
+                    failures += 1;
+                    self.close();
+                    (deadline, began) = (Deadline::after(STRIPE_TIME), Instant::now());
                 }
                 Err(error) if failures + 1 < ATTEMPTS_MAX && !deadline.left().is_zero() => {
                     self.objects.pay_for_retry()?;
@@ -148,15 +154,17 @@ impl<'a> BlobWriter<'a> {
     /// capacity of that stripe in bytes.
     async fn prepare(&mut self) -> Result<usize> {
         let usable = |open: &OpenBlob| {
-            let healthy = |id: &DiskId| self.objects.disks.get(*id).is_some_and(|d| d.writable());
+            let volumes = &self.objects.volumes;
             open.length + stripe_bytes(open.volume.scheme) as u64 <= BLOB_BYTES_MAX
-                && open.volume.disks.iter().all(healthy)
+                && volumes.takes(&open.volume, self.scheme, &self.failed_disks)
         };
         if self.open.as_ref().is_some_and(|open| !usable(open)) {
             self.close();
         }
         while self.open.is_none() {
-            let id = self.objects.lease.next_blob().await?;
+            // Held until the guard has it, so that its range is not retired meanwhile.
+            let fresh = self.objects.lease.next_blob().await?;
+            let id = fresh.id;
             let is_small = self.scheme == self.objects.scheme.small();
             let salt = if is_small { id / SMALL_RUN } else { id };
             let volume = self
@@ -165,6 +173,7 @@ impl<'a> BlobWriter<'a> {
                 .pick(self.scheme, &self.failed_disks, salt)
                 .await?;
             self.pending.add((volume.id, id));
+            drop(fresh);
             // Whoever moves a unit seals its volume first, then asks who is writing to it: one of the two sees the other.
             let now = self.objects.volumes.get(volume.id).await?;
             if now.state != VolumeState::Open || now.epoch != volume.epoch {
@@ -226,6 +235,7 @@ impl<'a> BlobWriter<'a> {
         });
         let began = Instant::now();
         let sent = join_all(sent).await;
+        let is_ours = disks.pauses().touched(began);
         self.objects.latencies.written(shard_len, began.elapsed());
         let mut failure: Option<NodeError> = None;
         for (index, outcome) in sent.into_iter().enumerate() {
@@ -233,7 +243,9 @@ impl<'a> BlobWriter<'a> {
             let disk = volume.disks[index];
             // Busy is not broken: the same disk will do a moment later. Any other failure weighs more.
             if error != NodeError::Overloaded {
-                self.avoid(disk, &error);
+                if !is_ours {
+                    self.avoid(disk, &error);
+                }
                 failure = Some(error);
             } else if failure.is_none() {
                 failure = Some(error);

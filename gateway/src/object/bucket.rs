@@ -7,6 +7,9 @@ use crate::ledger::model::{BucketRow, ObjectRow, UploadRow};
 use crate::ledger::{CommitBuilder, Typed, key};
 use std::sync::Arc;
 
+/// Buckets that are read at a time.
+const BUCKETS_AT_ONCE: usize = 1_000;
+
 /// The most buckets there may be.
 pub const BUCKETS_MAX: usize = 10_000;
 
@@ -134,23 +137,27 @@ impl Objects {
     /// The buckets, by name.
     pub async fn list_buckets(&self, prefix: &str, from: &str, limit: usize) -> Result<Vec<BucketInfo>> {
         let mut found = Vec::new();
-        self.ledger
-            .for_each(
-                key::buckets(from.max(prefix)),
-                |row_key, bucket: Typed<BucketRow>| {
-                    if let Some(name) = key::bucket_name(&row_key)
-                        && name.starts_with(prefix)
-                        && !bucket.row.deleting
-                        && found.len() < limit
-                    {
-                        found.push(BucketInfo {
-                            name,
-                            created_ms: bucket.row.created_ms,
-                        });
-                    }
-                },
-            )
-            .await?;
+        let mut range = key::buckets(from.max(prefix));
+        loop {
+            let shown = self
+                .ledger
+                .scan_beside::<BucketRow>(range.clone(), BUCKETS_AT_ONCE)
+                .await?;
+            for (row_key, bucket) in shown.rows {
+                if let Some(name) = key::bucket_name(&row_key)
+                    && name.starts_with(prefix)
+                    && !bucket.row.deleting
+                    && found.len() < limit
+                {
+                    let created_ms = bucket.row.created_ms;
+                    found.push(BucketInfo { name, created_ms });
+                }
+            }
+            match shown.next {
+                Some(next) => range.start = next,
+                None => break,
+            }
+        }
         Ok(found)
     }
 

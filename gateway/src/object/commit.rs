@@ -131,7 +131,9 @@ impl Objects {
                         return Err(LedgerError::Unavailable { what }.into());
                     }
                     Err(LedgerError::Conflict { .. }) => {}
-                    Err(error @ LedgerError::OutOfBounds { .. }) => return Err(error.into()),
+                    Err(error @ (LedgerError::OutOfBounds { .. } | LedgerError::Full)) => {
+                        return Err(error.into());
+                    }
                     Err(error) => {
                         // Whether it applied is unknown: the sweep after the next start will know.
                         pending.into_iter().for_each(PendingBlobs::may_be_named);

@@ -65,6 +65,13 @@ impl Shared {
         true
     }
 
+    /// Works, whatever happens: who waits for what was lost in a panic is told so, and the next ones are served.
+    fn work_on(&self) {
+        while std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work())).is_err() {
+            tracing::error!("a thread that hashes panicked, and goes on");
+        }
+    }
+
     fn work(&self) {
         let mut jobs = Vec::with_capacity(self.lanes);
         while self.fill(&mut jobs) {
@@ -113,7 +120,7 @@ impl Hashing {
             let shared = hashing.shared.clone();
             let thread = std::thread::Builder::new().name(format!("md5-{number}"));
             thread
-                .spawn(move || shared.work())
+                .spawn(move || shared.work_on())
                 .map_err(|error| Error::Internal(format!("no thread for hashing: {error}")))?;
         }
         Ok(hashing)

@@ -2,9 +2,9 @@
 
 use super::Objects;
 use crate::error::{Error, Result};
+use crate::ledger::key;
 use crate::ledger::model::{ObjectRow, UploadRow};
 use crate::ledger::store::KeyRange;
-use crate::ledger::{Typed, key};
 use bytes::Bytes;
 use prost::Message;
 
@@ -156,10 +156,9 @@ impl Objects {
             most.min(32)
         };
         loop {
-            let rows: Vec<(Bytes, Typed<R>)> = self.ledger.scan(at.clone(), batch).await?;
-            let (count, asked) = (rows.len(), batch);
+            let shown = self.ledger.scan_beside::<R>(at.clone(), batch).await?;
             let mut seek = None;
-            for (row_key, row) in rows {
+            for (row_key, row) in shown.rows {
                 at.start = key::after(&row_key);
                 let damaged = || Error::Internal(format!("row {} cannot be read", row_key.escape_ascii()));
                 let (name, item) = read(&row_key, row.row).ok_or_else(damaged)?;
@@ -189,8 +188,13 @@ impl Objects {
                     Some(next) => at.start = range(&next).start,
                     None => return Ok(page),
                 },
-                None if count < asked => return Ok(page),
-                None => batch = (batch * 4).min(most),
+                None => match shown.next {
+                    None => return Ok(page),
+                    Some(next) => {
+                        at.start = next;
+                        batch = (batch * 4).min(most);
+                    }
+                },
             }
         }
     }

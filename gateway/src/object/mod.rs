@@ -34,6 +34,7 @@ pub mod sources;
 pub mod suspects;
 pub mod tokens;
 
+use crate::archive::Archive;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::cluster::disks::Disks;
@@ -41,6 +42,8 @@ use crate::cluster::lease::Lease;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::ledger::Ledger;
+use crate::maintenance::holds::Holds;
+use crate::maintenance::unnamed::Known;
 use crate::metrics::Metrics;
 use crate::placement::relocations::Relocations;
 use crate::placement::volumes::Volumes;
@@ -81,6 +84,12 @@ pub struct Objects {
     pub readers: Readers,
     /// Blobs that were begun and will not be named.
     pub abandoned: Abandoned,
+    /// Why nothing may be deleted at the moment.
+    pub holds: Holds,
+    /// What is set aside because nothing names it.
+    pub unnamed: Known,
+    /// The ledger's archive.
+    pub archive: Arc<Archive>,
     /// How long requests wait for disks.
     pub latencies: Arc<latencies::Latencies>,
     /// Counters.
@@ -114,7 +123,8 @@ pub struct Codecs {
 impl Objects {
     /// Pays for doing something again that failed; past the budget the client is told to slow down.
     fn pay_for_retry(&self) -> Result<()> {
-        if self.retries.spend() {
+        // What failed because this process stood still is no load that failures could multiply.
+        if self.disks.pauses().lately() || self.retries.spend() {
             self.metrics.retries.inc();
             return Ok(());
         }

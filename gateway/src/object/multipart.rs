@@ -104,6 +104,7 @@ impl Objects {
         algorithm: Option<Algorithm>,
         full_object: bool,
     ) -> Result<u128> {
+        self.ledger.check_writable()?;
         let bucket_row = self.bucket(bucket).await?;
         let upload: u128 = rand::random();
         let row = UploadRow {
@@ -139,6 +140,7 @@ impl Objects {
         body: Body,
         mut expected: Expected,
     ) -> Result<Stored> {
+        self.ledger.check_writable()?;
         let (_, upload) = self.upload(&target).await?;
         let wanted = Algorithm::parse(&upload.row.checksum_algorithm);
         match (wanted, expected.algorithm) {

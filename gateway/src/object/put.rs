@@ -108,6 +108,7 @@ impl Objects {
 
     /// Fails early, before the body is read, where the commit would fail late.
     pub async fn check_write(&self, bucket: &str, name: &str, conditions: &WriteConditions) -> Result<()> {
+        self.ledger.check_writable()?;
         let bucket = self.bucket(bucket).await?;
         if *conditions != WriteConditions::default() {
             let current = self

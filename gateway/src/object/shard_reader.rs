@@ -165,6 +165,8 @@ impl Objects {
         };
         match found {
             Ok(read) => Ok(read.payload),
+            // Nothing was read yet.
+            Err(NodeError::NotFound) => self.decode(source, shard, blocks, deadline).await,
             Err(_) => {
                 self.pay_for_retry()?;
                 self.decode(source, shard, blocks, deadline).await

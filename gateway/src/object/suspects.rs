@@ -10,7 +10,7 @@ use crate::ledger::CommitBuilder;
 use crate::ledger::key;
 use crate::ledger::model::SuspectRow;
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use storage_node::protocol::{NodeError, ShardKey};
@@ -35,6 +35,18 @@ struct PutOff {
     pause: Duration,
     until: Instant,
     why: String,
+    is_unreadable: bool,
+}
+
+/// Blobs of which too many shards are gone or wrong for them to be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// How many.
+    pub blobs: usize,
+    /// The volumes that they are in.
+    pub volumes: BTreeSet<u64>,
+    /// The first of them: its volume and its id.
+    pub first: Option<(u64, u64)>,
 }
 
 impl Suspects {
@@ -53,8 +65,8 @@ impl Suspects {
         self.put_off().remove(key);
     }
 
-    /// Repair could not do it now.
-    pub fn put_off_repair(&self, key: &Bytes, why: &str) {
+    /// Repair could not do it now; `is_unreadable`: because the shards that are left do not make it up.
+    pub fn put_off_repair(&self, key: &Bytes, why: &str, is_unreadable: bool) {
         let mut put_off = self.put_off();
         if put_off.len() >= REMEMBERED_MAX {
             put_off.clear();
@@ -64,7 +76,21 @@ impl Suspects {
             .map_or(PAUSE_MIN, |last| (last.pause * 2).min(PAUSE_MAX));
         let why = why.to_owned();
         let until = Instant::now() + pause;
-        put_off.insert(key.clone(), PutOff { pause, until, why });
+        let last = PutOff {
+            pause,
+            until,
+            why,
+            is_unreadable,
+        };
+        put_off.insert(key.clone(), last);
+    }
+
+    /// A disk is back that may have what was missing: what could not be read is tried again now.
+    pub fn hurry(&self) {
+        let now = Instant::now();
+        let mut put_off = self.put_off();
+        let unreadable = put_off.values_mut().filter(|last| last.is_unreadable);
+        unreadable.for_each(|last| last.until = now);
     }
 
     /// Whether repair should try it now.
@@ -79,6 +105,21 @@ impl Suspects {
         let put_off = self.put_off();
         let worst = put_off.values().max_by_key(|last| last.pause);
         (put_off.len(), worst.map(|last| last.why.clone()))
+    }
+
+    /// What can not be read, by what reads, the census and verifying found and repair has tried. What is mended is forgotten.
+    pub fn unreadable(&self) -> Unreadable {
+        let put_off = self.put_off();
+        let unreadable = put_off.iter().filter(|(_, last)| last.is_unreadable);
+        let blobs: BTreeSet<(u64, u64)> = unreadable
+            .filter_map(|(row_key, _)| key::suspect_parts(row_key))
+            .map(|(volume, blob, _, _)| (volume, blob))
+            .collect();
+        Unreadable {
+            blobs: blobs.len(),
+            volumes: blobs.iter().map(|(volume, _)| *volume).collect(),
+            first: blobs.first().copied(),
+        }
     }
 
     fn queued(&self) -> MutexGuard<'_, HashSet<Bytes>> {
@@ -109,6 +150,9 @@ impl Objects {
         reason: String,
     ) -> Result<()> {
         let key = key::suspect(volume, shard.blob, shard.stripe, index);
+        if self.ledger.check_writable().is_err() {
+            return Ok(()); // Who may change nothing repairs nothing.
+        }
         if !self.suspects.remember(&key) {
             return Ok(());
         }
@@ -138,7 +182,7 @@ mod tests {
         for _ in 0..24 * 60 * 60 {
             if suspects.is_due(&shard) {
                 attempts += 1;
-                suspects.put_off_repair(&shard, "a test");
+                suspects.put_off_repair(&shard, "a test", false);
             }
             tokio::time::advance(Duration::from_secs(1)).await;
         }
@@ -147,5 +191,25 @@ mod tests {
         suspects.forget(&shard);
         assert!(suspects.is_due(&shard));
         assert_eq!(suspects.in_vain(), (0, None));
+    }
+
+    #[test]
+    fn blobs_that_cannot_be_read_are_counted_once_and_until_they_can() {
+        let suspects = Suspects::default();
+        let shard = |volume, blob, index| key::suspect(volume, blob, 0, index);
+        for index in 0..6 {
+            suspects.put_off_repair(&shard(3, 17, index), "too few", true);
+            suspects.put_off_repair(&shard(4, 18, index), "not written", false);
+        }
+        suspects.put_off_repair(&shard(3, 9, 0), "too few", true);
+        let unreadable = suspects.unreadable();
+        assert_eq!((unreadable.blobs, unreadable.first), (2, Some((3, 9))));
+        assert_eq!(unreadable.volumes, BTreeSet::from([3]));
+        assert!(!suspects.is_due(&shard(3, 9, 0)));
+        suspects.hurry();
+        assert!(suspects.is_due(&shard(3, 9, 0)) && !suspects.is_due(&shard(4, 18, 0)));
+        (0..6).for_each(|index| suspects.forget(&shard(3, 17, index)));
+        suspects.put_off_repair(&shard(3, 9, 0), "not written", false);
+        assert_eq!(suspects.unreadable(), Unreadable::default());
     }
 }

@@ -3,6 +3,7 @@
 
 mod begun;
 pub mod choose;
+pub mod found;
 pub mod rebalance;
 pub mod relocations;
 pub mod volumes;

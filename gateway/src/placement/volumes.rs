@@ -1,11 +1,14 @@
 //! The volumes: finding the one a blob is in, and the one a new blob goes to.
 //!
 //! Width shrinks, parity never: when fewer than k+m failure domains can be written, new blobs go to volumes of a
-//! narrower scheme with the same parity. Rows are cached; a volume's disks change only with its epoch, and a node
+//! narrower scheme with the same parity. Only when not even the narrowest finds enough disks that are trusted, those that are
+//! not are taken too, the worst last: a write that may fail is better than one that is refused. Rows are cached; a volume's disks change only with its epoch, and a node
 //! that refuses an old epoch makes the reader fetch the row anew.
 
 use super::begun::Begun;
 use super::choose::{self, Candidate};
+use super::found::FoundVolume;
+use crate::cluster::conduct::Trust;
 use crate::cluster::disks::{Disk, Disks, Health};
 use crate::cluster::lease::Lease;
 use crate::error::{Error, Result};
@@ -95,6 +98,7 @@ impl Volume {
             incarnation: disk.incarnation,
             unit: self.unit(index),
             epoch: self.epoch,
+            ledger: disk.ledger,
         }
     }
 
@@ -137,6 +141,8 @@ pub struct Volumes {
     cache: RwLock<Cache>,
     creating: Mutex<()>,
     begun: Begun,
+    /// What disks say of volumes, where the ledger is behind them; empty else.
+    found: RwLock<HashMap<u64, FoundVolume>>,
 }
 
 impl Volumes {
@@ -167,6 +173,7 @@ impl Volumes {
                 cache: RwLock::new(cache),
                 creating: Mutex::new(()),
                 begun: Begun::default(),
+                found: RwLock::default(),
             }),
         }
     }
@@ -184,9 +191,35 @@ impl Volumes {
     pub async fn refresh(&self, id: u64) -> Result<Arc<Volume>> {
         let row = self.ledger.get::<VolumeRow>(key::volume(id)).await?;
         let row = row.ok_or_else(|| Error::Internal(format!("the ledger has no volume {id}")))?;
-        let volume = Arc::new(Volume::from_row(id, &row.row)?);
+        let volume = Arc::new(self.as_found(Volume::from_row(id, &row.row)?));
         self.write().insert(volume.clone());
         Ok(volume)
+    }
+
+    /// Reads units where disks say that they are, from now on: the ledger is behind them.
+    pub fn set_found(&self, found: HashMap<u64, FoundVolume>) {
+        *self.found.write().unwrap_or_else(|e| e.into_inner()) = found;
+        for volume in self.all() {
+            let known = Volume {
+                used_bytes: AtomicU64::new(0), // Nothing is written.
+                disks: volume.disks.clone(),
+                incomplete: volume.incomplete.clone(),
+                ..*volume
+            };
+            self.write().insert(Arc::new(self.as_found(known)));
+        }
+    }
+
+    fn as_found(&self, volume: Volume) -> Volume {
+        let found = self.found.read().unwrap_or_else(|e| e.into_inner());
+        match found.get(&volume.id) {
+            None => volume,
+            Some(found) => Volume {
+                epoch: found.epoch.max(volume.epoch),
+                disks: found.disks(&volume.disks),
+                ..volume
+            },
+        }
     }
 
     /// All that are known.
@@ -226,10 +259,9 @@ impl Volumes {
     }
 
     async fn pick_now(&self, wanted: Scheme, avoid: &HashSet<DiskId>, salt: u64) -> Result<Arc<Volume>> {
-        let candidates = self.candidates(avoid, wanted);
-        let healthy = choose::domains(&candidates);
-        let Some(scheme) = wanted.narrowed(healthy) else {
-            return Err(self.cannot_write(wanted, healthy));
+        let (candidates, scheme) = self.takers(wanted, avoid);
+        let Some(scheme) = scheme else {
+            return Err(self.cannot_write(wanted, choose::domains(&candidates)));
         };
         let writable: HashSet<DiskId> = candidates.iter().map(|c| c.disk).collect();
         let open = self.open(scheme, &writable);
@@ -256,7 +288,17 @@ impl Volumes {
 
     /// The scheme of new blobs that want this one, with the disks that can be written now; none if there are too few.
     pub fn write_scheme(&self, wanted: Scheme) -> Option<Scheme> {
-        wanted.narrowed(choose::domains(&self.targets(wanted)))
+        self.takers(wanted, &HashSet::new()).1
+    }
+
+    /// Whether a new stripe of a blob that wants this scheme may still go to a volume.
+    pub fn takes(&self, volume: &Volume, wanted: Scheme, avoid: &HashSet<DiskId>) -> bool {
+        let is_trusted = |id: &DiskId| self.disks.get(*id).is_some_and(|disk| disk.writable());
+        volume.disks.iter().all(is_trusted) || {
+            let (takers, _) = self.takers(wanted, avoid);
+            let takes = |id: &DiskId| takers.iter().any(|taker| taker.disk == *id);
+            volume.disks.iter().all(takes)
+        }
     }
 
     /// Records that a volume takes no more blobs.
@@ -345,7 +387,19 @@ impl Volumes {
 
     /// Disks that could take a unit of a volume of this scheme: those that may be written.
     pub fn targets(&self, scheme: Scheme) -> Vec<Candidate> {
-        self.candidates(&HashSet::new(), scheme)
+        self.candidates(&HashSet::new(), scheme, Trust::Full)
+    }
+
+    /// Disks that new blobs of this scheme may go to, and the scheme they get there; none if all are too few.
+    fn takers(&self, wanted: Scheme, avoid: &HashSet<DiskId>) -> (Vec<Candidate>, Option<Scheme>) {
+        let trusted_so = |trust| {
+            let candidates = self.candidates(avoid, wanted, trust);
+            let scheme = wanted.narrowed(choose::domains(&candidates));
+            (candidates, scheme)
+        };
+        let mut enough = [Trust::Full, Trust::ReadsWrong].into_iter().map(trusted_so);
+        let enough = enough.find(|(_, scheme)| scheme.is_some());
+        enough.unwrap_or_else(|| trusted_so(Trust::WritesFail))
     }
 
     /// Volumes that are full but not sealed yet.
@@ -368,10 +422,12 @@ impl Volumes {
         self.read().open.iter().filter(usable).cloned().collect()
     }
 
-    fn candidates(&self, avoid: &HashSet<DiskId>, scheme: Scheme) -> Vec<Candidate> {
+    /// Disks that are trusted at least so far.
+    fn candidates(&self, avoid: &HashSet<DiskId>, scheme: Scheme, least: Trust) -> Vec<Candidate> {
         let disks = self.disks.all();
         let level = self.disks.level(scheme.total_shards());
-        let usable = disks.iter().filter(|d| d.writable() && !avoid.contains(&d.id));
+        let is_trusted = |disk: &Disk| disk.trust().is_some_and(|trust| trust <= least);
+        let usable = disks.iter().filter(|d| is_trusted(d) && !avoid.contains(&d.id));
         usable
             .map(|d| Candidate {
                 disk: d.id,

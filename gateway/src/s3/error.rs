@@ -2,6 +2,7 @@
 
 use super::convert::{etag, timestamp};
 use crate::error::Error;
+use crate::ledger::store::LedgerError;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use s3s::{S3Error, S3ErrorCode};
 
@@ -43,18 +44,24 @@ pub fn s3_error(error: Error) -> S3Error {
         Error::InvalidPart { .. } => with(S3ErrorCode::InvalidPart),
         Error::InvalidPartOrder => with(S3ErrorCode::InvalidPartOrder),
         Error::SlowDown => retry_later(with(S3ErrorCode::SlowDown)),
-        Error::StorageFull => custom("InsufficientStorage", StatusCode::INSUFFICIENT_STORAGE, message),
+        Error::StorageFull | Error::Ledger(LedgerError::Full) => {
+            custom("InsufficientStorage", StatusCode::INSUFFICIENT_STORAGE, message)
+        }
         Error::TooFewDomains { .. }
         | Error::Unreadable { .. }
         | Error::WriteFailed(_)
         | Error::ShuttingDown
+        | Error::ReadOnly(_)
         | Error::Ledger(_) => retry_later(with(S3ErrorCode::ServiceUnavailable)),
         Error::Internal(_) => with(S3ErrorCode::InternalError),
     }
 }
 
-/// Whether the fault is the server's: those are logged.
+/// Whether the fault is the server's: those are logged. That there is no room is said once, where it is seen.
 pub fn is_server_fault(error: &Error) -> bool {
+    if matches!(error, Error::Ledger(LedgerError::Full)) {
+        return false;
+    }
     matches!(
         error,
         Error::TooFewDomains { .. }

@@ -58,6 +58,19 @@ impl S3Gateway {
         answer
     }
 
+    /// What needs room in the ledger for good: refused while there is little, before anything of it is read.
+    async fn run_with_room<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<S3Response<T>>>,
+    ) -> S3Result<S3Response<T>> {
+        let with_room = async {
+            self.objects.ledger.check_room()?;
+            work.await
+        };
+        self.run(operation, with_room).await
+    }
+
     async fn create_bucket_named(
         &self,
         req: S3Request<CreateBucketInput>,
@@ -102,7 +115,8 @@ impl S3 for S3Gateway {
     }
 
     async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> Output<CreateBucketOutput> {
-        self.run("CreateBucket", self.create_bucket_named(req)).await
+        self.run_with_room("CreateBucket", self.create_bucket_named(req))
+            .await
     }
 
     async fn delete_bucket(&self, req: S3Request<DeleteBucketInput>) -> Output<DeleteBucketOutput> {
@@ -138,7 +152,7 @@ impl S3 for S3Gateway {
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> Output<PutObjectOutput> {
-        self.run("PutObject", self.put(req)).await
+        self.run_with_room("PutObject", self.put(req)).await
     }
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> Output<GetObjectOutput> {
@@ -158,22 +172,23 @@ impl S3 for S3Gateway {
     }
 
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> Output<CopyObjectOutput> {
-        self.run("CopyObject", self.copy(req)).await
+        self.run_with_room("CopyObject", self.copy(req)).await
     }
 
     async fn create_multipart_upload(
         &self,
         req: S3Request<CreateMultipartUploadInput>,
     ) -> Output<CreateMultipartUploadOutput> {
-        self.run("CreateMultipartUpload", self.create_upload(req)).await
+        self.run_with_room("CreateMultipartUpload", self.create_upload(req))
+            .await
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> Output<UploadPartOutput> {
-        self.run("UploadPart", self.put_part(req)).await
+        self.run_with_room("UploadPart", self.put_part(req)).await
     }
 
     async fn upload_part_copy(&self, req: S3Request<UploadPartCopyInput>) -> Output<UploadPartCopyOutput> {
-        self.run("UploadPartCopy", self.copy_part(req)).await
+        self.run_with_room("UploadPartCopy", self.copy_part(req)).await
     }
 
     async fn complete_multipart_upload(

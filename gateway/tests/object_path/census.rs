@@ -1,12 +1,12 @@
-//! The census against a cluster in memory: what is missing is repaired, what nothing can name any more is deleted, and nothing
-//! else, whatever is going on meanwhile.
+//! The census against a cluster in memory: what is missing is repaired, what nothing can name any more is set aside, and nothing
+//! else, whatever is going on meanwhile. (When what is set aside goes is in `unnamed.rs`.)
 
 use crate::support::cluster::{BUCKET, World};
 use crate::support::content::{content, stalled};
 use crate::support::memory_node::Faults;
 use crate::support::store::{When, puts, puts_volume};
-use gateway::ledger::model::{BlobRow, IdRangeRow, LeaseRow, Membership, VolumeRow};
-use gateway::ledger::{CommitBuilder, key};
+use gateway::ledger::model::{IdRangeRow, LeaseRow, Membership, ObjectRow, VolumeRow};
+use gateway::ledger::{CommitBuilder, Typed, key};
 use gateway::maintenance::census::Census;
 use gateway::maintenance::census::record::CensusReport;
 use gateway::maintenance::leftovers::Leftovers;
@@ -27,7 +27,7 @@ pub fn census_of(world: &World, moving: Moving) -> (Census, watch::Sender<bool>)
 }
 
 /// Runs one cycle, in the middle of which nothing else of this gateway runs.
-async fn take(world: &World) -> CensusReport {
+pub async fn take(world: &World) -> CensusReport {
     let (census, _stop) = census_of(world, Moving::default());
     let cycle = world.objects.begin_census(true).await.unwrap();
     run_to_end(world, &census, cycle).await
@@ -52,7 +52,7 @@ fn units(world: &World) -> u64 {
     volumes.iter().map(|volume| volume.disks.len() as u64).sum()
 }
 
-async fn filled() -> World {
+pub async fn filled() -> World {
     let world = World::new("rs(4,2)", 9).await;
     for (number, size) in [1, 16_384, 16_385, 300_000, 5_000_001].into_iter().enumerate() {
         for copy in 0..4 {
@@ -91,7 +91,7 @@ fn sealed(unit: UnitId, key: ShardKey, len: usize) -> SealedShard {
 }
 
 /// Puts a shard of this blob on every unit of a volume, without anybody's word. How many.
-fn smuggle(world: &World, blob: u64) -> usize {
+pub fn smuggle(world: &World, blob: u64) -> usize {
     let volume = world.objects.volumes.all()[0].clone();
     for (index, disk) in volume.disks.iter().enumerate() {
         let unit = volume.unit(index as u8);
@@ -169,7 +169,7 @@ async fn what_a_disk_lacks_or_has_at_another_length_is_repaired() {
 
 /// Shards of a blob that was deleted while a copy of its disk lay in a drawer.
 #[tokio::test]
-async fn what_nothing_names_is_collected_and_what_something_names_stays() {
+async fn what_nothing_names_is_set_aside_then_collected_and_what_something_names_stays() {
     let world = filled().await;
     let image = world.cluster.node.with(world.disk(0), |d| d.units.clone());
     let names = ["0-0", "2-1", "4-3"];
@@ -180,15 +180,25 @@ async fn what_nothing_names_is_collected_and_what_something_names_stays() {
     world.cluster.node.with(world.disk(0), |d| d.units = image);
     let unnamed = world.census().await.unnamed.len();
     assert!(unnamed > 0);
+    world.keep_no_time(2).await;
     let report = take(&world).await;
+    let blobs = report.unnamed_blobs;
     assert!(
-        report.unnamed_blobs > 0 && report.collected_blobs == report.unnamed_blobs,
+        blobs > 0 && blobs == world.set_aside().await.len() as u64,
         "{report:?}"
     );
-    assert!(!report.clean && report.garbage_blobs > 0);
+    assert!(!report.clean && (report.garbage_blobs, report.set_aside_blobs) == (0, 0));
+    assert_eq!(world.let_go().await, Step::Idle);
+    // Known now, and accounted for.
+    let report = take(&world).await;
+    assert!(report.clean, "{report:?}");
+    assert_eq!((report.unnamed_blobs, report.set_aside_blobs), (0, blobs));
+    assert_eq!(world.census().await.unnamed.len(), unnamed);
+    assert_eq!(world.let_go().await, Step::Worked);
     world.collect().await;
     world.census().await.assert_clean();
-    assert!(take(&world).await.clean);
+    let report = take(&world).await;
+    assert!(report.clean && report.set_aside_blobs == 0, "{report:?}");
     assert!(world.get("4-2").await.unwrap() == content(42, 5_000_001));
 }
 
@@ -304,7 +314,9 @@ async fn ids_that_another_gateway_may_name_are_left_alone_until_its_lease_ends()
         .delete(key::lease(other))
         .delete(key::id_range(other, start));
     ledger.commit(ended.build()).await.unwrap();
-    assert_eq!(take(&world).await.collected_blobs, 1);
+    world.keep_no_time(1).await;
+    assert_eq!(take(&world).await.unnamed_blobs, 1);
+    assert_eq!(world.let_go().await, Step::Worked);
     world.collect().await;
     world.census().await.assert_clean();
 }
@@ -314,13 +326,13 @@ async fn ids_that_another_gateway_may_name_are_left_alone_until_its_lease_ends()
 async fn ids_that_were_never_handed_out_are_reported_and_left_alone() {
     let world = filled().await;
     let smuggled = smuggle(&world, 1 << 40);
+    world.keep_no_time(1).await;
     for _ in 0..2 {
         let report = take(&world).await;
-        assert!(
-            !report.clean && report.collected_blobs == 0 && report.unnamed_blobs > 0,
-            "{report:?}"
-        );
+        assert!(!report.clean && report.unnamed_blobs > 0, "{report:?}");
+        assert_eq!(world.let_go().await, Step::Idle);
     }
+    assert_eq!(world.set_aside().await, []);
     world.collect().await;
     assert_eq!(world.census().await.unnamed.len(), smuggled);
 }
@@ -377,11 +389,13 @@ async fn a_blob_deleted_during_a_drain_is_found_on_the_new_disk() {
     );
     // What moved before the deletes is whole on the drained disk, and not its own any more.
     while leftovers.step().await.unwrap() == Step::Worked {}
+    world.keep_no_time(1).await;
     let report = take(&world).await;
     assert!(
-        report.collected_blobs > 0 && report.missing_shards == 0,
+        report.unnamed_blobs > 0 && report.missing_shards == 0,
         "{report:?}"
     );
+    assert_eq!(world.let_go().await, Step::Worked);
     world.collect().await;
     assert!(take(&world).await.clean);
     assert_eq!(world.cluster.node.shard_count(), 0);
@@ -449,6 +463,54 @@ async fn a_cycle_goes_on_where_a_gateway_that_died_left_it() {
     assert!(take(&world).await.clean);
 }
 
+/// The last volume was looked at: nothing is left to wait for.
+#[tokio::test]
+async fn a_cycle_ends_right_after_its_last_volume() {
+    let world = World::new("rs(4,2)", 6).await;
+    world.put("a", &content(1, 100_000)).await.unwrap();
+    assert_eq!(world.objects.volumes.all().len(), 1);
+    let (_stop, stopped) = watch::channel(false);
+    let (objects, wake) = (world.objects.clone(), Arc::new(Notify::new()));
+    let day = Duration::from_secs(86_400);
+    let census = Census::new(objects, Moving::default(), day, wake, stopped);
+    for _ in 0..10 {
+        census.step().await.unwrap();
+    }
+    let row = world.objects.scrub_row().await.unwrap();
+    assert_eq!((row.now, row.last.map(|last| last.volumes)), (None, Some(1)));
+}
+
+/// Nobody asked for it, so that it would take a day; and nobody knows any more how much of that is left.
+#[tokio::test]
+async fn a_cycle_that_was_under_way_at_a_restart_goes_on_at_once() {
+    let mut world = filled().await;
+    let census_of_a_day = |world: &World| {
+        let (stop, stopped) = watch::channel(false);
+        let (objects, wake) = (world.objects.clone(), Arc::new(Notify::new()));
+        let day = Duration::from_secs(86_400);
+        (Census::new(objects, Moving::default(), day, wake, stopped), stop)
+    };
+    let (census, _stop) = census_of_a_day(&world);
+    for _ in 0..10 {
+        census.step().await.unwrap();
+    }
+    let now = world.objects.scrub_row().await.unwrap().now.unwrap();
+    assert_eq!(
+        (now.cycle, now.volumes),
+        (1, 1),
+        "one, and the next one hours later"
+    );
+    world = world.crash().await;
+    let (census, _stop) = census_of_a_day(&world);
+    let report = run_to_end(&world, &census, 1).await;
+    assert_eq!(report.units, units(&world));
+    // The next one takes its time again.
+    for _ in 0..10 {
+        census.step().await.unwrap();
+    }
+    assert_eq!(world.objects.scrub_row().await.unwrap().now, None);
+}
+
 /// A census that is begun anew is another one: what was seen before counts for nothing.
 #[tokio::test]
 async fn one_that_is_asked_for_looks_at_everything_from_then_on() {
@@ -491,16 +553,25 @@ async fn many_small_blobs_with_holes_everywhere() {
     while world.repair().await != Step::Idle {}
     // Every third is deleted behind the disks' back, and the row of none is left.
     let ledger = &world.objects.ledger;
-    let mut range = Vec::new();
-    let each = |row_key, _: gateway::ledger::Typed<BlobRow>| range.push(row_key);
-    ledger.for_each(key::table(b'B'), each).await.unwrap();
+    let mut objects = Vec::new();
+    let each = |row_key, row: Typed<ObjectRow>| objects.push((row_key, row.row.blobs));
+    ledger.for_each(key::table(b'o'), each).await.unwrap();
     let mut commit = CommitBuilder::new();
-    let gone = range.iter().step_by(3).count() as u64;
-    for row_key in range.into_iter().step_by(3) {
+    let gone = objects.iter().step_by(3).count() as u64;
+    for (row_key, blobs) in objects.into_iter().step_by(3) {
         commit = commit.delete(row_key);
+        for blob in blobs {
+            let rows = [
+                key::blob(blob.volume, blob.blob),
+                key::seals(blob.volume, blob.blob),
+            ];
+            commit = rows.into_iter().fold(commit, CommitBuilder::delete);
+        }
     }
     ledger.commit(commit.build()).await.unwrap();
-    assert_eq!(take(&world).await.collected_blobs, gone);
+    world.keep_no_time(1).await;
+    assert_eq!(take(&world).await.unnamed_blobs, gone);
+    assert_eq!(world.let_go().await, Step::Worked);
     world.collect().await;
     let report = take(&world).await;
     assert!(report.clean, "{report:?}");

@@ -4,6 +4,7 @@
 use crate::support::cluster::{BUCKET, World};
 use crate::support::content::{body, content};
 use crate::support::store::{deletes, puts};
+use crate::unnamed::sweep_and_collect;
 use gateway::error::Error;
 use gateway::ledger::memory::CommitFault;
 use gateway::object::multipart::{Completion, ListedPart, UploadTarget};
@@ -20,8 +21,7 @@ impl World {
         );
         self.cluster.store.rows.reopen();
         let world = self.crash().await;
-        world.sweep().await.unwrap();
-        world.collect().await;
+        sweep_and_collect(&world).await;
         world.census().await.assert_clean();
         world
     }

@@ -5,15 +5,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod archive;
 mod begun_volumes;
 mod block_cache;
 mod budget;
 mod census;
 mod garbage;
 mod ledger_failure;
+mod ledger_repair;
 mod listing;
 mod misbehaving;
 mod multipart;
+mod older_ledger;
 mod orphans;
 mod races;
 mod reads;
@@ -24,4 +27,5 @@ mod returning;
 mod round_trips;
 mod scrub;
 mod support;
+mod unnamed;
 mod writes;

@@ -4,11 +4,14 @@
 use crate::support::cluster::{BUCKET, World};
 use crate::support::content::content;
 use crate::support::memory_node::{Faults, Lie};
+use gateway::admin::verdict::Level;
 use gateway::cluster::conduct::Wrong;
 use gateway::cluster::disks::Health;
 use gateway::error::Error;
+use gateway::ledger::model::BlobRef;
 use gateway::maintenance::rebuild::RebuildStatus;
 use gateway::maintenance::worker::Step;
+use gateway::object::get::Wanted;
 use std::time::Duration;
 use storage_node::protocol::NodeError;
 use tokio::time::Instant;
@@ -50,6 +53,13 @@ async fn read_all(world: &World, what: &str) -> Duration {
     slowest
 }
 
+/// The first blob of an object.
+async fn blob_of(world: &World, name: &str) -> BlobRef {
+    let conditions = Default::default();
+    let head = world.objects.head(BUCKET, name, Wanted::All, &conditions).await;
+    head.unwrap().row.blobs[0]
+}
+
 fn lying(lie: Lie) -> Faults {
     Faults {
         lie: Some(lie),
@@ -87,7 +97,6 @@ async fn wrong_answers_cost_nothing_and_name_the_disk() {
         (lying(Lie::Garbage), Wrong::Garbled),
         (lying(Lie::Epoch), Wrong::Refused),
         (failing(NodeError::Corrupt { what: what() }), Wrong::Damaged),
-        (failing(NodeError::NotFound), Wrong::Missing),
         (failing(NodeError::Io { what: what() }), Wrong::Unreadable),
         (failing(NodeError::BadRequest { what: what() }), Wrong::Refused),
     ] {
@@ -132,6 +141,150 @@ async fn wrong_answers_cost_nothing_and_name_the_disk() {
         while world.repair().await == Step::Worked {}
         world.census().await.assert_clean();
     }
+}
+
+/// What a disk lacks is read from others, counted and repaired. It says nothing of whether the disk can write.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_lacks_shards_is_not_suspect() {
+    let world = filled().await;
+    let disk = data_disk(&world);
+    world.fault(disk, failing(NodeError::NotFound));
+    let spent = world.objects.metrics.retries.get();
+    for _ in 0..4 {
+        let slowest = read_all(&world, "missing").await;
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    }
+    assert_eq!(
+        world.objects.metrics.retries.get(),
+        spent,
+        "decoding at once costs no retry"
+    );
+    let seen = counts(&world, disk);
+    assert!(
+        seen.iter().any(|(k, n)| *k == Wrong::Missing && *n >= 8),
+        "{seen:?}"
+    );
+    let known = world.objects.disks.get(world.disk(disk)).unwrap();
+    assert!(known.writable() && known.standing() == Health::Online);
+    let status = status(&world).await;
+    assert!(status.queued.suspect_shards >= 8 && status.degraded.disks == 0);
+    assert!(!status.healthy && status.write_scheme.as_deref() == Some("rs(4,2)"));
+    world.heal().await;
+    while world.repair().await == Step::Worked {}
+    world.census().await.assert_clean();
+}
+
+/// An object whose shards are gone, read again and again, stops nothing else, and shows in the status.
+#[tokio::test(start_paused = true)]
+async fn a_lost_object_costs_no_writes() {
+    let world = filled().await;
+    let bytes = content(77, 300_000);
+    world.put("lost", &bytes).await.unwrap();
+    let lost = blob_of(&world, "lost").await.blob;
+    world.cluster.node.each(|_, disk| {
+        for unit in disk.units.values_mut() {
+            unit.shards.retain(|key, _| key.blob != lost);
+        }
+    });
+    for n in 0..100 {
+        let read = world.get("lost").await;
+        assert!(
+            matches!(read, Err(Error::Unreadable { .. })),
+            "{n}: {:?}",
+            read.map(|b| b.len())
+        );
+        if n % 10 == 0 {
+            world.put(&format!("new-{n}"), &bytes).await.unwrap();
+        }
+    }
+    for disk in world.objects.disks.all().iter() {
+        assert_eq!(disk.standing(), Health::Online, "{}", disk.label);
+        assert!(disk.writable(), "{}", disk.label);
+    }
+    read_all(&world, "the others").await;
+    assert_eq!(status(&world).await.write_scheme.as_deref(), Some("rs(4,2)"));
+    // Repair finds that it cannot be read, and that it was deleted.
+    world.repair().await;
+    let seen = status(&world).await;
+    assert_eq!(
+        (seen.degraded.unreadable_blobs, seen.degraded.unreadable_volumes),
+        (1, 1)
+    );
+    assert_eq!(seen.degraded.unreadable_first, Some(format!("{BUCKET}/lost")));
+    assert!(
+        seen.verdict.level == Level::Loss && seen.verdict.words.contains("1 blob"),
+        "{:?}",
+        seen.verdict
+    );
+    assert_eq!(
+        world
+            .objects
+            .disks
+            .all()
+            .iter()
+            .filter(|disk| !disk.writable())
+            .count(),
+        0
+    );
+    world.delete("lost").await.unwrap();
+    world.collect().await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    while world.repair().await == Step::Worked {}
+    let seen = status(&world).await;
+    assert_eq!(
+        (seen.degraded.unreadable_blobs, seen.verdict.level),
+        (0, Level::Ok),
+        "{:?}",
+        seen.verdict
+    );
+}
+
+/// Reads that are wrong everywhere steer no write away: there is no better disk to go to. Nor do writes that failed a moment ago,
+/// when all did.
+#[tokio::test(start_paused = true)]
+async fn suspects_take_writes_when_nobody_else_can() {
+    let world = filled().await;
+    for disk in 0..6 {
+        world.fault(disk, lying(Lie::OtherBytes));
+    }
+    for n in 0..OBJECTS {
+        let _lies = world.get(&format!("300000-{n}")).await;
+    }
+    let disks = world.objects.disks.all();
+    assert!(disks.iter().filter(|disk| !disk.writable()).count() > 3);
+    world.put("while all lie", &content(1, 300_000)).await.unwrap();
+    assert!(status(&world).await.write_scheme.is_some());
+
+    let io = || NodeError::Io { what: "EIO".into() };
+    for disk in 0..6 {
+        let put = Some(io());
+        world.fault(
+            disk,
+            Faults {
+                put,
+                ..Faults::default()
+            },
+        );
+    }
+    for n in 0..20 {
+        let refused = world.put(&format!("refused-{n}"), &content(n, 300_000)).await;
+        assert!(refused.is_err());
+    }
+    assert!(disks.iter().filter(|disk| !disk.writable()).count() > 3);
+    world.heal().await;
+    world.put("all well", &content(2, 300_000)).await.unwrap();
+    assert!(world.get("all well").await.unwrap() == content(2, 300_000));
+
+    // One disk that is suspect is gone around while there are others.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let world = filled().await;
+    let liar = data_disk(&world);
+    world.fault(liar, lying(Lie::OtherBytes));
+    read_all(&world, "one lies").await;
+    world.put("around", &content(3, 300_000)).await.unwrap();
+    let volume = blob_of(&world, "around").await.volume;
+    let volume = world.objects.volumes.get(volume).await.unwrap();
+    assert!(!volume.disks.contains(&world.disk(liar)), "{volume:?}");
 }
 
 /// Late, never, refused or cut off: reads and writes end in time, whichever it is.

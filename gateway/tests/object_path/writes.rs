@@ -3,6 +3,7 @@
 use crate::support::cluster::{BUCKET, World};
 use crate::support::content::{content, cut};
 use crate::support::memory_node::{Faults, MemoryDisk};
+use crate::unnamed::sweep_and_collect;
 use bytes::Bytes;
 use futures::StreamExt;
 use gateway::error::Error;
@@ -71,8 +72,7 @@ async fn a_disk_that_fails_in_the_middle_costs_nothing() {
 async fn collect_when_well(world: World) -> World {
     world.heal().await;
     let world = world.crash().await;
-    world.sweep().await.unwrap();
-    world.collect().await;
+    sweep_and_collect(&world).await;
     world
 }
 
@@ -359,6 +359,7 @@ async fn a_hanging_disk_is_given_up() {
         started.elapsed()
     );
     assert!(world.get("first").await.unwrap() == bytes);
+    tokio::time::resume();
     let world = collect_when_well(world).await;
     world.census().await.assert_whole();
 }

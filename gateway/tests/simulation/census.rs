@@ -1,11 +1,12 @@
 //! Compares the ledger with the disks, both ways: what is named must be there, whole and right; what is there must be named.
 
+use crate::faults::SHARED;
 use crate::world::{World, disk_id};
 use ec_core::{Codec, Kernel, Scheme};
 use gateway::ledger::key;
 use gateway::ledger::model::{
-    BlobRow, DiskRow, GarbageRow, IdRangeRow, Membership, ObjectRow, PartRow, SuspectRow, UploadRow,
-    VolumeRow,
+    BlobRow, DiskRow, GarbageRow, IdRangeRow, Membership, ObjectRow, PartRow, SuspectRow, UnnamedRow,
+    UploadRow, VolumeRow,
 };
 use gateway::object::encode;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,11 +30,13 @@ pub struct Census {
     /// Shards whose blob no blob row names, for reasons that ARCHITECTURE's debts name: sent before their gateway died, and arrived
     /// after what it left was swept; or copied by a drain, and deleted before their unit moved.
     pub unclaimed: usize,
+    /// Shards in volumes that this ledger does not have: of a copy of it that was given up. They are left alone.
+    pub astray: usize,
     /// Rows that contradict one another.
     pub rows: Vec<String>,
     /// Units that are not whole, or on a disk that is to hold nothing, or share a machine.
     pub units: Vec<String>,
-    /// Rows of work that is left: garbage, suspects, id ranges of dead gateways.
+    /// Rows of work that is left: garbage, what is set aside, suspects, id ranges of dead gateways.
     pub queued: Vec<String>,
     pub blobs: usize,
     pub shards: usize,
@@ -59,6 +62,10 @@ impl World {
         for (row_key, row) in self.table::<GarbageRow>(b'g').await {
             let blob = key::volume_and_blob(&row_key);
             left.push(format!("garbage {blob:?}, pending {:?}", row.pending));
+        }
+        for (row_key, row) in self.table::<UnnamedRow>(b'U').await {
+            let blob = key::volume_and_blob(&row_key);
+            left.push(format!("set aside {blob:?}, {row:?}"));
         }
         for (row_key, row) in self.table::<SuspectRow>(b's').await {
             left.push(format!(
@@ -108,10 +115,7 @@ impl World {
                     ));
                 }
                 if !machines.insert(disk.node.clone()) {
-                    wrong.push(format!(
-                        "volume {volume} ({}) has two units on the machine of {}",
-                        row.scheme, disk.label
-                    ));
+                    wrong.push(format!("volume {volume} ({}){SHARED}{}", row.scheme, disk.label));
                 }
             }
             if !row.incomplete.is_empty() {
@@ -169,6 +173,8 @@ impl World {
                 let what = format!("{key:?} of {unit:?} (epoch {epoch}) on {disk}");
                 match blobs.contains_key(&(unit.volume, key.blob)) {
                     true if is_its => census.tails += 1, // What the blob has by its length was taken out.
+                    // Of a ledger that was given up, or kept because it holds what may be of one.
+                    _ if self.has_copy_acted() && !is_its => census.astray += 1,
                     true => census.stray.push(what),
                     false if epoch > 1 || self.is_straggler(unit, key) => census.unclaimed += 1,
                     false => census.unnamed.push(what),
@@ -190,7 +196,8 @@ impl World {
                 if self.owner(disk).await != Some(way.machine.id) {
                     continue;
                 }
-                for info in engine.units().unwrap_or_default() {
+                let units = engine.units().unwrap_or_default();
+                for info in units.into_iter().filter(|info| !info.unit.is_system()) {
                     let address = address(disk, info.unit, info.epoch);
                     let listed = engine.inventory(&address, None, INVENTORY_LIMIT_MAX);
                     let shards = listed.expect("an inventory").into_iter().map(|e| (e.key, e.len));
@@ -329,5 +336,6 @@ fn address(disk: DiskId, unit: UnitId, epoch: u32) -> UnitAddress {
         incarnation: 1,
         unit,
         epoch,
+        ledger: storage_node::protocol::Generation::NONE,
     }
 }

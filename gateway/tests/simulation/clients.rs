@@ -4,7 +4,9 @@
 
 mod requests;
 
-use crate::model::{Model, Value};
+pub use requests::{read, wanted_all};
+
+use crate::model::{Model, Span, Value};
 use crate::run::Run;
 use crate::world::Serving;
 use gateway::error::{Error, Result};
@@ -13,12 +15,16 @@ use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 const KEYS: usize = 14;
 /// Keys that everybody writes to.
 pub const SHARED_KEYS: usize = 3;
 /// A commit that goes on without its client is decided by then.
 const SETTLED: Duration = Duration::from_secs(5);
+
+/// A request that takes longer is worth a line in the trace.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// How a request ended.
 enum Outcome<T> {
@@ -41,17 +47,20 @@ pub struct Client {
     run: Arc<Run>,
     number: usize,
     rng: StdRng,
-    pub model: Model,
+    model: Arc<Model>,
+    /// Where the ledger was when the last request was asked and answered.
+    span: Span,
 }
 
 impl Client {
     pub fn new(run: Arc<Run>, number: usize) -> Client {
         let rng = StdRng::seed_from_u64(run.seed.wrapping_mul(31).wrapping_add(number as u64 + 1));
         Client {
+            model: run.models[number].clone(),
             run,
             number,
             rng,
-            model: Model::default(),
+            span: Span { begun: 0, ended: 0 },
         }
     }
 
@@ -60,8 +69,13 @@ impl Client {
         while !self.run.is_quiet() && !self.run.has_failed() {
             let pause = Duration::from_millis(self.rng.random_range(0..400));
             tokio::time::sleep(pause).await;
-            let serving = self.run.world.gateway().await;
-            self.one(&serving).await;
+            let run = self.run.clone();
+            run.world.gateway().await;
+            let _asking = run.traffic.read().await;
+            // It may have died, or be another one, by now.
+            if let Some(serving) = run.world.living() {
+                self.one(&serving).await;
+            }
         }
         self
     }
@@ -113,6 +127,7 @@ impl Client {
             true => Duration::from_micros(self.rng.random_range(0..60_000)),
             false => Duration::from_secs(3_600),
         };
+        let (begun, asked_at) = (serving.store.file.position(), Instant::now());
         let outcome = tokio::select! {
             answer = asked => match answer {
                 Ok(answer) => Outcome::Answered(answer),
@@ -121,10 +136,18 @@ impl Client {
             () = serving.life.over() => Outcome::Unknown,
             () = tokio::time::sleep(patience) => Outcome::Unknown,
         };
+        if asked_at.elapsed() > SLOW {
+            let (number, took) = (self.number, asked_at.elapsed());
+            self.run
+                .trace
+                .note(format!("client {number} waited for {took:?}"));
+        }
         if matches!(outcome, Outcome::Unknown) {
             self.run.counts.unknown.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(SETTLED).await;
         }
+        let ended = serving.store.file.position();
+        self.span = Span { begun, ended };
         outcome
     }
 
@@ -137,16 +160,16 @@ impl Client {
             .map(|pieces| pieces.iter().map(|(_, len)| len).sum::<usize>());
         let (answer, how) = match outcome {
             Outcome::Answered(answer) => {
-                self.model.set(key, value);
+                self.model.set(key, value, self.span);
                 (Some(answer), "done".into())
             }
             Outcome::Refused(error) => {
                 counts.failed_writes.fetch_add(1, Ordering::Relaxed);
-                self.model.maybe(key, value);
+                self.model.maybe(key, value, self.span);
                 (None, error.to_string())
             }
             Outcome::Unknown => {
-                self.model.maybe(key, value);
+                self.model.maybe(key, value, self.span);
                 (None, "nobody knows".into())
             }
         };

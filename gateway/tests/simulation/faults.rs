@@ -3,12 +3,15 @@
 //! Invariant: at most as many machines are disturbed at once as the scheme survives losses, and one counts until everything
 //! that it held is whole again; unless a seed means to go further, for a while.
 
+mod ledgers;
 mod operators;
+mod pauses;
 
 use crate::machine::{End, Machine};
 use crate::network::Weather;
 use crate::run::Run;
-use crate::store::Doom;
+use crate::store::{Doom, LedgerFile};
+use gateway::ledger::key;
 use gateway::ledger::model::{DiskRow, Membership, SuspectRow};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -48,9 +51,18 @@ enum Kind {
     NoSpace,
     Rot,
     ReadErrors,
+    LostWrites,
+    LyingFlushes,
 }
 
-const KINDS: [Kind; 14] = [
+impl Kind {
+    /// Whether a disk may lack what it said it had.
+    fn is_of_liars(self) -> bool {
+        matches!(self, Kind::LostWrites | Kind::LyingFlushes)
+    }
+}
+
+const KINDS: [Kind; 16] = [
     Kind::Restart,
     Kind::PowerCut,
     Kind::Away,
@@ -65,7 +77,12 @@ const KINDS: [Kind; 14] = [
     Kind::NoSpace,
     Kind::Rot,
     Kind::ReadErrors,
+    Kind::LostWrites,
+    Kind::LyingFlushes,
 ];
+
+/// What a census says of a volume with two units on the machine of a disk, before that disk's name.
+pub const SHARED: &str = " has two units on the machine of ";
 
 pub struct Faults {
     run: Arc<Run>,
@@ -80,6 +97,14 @@ pub struct Faults {
     /// Disks that were taken out, and may come back where they are not wanted any more.
     pulled: Vec<(NodeId, SimulatedDisk)>,
     counted: BTreeMap<String, usize>,
+    /// Copies of the ledger, of some time before.
+    backups: Vec<Arc<LedgerFile>>,
+    /// Copies that were ever made of it.
+    copies: usize,
+    /// The number of the census that operators wait for.
+    census: Option<u64>,
+    /// Machines that have two units of one volume, since a ledger was accepted: until they are apart, nobody else is disturbed.
+    shared: Vec<String>,
     /// Whether this seed goes beyond what the scheme survives.
     excessive: bool,
     losses_max: usize,
@@ -105,7 +130,16 @@ impl Faults {
             dead: Vec::new(),
             pulled: Vec::new(),
             counted: BTreeMap::new(),
+            backups: Vec::new(),
+            copies: 0,
+            census: None,
+            shared: Vec::new(),
         }
+    }
+
+    /// What happened, and how often.
+    pub fn counted(&self) -> &BTreeMap<String, usize> {
+        &self.counted
     }
 
     fn count(&mut self, what: &str) {
@@ -124,11 +158,17 @@ impl Faults {
             tokio::time::sleep(pause).await;
             self.end_what_is_over(false).await;
             self.operate().await;
-            match self.rng.random_range(0..10) {
-                0 => self.gateway_dies().await,
-                1 => self.drain_something().await,
-                2 if self.excessive => self.lose_too_many().await,
-                3 if self.excessive => self.power_fails().await,
+            if self.rng.random_range(0..8) == 0 {
+                self.back_up();
+            }
+            match self.rng.random_range(0..40) {
+                0..4 => self.gateway_dies().await,
+                4..8 => self.drain_something().await,
+                8..12 if self.excessive => self.lose_too_many().await,
+                12..16 if self.excessive => self.power_fails().await,
+                16 => self.older_ledger().await,
+                17 => self.ledger_cloned().await,
+                18 | 19 => self.gateway_pauses().await,
                 _ => self.disturb_something().await,
             }
         }
@@ -161,7 +201,7 @@ impl Faults {
 
     /// A machine at which nothing is wrong, if one more may be disturbed.
     fn untouched(&mut self) -> Option<NodeId> {
-        if self.now.len() >= self.losses_max {
+        if self.now.len() >= self.losses_max || !self.shared.is_empty() {
             return None;
         }
         let world = &self.run.world;
@@ -254,6 +294,8 @@ impl Faults {
                     return;
                 }
             }
+            Kind::LostWrites => medium.lose_writes(self.rng.random_range(1..300)),
+            Kind::LyingFlushes => medium.lie_about_flushes(true),
             Kind::ReadErrors => (0..self.rng.random_range(1..20)).for_each(|_| medium.arm(Fault::ReadError)),
         }
         self.note(format!("{kind:?} at {} ({disk}), for {seconds} s", machine.name));
@@ -281,6 +323,8 @@ impl Faults {
         }
         let displaced = self.run.world.displaced().await;
         let misplaced = displaced.iter().any(|what| !what.ends_with("Draining"));
+        let sharing = displaced.iter().filter_map(|what| what.split_once(SHARED));
+        self.shared = sharing.map(|(_, label)| label.to_owned()).collect();
         let has_suspects = !self.run.world.table::<SuspectRow>(b's').await.is_empty();
         let mut left = Vec::new();
         for mut disturbance in std::mem::take(&mut self.now) {
@@ -289,6 +333,7 @@ impl Faults {
             // Findings are asked for now and then; what was late may still be on its way.
             let lasts = match kind {
                 Kind::Rot | Kind::ReadErrors | Kind::Liar => Duration::from_secs(15),
+                Kind::LostWrites | Kind::LyingFlushes => Duration::from_secs(15),
                 Kind::Late => Duration::from_secs(45),
                 Kind::Flaky => Duration::from_secs(5),
                 _ => Duration::from_secs(1),
@@ -296,7 +341,8 @@ impl Faults {
             let is_past = disturbance.is_over && now >= disturbance.until + lasts;
             let has_dead = self.dead.iter().any(|(at, _)| *at == id);
             let waits = has_dead || (disturbance.gave_up && misplaced);
-            if is_past && !waits && !has_suspects && self.run.world.sees_well(id) {
+            let is_compared = !kind.is_of_liars() || self.run.world.has_compared(id);
+            if is_past && !waits && !has_suspects && is_compared && self.run.world.sees_well(id) {
                 self.note(format!("{} is well again after {kind:?}", self.machine(id).name));
             } else {
                 left.push(disturbance);
@@ -332,12 +378,41 @@ impl Faults {
                 machine.start();
             }
             Kind::DeadDisk | Kind::Swapped => {} // Until it is removed.
+            // What is on the medium is known when it is opened again.
+            Kind::LostWrites | Kind::LyingFlushes => {
+                machine.end(match kind {
+                    Kind::LostWrites if self.rng.random() => End::Stopped,
+                    _ => End::PowerCut,
+                });
+                let lies = machine.end_lies();
+                self.note(format!("{lies} operations were acknowledged and not done"));
+                machine.start();
+                self.give_up_unreadable(&machine).await;
+                verify(&machine).await;
+            }
             Kind::Rot | Kind::ReadErrors | Kind::NoSpace => {
                 machine
                     .engines()
                     .iter()
                     .for_each(|(disk, _)| machine.medium(*disk).expect("a disk").disarm());
                 verify(&machine).await;
+            }
+        }
+    }
+
+    /// Disks that lost too much to be opened are dead.
+    async fn give_up_unreadable(&mut self, machine: &Machine) {
+        let served: Vec<DiskId> = machine.engines().into_iter().map(|(disk, _)| disk).collect();
+        for (row_key, row) in self.run.world.table::<DiskRow>(b'd').await {
+            let Some(id) = key::disk_id(&row_key).map(DiskId) else {
+                continue;
+            };
+            let is_here = row.node.as_ref() == machine.id.0.to_be_bytes();
+            let is_known = self.dead.iter().any(|(_, dead)| *dead == id);
+            if is_here && row.formatted && !served.contains(&id) && !is_known {
+                self.count("disk lost by lies");
+                self.note(format!("{} cannot be opened any more", row.label));
+                self.dead.push((machine.id, id));
             }
         }
     }
@@ -411,6 +486,9 @@ impl Faults {
         if self.run.world.living().is_none() {
             self.run.world.start_gateway().await;
         }
+        // What disks say that were away.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        self.operate().await;
     }
 
     pub async fn verify_all(&self) {
@@ -428,7 +506,8 @@ impl Faults {
             .map(|d| format!("{:?} at {:?}", d.kind, d.machine));
         let dead = self.dead.iter().map(|(_, id)| format!("dead disk {id}"));
         let leaving = self.leaving.iter().map(|(_, id)| format!("leaving disk {id}"));
-        let left: Vec<String> = disturbed.chain(dead).chain(leaving).collect();
+        let mut left: Vec<String> = disturbed.chain(dead).chain(leaving).collect();
+        left.extend(self.census_left().await);
         left
     }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use storage_node::device::simulated::{SimulatedDisk, Unflushed};
 use storage_node::engine::{Engine, Format, format, peek_superblock};
 use storage_node::protocol::*;
+use tokio::time::Instant;
 
 /// Large enough for a few dozen extents; memory is used only where something was written.
 pub const DISK_BYTES: u64 = 160 << 20;
@@ -38,6 +39,8 @@ struct State {
     life: u64,
     is_up: bool,
     slots: Vec<Slot>,
+    /// The gateway that it heard last, and when.
+    heard: Option<(Beat, Instant)>,
 }
 
 /// How a process ends.
@@ -67,6 +70,7 @@ impl Machine {
             life: 0,
             is_up: false,
             slots: Vec::new(),
+            heard: None,
         };
         Machine {
             id: NodeId(number as u128 + 1),
@@ -129,6 +133,7 @@ impl Machine {
             return;
         }
         (state.is_up, state.life) = (true, state.life + 1);
+        state.heard = None;
         state.slots.iter_mut().for_each(Slot::open);
     }
 
@@ -173,6 +178,16 @@ impl Machine {
             is_empty: false,
             served: Served::Nothing,
         });
+    }
+
+    /// Disks do what they say from now on. Answers how often they have not.
+    pub fn end_lies(&self) -> u64 {
+        let state = self.lock();
+        for slot in &state.slots {
+            slot.medium.lose_writes(0);
+            slot.medium.lie_about_flushes(false);
+        }
+        state.slots.iter().map(|slot| slot.medium.lies()).sum()
     }
 
     /// The medium that a served disk is on.
@@ -261,10 +276,24 @@ impl Machine {
         (self.life() == Some(life)).then_some(done)
     }
 
+    /// A gateway says that it is there.
+    pub fn hear(&self, beat: Beat) -> Answer<()> {
+        self.life()?;
+        self.lock().heard = Some((beat, Instant::now()));
+        Some(Ok(()))
+    }
+
     pub fn status(&self) -> Answer<NodeStatus> {
         self.life()?;
         let state = self.lock();
-        let mut status = NodeStatus::default();
+        let heard = state.heard.as_ref().map(|(beat, at)| Heard {
+            beat: beat.clone(),
+            ago_ms: at.elapsed().as_millis() as u64,
+        });
+        let mut status = NodeStatus {
+            heard,
+            ..NodeStatus::default()
+        };
         for slot in &state.slots {
             match &slot.served {
                 Served::Nothing => {}
@@ -317,6 +346,8 @@ impl Slot {
             Err(_) => Served::Blank,
             Ok(_) => match Engine::open(device) {
                 Ok(engine) => Served::Disk(Arc::new(engine)),
+                // One that lied may have lost anything.
+                Err(_) if self.medium.lies() > 0 => Served::Nothing,
                 Err(error) => panic!("a disk does not open: {error}"),
             },
         };
@@ -362,5 +393,6 @@ fn disk_status(engine: &Engine, path: &str) -> DiskStatus {
         corrupt_shards: status.corrupt_shards,
         opening: Some(engine.opening()),
         verify: Some(engine.verify_status()),
+        ledger: Some(engine.ledger()),
     }
 }

@@ -25,7 +25,8 @@ mod store;
 mod trace;
 mod world;
 
-use std::collections::VecDeque;
+use run::Done;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,25 @@ use std::time::Instant;
 
 /// Seeds of an ordinary run, and of a long one.
 const SEEDS: (u64, u64) = (24, 1_000);
+/// So many seeds meet everything that can happen:
+const SEEDS_OF_ALL: u64 = 300;
+/// among others, this.
+const OCCUR: [&str; 14] = [
+    "LostWrites",
+    "LyingFlushes",
+    "clone after a hang",
+    "clone only read",
+    "clone refused",
+    "clone took over",
+    "ledger accepted",
+    "newest caught up with a copy",
+    "older ledger caught up",
+    "older ledger only read",
+    "pause, answers late",
+    "pause, answers waited",
+    "went on with all commits",
+    "went on without the last commits",
+];
 /// Seeds at once.
 const AT_ONCE: usize = 2;
 /// Events that are printed of a seed that failed.
@@ -47,7 +67,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs a seed on a runtime of its own.
-fn run_seed(seed: u64) -> (Result<String, String>, VecDeque<String>) {
+fn run_seed(seed: u64) -> (Result<Done, String>, VecDeque<String>) {
     let events = Arc::new(Mutex::new(VecDeque::new()));
     let kept = events.clone();
     let ran = std::panic::catch_unwind(AssertUnwindSafe(move || {
@@ -72,13 +92,14 @@ fn whatever_happens_nothing_acknowledged_is_lost() {
     if let Some(seed) = number("CAIRN_TEST_SEED") {
         let (ran, events) = run_seed(seed);
         events.iter().for_each(|event| println!("{event}"));
-        println!("seed {seed}: {}", ran.unwrap());
+        println!("seed {seed}: {}", ran.map(|done| done.told).unwrap());
         return;
     }
     let is_long = number("CAIRN_TEST_LONG") == Some(1);
     let seeds = number("CAIRN_TEST_SEEDS").unwrap_or(if is_long { SEEDS.1 } else { SEEDS.0 });
     let first = number("CAIRN_TEST_FIRST_SEED").unwrap_or(1);
     let (next, failed) = (AtomicU64::new(first), Mutex::new(Vec::new()));
+    let counted: Mutex<BTreeMap<String, usize>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
@@ -90,7 +111,14 @@ fn whatever_happens_nothing_acknowledged_is_lost() {
                     let begun = Instant::now();
                     let (ran, events) = run_seed(seed);
                     match ran {
-                        Ok(did) => println!("seed {seed}: {:.1} s, {did}", begun.elapsed().as_secs_f64()),
+                        Ok(done) => {
+                            let seconds = begun.elapsed().as_secs_f64();
+                            println!("seed {seed}: {seconds:.1} s, {}", done.told);
+                            let mut counted = counted.lock().unwrap();
+                            for (what, times) in done.counted {
+                                *counted.entry(what).or_default() += times;
+                            }
+                        }
                         Err(why) => {
                             let shown = number("CAIRN_TEST_EVENTS").map_or(SHOWN, |shown| shown as usize);
                             let from = events.len().saturating_sub(shown);
@@ -103,10 +131,22 @@ fn whatever_happens_nothing_acknowledged_is_lost() {
             });
         }
     });
-    let failed = failed.into_inner().unwrap();
+    let (failed, counted) = (failed.into_inner().unwrap(), counted.into_inner().unwrap());
+    println!(
+        "{seeds} seeds from {first} on, {} failed; {counted:?}",
+        failed.len()
+    );
     assert!(
         failed.is_empty(),
         "seeds {failed:?} failed; again with: CAIRN_TEST_SEED={} cargo nextest run --release -p gateway -E 'binary(simulation)' --no-capture",
         failed[0]
+    );
+    let never: Vec<_> = OCCUR
+        .iter()
+        .filter(|what| !counted.contains_key(**what))
+        .collect();
+    assert!(
+        seeds < SEEDS_OF_ALL || never.is_empty(),
+        "in {seeds} seeds never: {never:?}"
     );
 }

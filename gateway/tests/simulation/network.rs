@@ -22,6 +22,8 @@ use tokio::sync::{Notify, oneshot};
 pub struct Life {
     is_over: AtomicBool,
     ended: Notify,
+    is_held: AtomicBool,
+    released: Notify,
 }
 
 impl Life {
@@ -34,8 +36,29 @@ impl Life {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// Never returns once the process is dead.
+    /// From now on nothing that it asks for goes out, and no answer reaches it.
+    pub fn hold(&self) {
+        self.is_held.store(true, Ordering::Relaxed);
+    }
+
+    /// What waited goes on.
+    pub fn release(&self) {
+        self.is_held.store(false, Ordering::Relaxed);
+        self.released.notify_waiters();
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Relaxed)
+    }
+
+    /// Waits while the process is held; never returns once it is dead.
     pub async fn go_on(&self) {
+        while self.is_held() {
+            let released = self.released.notified();
+            if self.is_held() {
+                released.await;
+            }
+        }
         if self.is_over() {
             std::future::pending().await
         }
@@ -263,7 +286,10 @@ impl Way {
                 let what = "connection refused".into();
                 return Err(NodeError::Unreachable { what });
             }
-            match answered.await {
+            let answer = answered.await;
+            // It waits to be taken in by a process that stands still.
+            life.go_on().await;
+            match answer {
                 Ok(answer) => answer,
                 Err(_) => std::future::pending().await,
             }
@@ -454,6 +480,34 @@ impl StorageClient for Link {
                 engine.admit(&wanted, deadline).await
             };
             machine.with_opened(disk, incarnation, admit).await
+        };
+        self.way.carry(&self.life, name, deadline, request).await
+    }
+
+    async fn obey(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        marks: &LedgerMarks,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let marks = *marks;
+        let name = Name::new(format!("obey {disk}"));
+        let request = move |machine: Arc<Machine>| async move {
+            let obey = move |engine: Arc<storage_node::engine::Engine>| async move {
+                engine.obey(&marks, deadline).await
+            };
+            machine.with_opened(disk, incarnation, obey).await
+        };
+        self.way.carry(&self.life, name, deadline, request).await
+    }
+
+    async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
+        let beat = beat.clone();
+        let name = Name::new(format!("beat of {}", beat.instance));
+        let request = move |machine: Arc<Machine>| {
+            let beat = beat.clone();
+            async move { machine.hear(beat) }
         };
         self.way.carry(&self.life, name, deadline, request).await
     }

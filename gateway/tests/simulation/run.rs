@@ -2,7 +2,7 @@
 
 use crate::clients::{Client, Counts, SHARED_KEYS};
 use crate::faults::Faults;
-use crate::model::Shared;
+use crate::model::{Model, Shared};
 use crate::trace::{Log, Trace};
 use crate::world::{BUCKET, Serving, Shape, World};
 use gateway::object::list::{Entry, Query};
@@ -10,10 +10,11 @@ use gateway::object::multipart::UploadTarget;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::RwLock;
 use tokio::time::Instant;
 
 /// How long everything may take to heal.
@@ -27,6 +28,10 @@ pub struct Run {
     pub trace: Trace,
     pub counts: Counts,
     pub shared: Shared,
+    /// What each client knows of its keys.
+    pub models: Vec<Arc<Model>>,
+    /// Whoever asks a gateway for something reads it; whoever exchanges the ledger writes it, and nobody asks meanwhile.
+    pub traffic: RwLock<()>,
     quiet: AtomicBool,
     failure: Mutex<Option<String>>,
     /// More is lost than the scheme survives, until then.
@@ -87,8 +92,15 @@ fn shape(rng: &mut StdRng) -> Shape {
     }
 }
 
+/// What a seed did.
+pub struct Done {
+    pub told: String,
+    /// What happened, and how often.
+    pub counted: BTreeMap<String, usize>,
+}
+
 /// Runs a seed. Answers what it did, or what is wrong.
-pub async fn run(seed: u64, events: Arc<Mutex<VecDeque<String>>>) -> Result<String, String> {
+pub async fn run(seed: u64, events: Arc<Mutex<VecDeque<String>>>) -> Result<Done, String> {
     let mut rng = StdRng::seed_from_u64(seed);
     let shape = shape(&mut rng);
     let trace = Trace::new(events);
@@ -101,6 +113,8 @@ pub async fn run(seed: u64, events: Arc<Mutex<VecDeque<String>>>) -> Result<Stri
         trace,
         counts: Counts::default(),
         shared: Shared::default(),
+        models: (0..CLIENTS).map(|_| Arc::default()).collect(),
+        traffic: RwLock::default(),
         quiet: AtomicBool::new(false),
         failure: Mutex::default(),
         unreadable_until: Mutex::default(),
@@ -134,10 +148,12 @@ pub async fn run(seed: u64, events: Arc<Mutex<VecDeque<String>>>) -> Result<Stri
     faults.lose_most().await;
     check_all(&run, &mut clients).await?;
     let counts = &run.counts;
-    Ok(format!(
-        "{} blobs, {} shards at the end ({} tails, {} unclaimed); {counts:?}; {faults}",
-        census.blobs, census.shards, census.tails, census.unclaimed
-    ))
+    let told = format!(
+        "{} blobs, {} shards at the end ({} tails, {} unclaimed, {} astray); {counts:?}; {faults}",
+        census.blobs, census.shards, census.tails, census.unclaimed, census.astray
+    );
+    let counted = faults.counted().clone();
+    Ok(Done { told, counted })
 }
 
 async fn check_all(run: &Run, clients: &mut [Client]) -> Result<(), String> {
@@ -214,6 +230,7 @@ impl Run {
                 4 if verified < 2 => {
                     // What is left of rot is found now, and what was found is repaired.
                     faults.verify_all().await;
+                    faults.order_census().await;
                     (calm, verified) = (0, verified + 1);
                 }
                 4 => {

@@ -1,33 +1,39 @@
 //! A cluster in one process: machines, the ledger's rows, and the gateway of the moment with all its workers.
 
 use crate::machine::{CLUSTER, DISK_BYTES, Machine};
-use crate::network::{Life, Link, Way};
-use crate::store::LivingStore;
+use crate::network::{Life, Link, Way, Weather};
+use crate::store::{LedgerFile, LivingStore};
 use crate::trace::Trace;
 use bytes::Bytes;
 use ec_core::{Kernel, Scheme};
 use gateway::clock::Clock;
 use gateway::cluster::adopt::Adopting;
 use gateway::cluster::disks::Health;
+use gateway::cluster::generation::Identity;
 use gateway::cluster::nodes::Nodes;
 use gateway::cluster::setup;
-use gateway::ledger::memory::MemoryStore;
-use gateway::ledger::model::{DiskRow, NodeRow};
+use gateway::error::{Error, Result};
+use gateway::ledger::model::{DiskRow, KeepRow, NodeRow};
 use gateway::ledger::{CommitBuilder, Ledger, Typed, key};
 use gateway::object::Objects;
 use gateway::server::{Gateway, GatewayConfig};
 use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use storage_node::client::StorageClient;
-use storage_node::protocol::{DiskId, NodeId};
+use storage_node::protocol::{DiskId, LedgerMarks, NodeId};
 
 pub const BUCKET: &str = "cairn";
 /// How long a disk may be away.
 pub const GRACE: Duration = Duration::from_secs(20);
+/// How long what nothing names is kept.
+const KEEP: Duration = Duration::from_secs(120);
 const MEMORY_BYTES: u64 = 256 << 20;
+/// How often a process looks whether it stood still.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
 /// So little that blocks go as often as they come.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -45,18 +51,33 @@ pub struct Shape {
 #[derive(Clone)]
 pub struct Serving {
     /// Its workers end when it is dropped.
-    _gateway: Arc<Gateway>,
+    pub gateway: Arc<Gateway>,
     pub objects: Arc<Objects>,
     pub store: Arc<LivingStore>,
     pub life: Arc<Life>,
 }
 
+impl Serving {
+    /// Whether its ledger is behind the disks, as far as it knows: it only reads.
+    pub fn is_safe(&self) -> bool {
+        self.objects.ledger.check_writable().is_err()
+    }
+
+    /// Where its ledger was when it took its generation.
+    pub fn base(&self) -> u64 {
+        self.objects.disks.generations().base().position
+    }
+}
+
 pub struct World {
     pub shape: Shape,
     pub ways: Vec<Arc<Way>>,
-    pub rows: Arc<MemoryStore>,
     pub trace: Trace,
     rng: Mutex<StdRng>,
+    /// The ledger that counts.
+    file: Mutex<Arc<LedgerFile>>,
+    /// Whether a copy of it ever acted.
+    copy_acted: AtomicBool,
     serving: Mutex<Option<Serving>>,
 }
 
@@ -77,9 +98,13 @@ impl World {
             let machine = Arc::new(Machine::new(number, trace.clone()));
             Arc::new(Way::new(machine, rng.random(), trace.clone()))
         });
+        let ways = ways.collect();
+        // Short enough that the log sometimes ends after where the archive does.
+        let log_commits = [30, 300, 10_000][rng.random_range(0..3)];
         let world = World {
-            ways: ways.collect(),
-            rows: Arc::new(MemoryStore::new()),
+            ways,
+            file: Mutex::new(LedgerFile::new("ledger", log_commits)),
+            copy_acted: AtomicBool::new(false),
             trace,
             serving: Mutex::default(),
             rng: Mutex::new(rng),
@@ -103,7 +128,12 @@ impl World {
         let ledger = self.ledger();
         let made = setup::create(&ledger, CLUSTER, "simulated", self.shape.scheme);
         made.await.expect("an empty ledger");
-        let mut commit = CommitBuilder::new();
+        let keep = KeepRow {
+            keep_s: Some(KEEP.as_secs()),
+            censuses: Some(2),
+            ..KeepRow::default()
+        };
+        let mut commit = CommitBuilder::new().put(key::keep(), &keep);
         for (number, way) in self.ways.iter().enumerate() {
             let machine = &way.machine;
             let rack = number.checked_div(self.shape.rack);
@@ -132,10 +162,34 @@ impl World {
         ledger.commit(commit.build()).await.expect("rows");
     }
 
-    /// Starts a gateway: whoever was the gateway before is dead.
+    /// Starts a gateway on the ledger that counts: whoever was the gateway before is dead.
     pub async fn start_gateway(&self) {
+        let serving = self.start_on(self.file()).await;
+        self.set_serving(serving);
+    }
+
+    /// Starts a gateway on a file, while no other lives. What a dead one said may arrive late, and is waited for.
+    pub async fn start_on(&self, file: Arc<LedgerFile>) -> Serving {
+        for _ in 0..120 {
+            match self.begin(file.clone(), false).await {
+                Ok(serving) => return serving,
+                Err(Error::InvalidRequest(why)) => self.trace.note(format!("not started: {why}")),
+                Err(error) => panic!("nothing keeps a gateway from starting: {error}"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        panic!("a gateway does not start, and no other lives")
+    }
+
+    /// Starts a gateway on a file, whoever else lives.
+    pub async fn begin(&self, file: Arc<LedgerFile>, takes_over: bool) -> Result<Serving> {
         let life = Arc::new(Life::default());
-        let store = Arc::new(LivingStore::new(self.rows.clone(), life.clone(), self.random()));
+        let identity = Identity {
+            name: format!("simulated, on {}", file.name),
+            instance: file.name.clone(),
+            takes_over,
+        };
+        let store = Arc::new(LivingStore::open(file, life.clone(), self.random()));
         let ledger = Ledger::new(store.clone());
         let ways = self.ways.clone();
         let living = life.clone();
@@ -158,17 +212,39 @@ impl World {
             cache_bytes: CACHE_BYTES,
             grace: GRACE,
             census_cycle: GatewayConfig::CENSUS_CYCLE,
+            sync_archive: false,
+            identity,
         };
         let clock = Arc::new(SimulatedClock(tokio::time::Instant::now()));
-        let started = Gateway::start(&config, ledger, nodes, clock).await;
-        let gateway = started.expect("nothing keeps a gateway from starting");
-        self.trace.note("gateway started");
-        *self.lock() = Some(Serving {
+        let gateway = Gateway::start(&config, ledger, nodes, clock).await?;
+        let serving = Serving {
             objects: gateway.objects.clone(),
-            _gateway: gateway,
+            gateway,
             store,
             life,
-        });
+        };
+        let (file, is_safe) = (&serving.store.file, serving.is_safe());
+        self.trace.note(format!(
+            "gateway started on {} at {}{}",
+            file.name,
+            file.position(),
+            if is_safe { ", and only reads" } else { "" }
+        ));
+        notice_pauses(&serving);
+        Ok(serving)
+    }
+
+    pub fn set_serving(&self, serving: Serving) {
+        *self.lock() = Some(serving);
+    }
+
+    /// The ledger that counts.
+    pub fn file(&self) -> Arc<LedgerFile> {
+        self.file.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    pub fn set_file(&self, file: Arc<LedgerFile>) {
+        *self.file.lock().unwrap_or_else(|e| e.into_inner()) = file;
     }
 
     /// The gateway is gone without a word, if it is not already.
@@ -177,6 +253,20 @@ impl World {
             serving.life.end();
             self.trace.note("gateway dead");
         }
+    }
+
+    /// The gateway ends in order, if it still lives.
+    pub async fn stop_gateway(&self) {
+        let Some(serving) = self.lock().take() else { return };
+        let ended = async {
+            let ended = serving.gateway.end().await;
+            self.trace.note(format!("gateway stopped: {ended:?}"));
+        };
+        tokio::select! {
+            () = ended => {}
+            () = serving.life.over() => {}
+        }
+        serving.life.end();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Serving>> {
@@ -209,7 +299,7 @@ impl World {
 
     /// The rows, whoever lives.
     pub fn ledger(&self) -> Ledger {
-        Ledger::new(self.rows.clone())
+        Ledger::new(self.file().rows.clone())
     }
 
     pub async fn table<T: Message + Default>(&self, tag: u8) -> Vec<(Bytes, T)> {
@@ -249,6 +339,34 @@ impl World {
             .clone()
     }
 
+    pub fn note_copy_acted(&self) {
+        self.copy_acted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a copy of the ledger ever acted: there may be what no row of this one names.
+    pub fn has_copy_acted(&self) -> bool {
+        self.copy_acted.load(Ordering::Relaxed)
+    }
+
+    /// What disks know of the ledger that a gateway reaches for certain.
+    pub fn marks_within_reach(&self) -> Vec<LedgerMarks> {
+        let clear = self.ways.iter().filter(|way| way.weather() == Weather::default());
+        let engines = clear.flat_map(|way| way.machine.engines());
+        engines.map(|(_, engine)| engine.ledger()).collect()
+    }
+
+    /// Whether all disks of a machine were compared with the ledger since they were opened.
+    pub fn has_compared(&self, machine: NodeId) -> bool {
+        let Some(serving) = self.living() else {
+            return false;
+        };
+        let disks = serving.objects.disks.all();
+        let mut own = disks
+            .iter()
+            .filter(|disk| disk.node.as_ref().is_some_and(|node| node.id == machine));
+        own.all(|disk| disk.in_doubt().is_none())
+    }
+
     /// Whether the gateway sees all disks of a machine that it should see, and sees them well.
     pub fn sees_well(&self, machine: NodeId) -> bool {
         let Some(serving) = self.living() else {
@@ -260,6 +378,22 @@ impl World {
             .filter(|disk| disk.node.as_ref().is_some_and(|node| node.id == machine));
         own.all(|disk| disk.health == Health::Online)
     }
+}
+
+/// Looks at the clock as long as a gateway lives, as a thread of its process does.
+fn notice_pauses(serving: &Serving) {
+    let (pauses, life) = (
+        Arc::downgrade(serving.objects.disks.pauses()),
+        serving.life.clone(),
+    );
+    tokio::spawn(async move {
+        while let (Some(pauses), false) = (pauses.upgrade(), life.is_over()) {
+            life.go_on().await;
+            pauses.look(tokio::time::Instant::now());
+            drop(pauses);
+            tokio::time::sleep(LOOK_PERIOD).await;
+        }
+    });
 }
 
 pub fn disk_id(bytes: &[u8]) -> DiskId {

@@ -12,7 +12,8 @@
 //!   covers them, and each is lost or kept at a crash.
 //! - **Out of space**: [`Device::allocate`] fails, once, or for all that was not allocated before
 //!   ([`SimulatedDisk::fill_filesystem`]); nothing was written.
-//! - **Lost write**: acknowledged, never done. **Lying flush**: acknowledged, nothing made durable.
+//! - **Lost write**: acknowledged, never done. **Lying flush**: acknowledged, nothing made durable. Of one operation, or as a habit
+//!   ([`SimulatedDisk::lose_writes`], [`SimulatedDisk::lie_about_flushes`]) that outlives reboots.
 //! - **Misdirected write or read**: whole, at another block. **Stale read**: the bytes before the last write.
 //! - **Bit flip**: [`SimulatedDisk::flip_bit`], any bit. **Slow I/O**: answered late. **Hang**: never answered.
 //!
@@ -116,6 +117,11 @@ struct Media {
     /// Ranges that were allocated, by where they start.
     allocated: BTreeSet<u64>,
     filesystem_full: bool,
+    /// So many of a thousand writes are acknowledged and not done.
+    writes_lost: u32,
+    /// Flushes are acknowledged and not done.
+    flushes_lie: bool,
+    lies: u64,
 }
 
 /// The disk itself: outlives crashes and reboots, and is where tests arm faults.
@@ -137,6 +143,9 @@ impl SimulatedDisk {
             gone: None,
             allocated: BTreeSet::new(),
             filesystem_full: false,
+            writes_lost: 0,
+            flushes_lie: false,
+            lies: 0,
         })))
     }
 
@@ -234,6 +243,21 @@ impl SimulatedDisk {
         self.lock().armed.clear();
     }
 
+    /// From now on so many of a thousand writes are acknowledged and not done.
+    pub fn lose_writes(&self, share: u32) {
+        self.lock().writes_lost = share;
+    }
+
+    /// From now on flushes are acknowledged and not done, or done again.
+    pub fn lie_about_flushes(&self, lie: bool) {
+        self.lock().flushes_lie = lie;
+    }
+
+    /// How many operations were acknowledged and not done.
+    pub fn lies(&self) -> u64 {
+        self.lock().lies
+    }
+
     /// Fills the filesystem under the disk: from now on only what was allocated once can be allocated again.
     pub fn fill_filesystem(&self) {
         self.lock().filesystem_full = true;
@@ -257,7 +281,22 @@ impl Media {
             return Ok(None);
         }
         let position = self.armed.iter().position(|fault| fault.concerns(kind));
-        Ok(position.map(|at| self.armed.remove(at)))
+        let fault = position
+            .map(|at| self.armed.remove(at))
+            .or_else(|| self.habit(kind));
+        self.lies += u64::from(matches!(fault, Some(Fault::LostWrite | Fault::LyingFlush)));
+        Ok(fault)
+    }
+
+    /// What it always does to such an operation.
+    fn habit(&mut self, kind: Kind) -> Option<Fault> {
+        match kind {
+            Kind::Write if self.writes_lost > 0 && self.rng.random_range(0..1_000) < self.writes_lost => {
+                Some(Fault::LostWrite)
+            }
+            Kind::Flush if self.flushes_lie => Some(Fault::LyingFlush),
+            _ => None,
+        }
     }
 
     fn crashing(&self) -> bool {

@@ -200,6 +200,32 @@ fn a_flush_after_a_failed_one_makes_nothing_of_before_durable() {
     assert_eq!(disk.peek(0, BLOCK), [3; BLOCK]);
 }
 
+/// What a disk loses by habit it loses until it is told otherwise, whatever happens to the machine.
+#[test]
+fn a_disk_that_lies_says_that_all_is_well() {
+    let disk = SimulatedDisk::new(SIZE, 7);
+    let device = disk.device();
+    disk.lose_writes(1_000);
+    device.write(0, filled(1, 1)).wait().unwrap();
+    device.flush().wait().unwrap();
+    assert_eq!(disk.peek(0, 1), [0], "it was never written");
+    disk.reboot();
+    device.write(0, filled(2, 1)).wait().unwrap();
+    assert_eq!((disk.peek(0, 1)[0], disk.lies()), (0, 2));
+    disk.lose_writes(0);
+    disk.lie_about_flushes(true);
+    device.write(0, filled(3, 1)).wait().unwrap();
+    device.flush().wait().unwrap();
+    assert_eq!(disk.peek(0, 1), [3], "readers see what is in the cache");
+    disk.reboot_with(Unflushed::Lost);
+    assert_eq!((disk.peek(0, 1)[0], disk.lies()), (0, 3));
+    disk.lie_about_flushes(false);
+    device.write(0, filled(4, 1)).wait().unwrap();
+    device.flush().wait().unwrap();
+    disk.reboot_with(Unflushed::Lost);
+    assert_eq!((disk.peek(0, 1)[0], disk.lies()), (4, 3));
+}
+
 #[test]
 fn a_missing_file_or_a_folder_is_an_error_with_its_path() {
     let folder = tempfile::tempdir().unwrap();

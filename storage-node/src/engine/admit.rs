@@ -33,6 +33,7 @@ impl Committer {
         request: &Request,
     ) -> Result<Vec<RecordHead>, NodeError> {
         let address = &request.address;
+        self.shared.check_ledger(address)?;
         self.shared.check_epoch(address)?;
         let dropped = self
             .decided(pending)
@@ -47,7 +48,7 @@ impl Committer {
                 .admit_put(batch, pending, address, shard)
                 .map(|head| vec![head]),
             Change::Delete(blobs) => self.admit_delete(batch, pending, address, blobs),
-            Change::Admit(_) => Ok(Vec::new()), // Is no record.
+            Change::Admit(..) | Change::Obey(_) => Ok(Vec::new()), // Are no records.
             Change::DropUnit => {
                 let draft = self.mark_draft(RecordKind::UnitDropped, address.unit, 0, address.epoch);
                 let head = self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?;
@@ -64,6 +65,9 @@ impl Committer {
         address: &UnitAddress,
         shard: &SealedShard,
     ) -> Result<RecordHead, NodeError> {
+        self.shared
+            .seen
+            .take_in(address.unit, shard.key.blob, address.epoch);
         let deleted = (address.unit, shard.key.blob);
         if self.is_deleted(pending, deleted) {
             return Err(NodeError::Deleted);

@@ -23,7 +23,7 @@ use crate::device::{AlignedBuf, AlignedBytes, BLOCK, Completion, DeviceError};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::CutPlace;
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
-use crate::protocol::{Admission, NodeError};
+use crate::protocol::{Admission, Generation, LedgerMarks, NodeError};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -184,7 +184,11 @@ impl Committer {
     }
 
     /// Says in the superblock that a gateway took this medium for the disk; never one that it took before.
-    fn remember_admission(&mut self, admission: Admission) -> Result<(), NodeError> {
+    fn remember_admission(&mut self, admission: Admission, ledger: Generation) -> Result<(), NodeError> {
+        let current = self.superblock.ledger.generation;
+        if current != Generation::NONE && ledger != current {
+            return Err(NodeError::OtherLedger { current });
+        }
         let known = self.superblock.admission;
         if known != admission && admission.number <= known.number {
             let what = format!(
@@ -199,6 +203,26 @@ impl Committer {
         self.write_superblock()
             .map_err(|error| self.shared.fence_with(&error))?;
         *self.shared.lock_admission() = (admission, true);
+        Ok(())
+    }
+
+    /// Says in the superblock which ledger the disk obeys; never an older one, nor another copy of the same.
+    fn obey(&mut self, told: LedgerMarks) -> Result<(), NodeError> {
+        let known = self.superblock.ledger;
+        if !known.obeys(told.generation) {
+            let current = known.generation;
+            return Err(NodeError::OtherLedger { current });
+        }
+        let marks = known.told(&told);
+        if marks == known {
+            return Ok(());
+        }
+        self.look_at_disk();
+        self.shared.check_serving()?;
+        self.superblock.ledger = marks;
+        self.write_superblock()
+            .map_err(|error| self.shared.fence_with(&error))?;
+        *self.shared.lock_ledger() = marks;
         Ok(())
     }
 
@@ -301,8 +325,12 @@ impl Committer {
                 let _ = request.reply.send(Err(error));
                 continue;
             }
-            if let Change::Admit(admission) = request.change {
-                let _ = request.reply.send(self.remember_admission(admission)); // The caller may have left.
+            if let Change::Admit(admission, ledger) = request.change {
+                let _ = request.reply.send(self.remember_admission(admission, ledger)); // The caller may have left.
+                continue;
+            }
+            if let Change::Obey(marks) = request.change {
+                let _ = request.reply.send(self.obey(marks)); // The same.
                 continue;
             }
             match self.admit(&mut batch, &mut pending, &request) {

@@ -40,6 +40,7 @@ impl Engine {
     ) -> Result<Vec<Result<(), NodeError>>, NodeError> {
         check_many(shards.len(), shards.iter().map(|shard| shard.payload.len()).sum())?;
         self.shared.check_serving()?;
+        self.shared.check_ledger(to)?;
         self.shared.check_epoch(to)?;
         let (mut requests, mut answers) = (Vec::new(), Vec::new());
         for shard in shards {

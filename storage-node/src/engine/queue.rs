@@ -3,7 +3,7 @@
 //! Invariant: a request is accepted whole or refused with `Overloaded`; one that was accepted is answered, also when
 //! the disk is fenced or the node shuts down.
 
-use crate::protocol::{Admission, NodeError, SealedShard, UnitAddress};
+use crate::protocol::{Admission, Generation, LedgerMarks, NodeError, SealedShard, UnitAddress};
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError, thread};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -30,7 +30,9 @@ pub enum Change {
     /// Drop the unit.
     DropUnit,
     /// Remember this admission of the disk.
-    Admit(Admission),
+    Admit(Admission, Generation),
+    /// Obey this ledger.
+    Obey(LedgerMarks),
 }
 
 /// A change, where it goes, and who waits for it.
@@ -50,7 +52,7 @@ impl Request {
         match &self.change {
             Change::Put(shard) => shard.payload.len() + 1024,
             Change::Delete(blobs) => blobs.len() * 128,
-            Change::DropUnit | Change::Admit(_) => 128,
+            Change::DropUnit | Change::Admit(..) | Change::Obey(_) => 128,
         }
     }
 }

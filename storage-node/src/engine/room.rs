@@ -123,11 +123,13 @@ impl Committer {
             let layout = &self.shared.layout;
             let (start, len) = (layout.extent_offset(number), layout.extent_size());
             let granted = self.shared.device.allocate(start, len);
-            self.starved = granted.is_err();
+            let was_starved = std::mem::replace(&mut self.starved, granted.is_err());
             match granted {
                 Ok(()) => self.granted.insert(number),
                 Err(error) if error.kind == DeviceErrorKind::NoSpace => {
-                    tracing::warn!(disk = %self.superblock.disk, %error, "the filesystem under the disk is full");
+                    if !was_starved {
+                        tracing::warn!(disk = %self.superblock.disk, %error, "the filesystem under the disk is full");
+                    }
                     return Err(NodeError::NoSpace);
                 }
                 Err(error) => return Err(self.shared.fence_with(&error)),

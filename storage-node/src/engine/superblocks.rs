@@ -116,7 +116,7 @@ pub fn write(device: &dyn Device, superblock: &Superblock) -> Result<(), DeviceE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Admission, ClusterId, DiskId};
+    use crate::protocol::{Admission, ClusterId, DiskId, LedgerMarks};
 
     /// Every way in which each copy is old, new or bad.
     #[test]
@@ -134,6 +134,7 @@ mod tests {
             verified: 0,
             headers: 0,
             admission: Admission::default(),
+            ledger: LedgerMarks::default(),
         };
         for case in 0..81u32 {
             let kinds: [u32; SUPERBLOCK_COPIES] =

@@ -32,6 +32,7 @@ pub fn unit(volume: u64) -> UnitAddress {
         incarnation: 1,
         unit: UnitId { volume, index: 2 },
         epoch: 1,
+        ledger: crate::protocol::Generation::NONE,
     }
 }
 

@@ -64,6 +64,11 @@ impl Disk {
         Self::of(image::open(path)?, path)
     }
 
+    /// What its newest superblock says.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
     /// Reads the superblocks of a device. Where they are depends on the size of the disk, so a disk that was cut short
     /// or copied to a larger device has them where the first copy says.
     pub(super) fn of(device: Arc<dyn Device>, path: &Path) -> Result<Disk, OpenError> {

@@ -24,6 +24,7 @@ fn unit(volume: u64) -> UnitAddress {
         incarnation: 1,
         unit: UnitId { volume, index: 2 },
         epoch: 3,
+        ledger: crate::protocol::Generation::NONE,
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::peer::{Peer, Role};
 use super::{RootCertStore, provider};
+use crate::protocol::ClusterId;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -98,24 +99,46 @@ fn judged(certificate: &CertificateDer<'_>, error: rustls::Error) -> rustls::Err
     refuse(format!("it shows {}, {why}", shown(certificate)))
 }
 
+/// Which server a client means.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    /// Exactly this one.
+    Peer(Peer),
+    /// Any node of this cluster: the ledger that knows them is lost.
+    AnyNode(ClusterId),
+}
+
+impl Wanted {
+    fn is_met_by(self, peer: Peer) -> bool {
+        match self {
+            Wanted::Peer(wanted) => wanted == peer,
+            Wanted::AnyNode(cluster) => peer.cluster == cluster && matches!(peer.role, Role::Node(_)),
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wanted::Peer(peer) => peer.fmt(f),
+            Wanted::AnyNode(cluster) => write!(f, "a node of cluster {cluster}"),
+        }
+    }
+}
+
 /// A client's check of the server it means.
 #[derive(Debug)]
 pub struct ServerCheck {
-    server: Peer,
-    name: ServerName<'static>,
+    server: Wanted,
     inner: Arc<WebPkiServerVerifier>,
 }
 
 impl ServerCheck {
-    pub fn new(server: Peer, roots: Arc<RootCertStore>) -> Result<ServerCheck, rustls::Error> {
+    pub fn new(server: Wanted, roots: Arc<RootCertStore>) -> Result<ServerCheck, rustls::Error> {
         let inner = WebPkiServerVerifier::builder_with_provider(roots, provider())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        Ok(ServerCheck {
-            server,
-            name: server.server_name()?,
-            inner,
-        })
+        Ok(ServerCheck { server, inner })
     }
 }
 
@@ -128,12 +151,12 @@ impl ServerCertVerifier for ServerCheck {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if Peer::of(end_entity) != Some(self.server) {
+        let Some(peer) = Peer::of(end_entity).filter(|peer| self.server.is_met_by(*peer)) else {
             let (shown, wanted) = (shown(end_entity), self.server);
             return Err(refuse(format!("it shows {shown}, and should be {wanted}")));
-        }
+        };
         self.inner
-            .verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
+            .verify_server_cert(end_entity, intermediates, &peer.server_name()?, ocsp, now)
             .map_err(|error| judged(end_entity, error))
     }
 
@@ -191,7 +214,13 @@ impl ServerCertVerifier for JoinCheck {
         };
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
-        ServerCheck::new(server, Arc::new(roots))?.verify_server_cert(end_entity, &[], name, ocsp, now)
+        ServerCheck::new(Wanted::Peer(server), Arc::new(roots))?.verify_server_cert(
+            end_entity,
+            &[],
+            name,
+            ocsp,
+            now,
+        )
     }
 
     fn verify_tls12_signature(

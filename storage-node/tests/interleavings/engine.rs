@@ -26,6 +26,7 @@ const ADDRESS: UnitAddress = UnitAddress {
     incarnation: 1,
     unit: UNIT,
     epoch: 1,
+    ledger: storage_node::protocol::Generation::NONE,
 };
 
 /// As much of the engine's as the flusher needs.

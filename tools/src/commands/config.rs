@@ -2,6 +2,7 @@
 
 use crate::CommandResult;
 use crate::config::{self, Wanted};
+use crate::output::say;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -23,6 +24,6 @@ enum ConfigCommand {
 pub fn run(args: &ConfigArgs) -> CommandResult {
     let ConfigCommand::Check { file } = &args.command;
     config::read(file, Wanted::default())?;
-    println!("{}: no mistakes", file.display());
+    say!("{}: no mistakes", file.display());
     Ok(())
 }

@@ -5,6 +5,7 @@
 use super::disk_online::agreed;
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
+use crate::output::{say, show};
 use crate::size::format_size;
 use clap::Args;
 use gateway::admin::nodes::{AddAnswer, AddRequest, BlankLine, BlankName, DiskList};
@@ -66,13 +67,13 @@ async fn run(args: DecideArgs, subject: Subject, action: Action) -> CommandResul
         return show(&args, &plan);
     }
     if !args.json {
-        print!("{}", render(&plan));
+        show!("{}", render(&plan));
     }
     may_run(&args, &plan)?;
     let done = apply(&args, subject, action, &plan).await?;
     match args.json {
-        true => println!("{}", serde_json::to_string(&done)?),
-        false => println!("{}", what_now(&done)),
+        true => say!("{}", serde_json::to_string(&done)?),
+        false => say!("{}", what_now(&done)),
     }
     Ok(())
 }
@@ -88,8 +89,8 @@ pub async fn replace(args: ReplaceArgs) -> CommandResult {
         return show(decide, &plan);
     }
     if !decide.json {
-        print!("{}", render(&plan));
-        println!(
+        show!("{}", render(&plan));
+        say!(
             "new disk   {} of {}, {}",
             new.path,
             new.node,
@@ -119,13 +120,13 @@ pub async fn replace(args: ReplaceArgs) -> CommandResult {
     }
     let done = apply(decide, subject, Action::Retire, &again).await?;
     match decide.json {
-        true => println!("{}", serde_json::json!({ "added": added.disks, "retired": done })),
+        true => say!("{}", serde_json::json!({ "added": added.disks, "retired": done })),
         false => {
             added
                 .disks
                 .iter()
-                .for_each(|line| println!("added      {}", line.label));
-            println!("{}", what_now(&done));
+                .for_each(|line| say!("added      {}", line.label));
+            say!("{}", what_now(&done));
         }
     }
     Ok(())
@@ -182,8 +183,8 @@ async fn apply(
 
 fn show(args: &DecideArgs, plan: &Plan) -> CommandResult {
     match args.json {
-        true => println!("{}", serde_json::to_string(plan)?),
-        false => print!("{}", render(plan)),
+        true => say!("{}", serde_json::to_string(plan)?),
+        false => show!("{}", render(plan)),
     }
     Ok(())
 }

@@ -8,7 +8,11 @@
 
 use super::{Memory, VerifyArgs};
 use crate::CommandResult;
+use crate::commands::ledger::not_opened;
+use crate::config::ArchiveMode;
 use crate::home::Home;
+use crate::identity::identity;
+use crate::output::greet;
 use crate::size::parse_size;
 use clap::Args;
 use ec_core::{KERNEL_VARIABLE, Kernel, Scheme};
@@ -18,7 +22,7 @@ use gateway::ledger::Ledger;
 use gateway::ledger::redb::RedbStore;
 use gateway::maintenance::rebuild::pace::FLOOR as REBUILD_FLOOR;
 use gateway::s3::StaticKeys;
-use gateway::server::{Gateway, GatewayConfig, Listeners};
+use gateway::server::{Ended, Gateway, GatewayConfig, Listeners};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,12 +64,18 @@ pub struct DevArgs {
     /// Bytes of hot objects kept in memory; an eighth of the machine's memory by default, 0 for none
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cache: Option<u64>,
+    /// Whether what is committed is in the ledger's archive before it is answered (sync), or a second later at most (async)
+    #[arg(long, value_name = "MODE", default_value = "async")]
+    archive: ArchiveMode,
     /// What codes: gfni-avx512, gfni-avx2, avx512, avx2, neon or scalar; else what CAIRN_KERNEL names, or the fastest
     #[arg(long, value_name = "NAME")]
     kernel: Option<Kernel>,
     /// Reach the disks through storage nodes that run already (`cairn node`) instead of in this process
     #[arg(long, value_name = "URL")]
     node: Vec<String>,
+    /// Start although a node heard another gateway of this cluster a moment ago; that one is fenced then
+    #[arg(long, requires = "node")]
+    take_over: bool,
     #[command(flatten)]
     verify: VerifyArgs,
     /// The access key
@@ -82,8 +92,30 @@ pub struct DevArgs {
     secret_key: String,
 }
 
+/// Whether a directory has no disks and nothing of a ledger: where there is any of it, a ledger that is missing was there.
+fn is_blank(data: &std::path::Path) -> std::io::Result<bool> {
+    for entry in data.read_dir()? {
+        let name = entry?.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(b"disk-") || name == b"ledger.redb-log" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 pub async fn run(args: DevArgs) -> CommandResult {
-    let stop = super::stop_signal()?;
+    let mut stop = std::pin::pin!(super::stop_signal()?);
+    // An operator who accepts the ledger as it is has everything opened anew.
+    while serve(&args, stop.as_mut()).await? == Ended::Again {}
+    tracing::info!("stopped");
+    Ok(())
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Opens everything and serves, until `stop` resolves or everything is to be opened anew.
+async fn serve(args: &DevArgs, stop: impl Future<Output = ()>) -> Result<Ended, Error> {
     let kernel = match args.kernel {
         Some(kernel) => kernel,
         None => Kernel::from_environment().map_err(|e| format!("{KERNEL_VARIABLE}: {e}"))?,
@@ -103,15 +135,23 @@ pub async fn run(args: DevArgs) -> CommandResult {
 
     let path = args.data.join("ledger.redb");
     let cache = memory.ledger;
-    let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, cache)).await??);
+    let is_blank = !path.exists() && is_blank(&args.data)?;
+    let opening = tokio::task::spawn_blocking(move || match is_blank {
+        true => RedbStore::create(path, cache),
+        false => RedbStore::open(path, cache),
+    });
+    let store = opening.await?.map_err(|error| not_opened(&error, &args.data))?;
+    let store = Arc::new(store);
     let ledger = Ledger::new(store.clone());
-    let cluster = open_cluster(&ledger, &args).await?;
-    let (nodes, local) = open_nodes(&args, &cluster).await?;
+    let cluster = open_cluster(&ledger, args).await?;
+    let (nodes, local) = open_nodes(args, &cluster).await?;
 
     let keys = StaticKeys {
         access_key: args.access_key.clone(),
         secret_key: args.secret_key.clone(),
     };
+    let ledger_path = args.data.join("ledger.redb");
+    let identity = identity("dev", s3.local_addr()?, &ledger_path, args.take_over)?;
     let config = GatewayConfig {
         name: "dev".into(),
         scheme: cluster.scheme,
@@ -121,6 +161,8 @@ pub async fn run(args: DevArgs) -> CommandResult {
         grace: args.grace,
         rebuild_floor: REBUILD_FLOOR,
         census_cycle: GatewayConfig::CENSUS_CYCLE,
+        sync_archive: args.archive == ArchiveMode::Sync,
+        identity,
     };
     let gateway = Gateway::start(&config, ledger, nodes, Arc::new(SystemClock)).await?;
     let listeners = Listeners {
@@ -129,7 +171,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
         join: None,
     };
     print_welcome(
-        &args,
+        args,
         &cluster,
         listeners.s3.local_addr()?,
         listeners.admin.local_addr()?,
@@ -144,9 +186,7 @@ pub async fn run(args: DevArgs) -> CommandResult {
         }
     }
     store.shutdown().await;
-    served?;
-    tracing::info!("stopped");
-    Ok(())
+    Ok(served?)
 }
 
 async fn bind(addr: SocketAddr, flag: &str) -> Result<TcpListener, String> {
@@ -239,7 +279,7 @@ async fn open_nodes(
 fn print_welcome(args: &DevArgs, cluster: &Cluster, s3: SocketAddr, admin: SocketAddr, memory: &Memory) {
     let endpoint = format!("http://{s3}");
     let presigned = presigned_url(&endpoint, args).unwrap_or_else(|| "(no URL for this address)".into());
-    println!(
+    greet!(
         "\
 Cairn is ready.
 

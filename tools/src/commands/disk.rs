@@ -5,6 +5,7 @@
 
 use super::{decide, disk_online};
 use crate::CommandResult;
+use crate::output::{say, show};
 use crate::size::format_size;
 use clap::{Args, Subcommand};
 use gateway::admin::operations::Action;
@@ -87,7 +88,7 @@ struct VerifyArgs {
 /// The disk cannot be opened, is in use, or is not Cairn's.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct CannotRead(String);
+pub struct CannotRead(pub String);
 
 pub async fn run(args: DiskArgs) -> CommandResult {
     match args.command {
@@ -134,8 +135,8 @@ fn open(path: &Path) -> Result<Disk, CannotRead> {
 
 fn print<T: Serialize>(json: bool, thing: &T, render: impl Fn(&T) -> String) -> CommandResult {
     match json {
-        true => println!("{}", serde_json::to_string_pretty(thing)?),
-        false => print!("{}", render(thing)),
+        true => say!("{}", serde_json::to_string_pretty(thing)?),
+        false => show!("{}", render(thing)),
     }
     Ok(())
 }

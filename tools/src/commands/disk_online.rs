@@ -2,6 +2,7 @@
 
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
+use crate::output::{complain, say, show};
 use crate::size::format_size;
 use clap::Args;
 use gateway::admin::nodes::{AddAnswer, AddRequest, AddedLine, BlankLine, BlankName, DiskList};
@@ -49,20 +50,20 @@ pub struct AddArgs {
 
 pub async fn list(args: ListArgs) -> CommandResult {
     if args.json {
-        println!("{}", args.admin.get("/v1/disks").await?);
+        say!("{}", args.admin.get("/v1/disks").await?);
         return Ok(());
     }
     let list: DiskList = args.admin.get_json("/v1/disks").await?;
-    print!("{}", super::status::disk_table(&list.disks));
+    show!("{}", super::status::disk_table(&list.disks));
     if !list.blank.is_empty() {
-        println!();
-        print!("{}", blank_table(&list.blank));
+        say!("");
+        show!("{}", blank_table(&list.blank));
     }
     if !list.strange.is_empty() {
-        println!("\n{:<16} not used", "node");
+        say!("\n{:<16} not used", "node");
     }
     for line in &list.strange {
-        println!("{:<16} {}: {}", line.node, line.path, line.reason);
+        say!("{:<16} {}: {}", line.node, line.path, line.reason);
     }
     Ok(())
 }
@@ -87,15 +88,15 @@ pub async fn add(args: AddArgs) -> CommandResult {
     let chosen = choose(&list.blank, &args)?;
     if chosen.is_empty() {
         match args.json {
-            true => println!("{}", serde_json::to_string(&AddAnswer { disks: Vec::new() })?),
-            false => println!("There is no blank disk to add."),
+            true => say!("{}", serde_json::to_string(&AddAnswer { disks: Vec::new() })?),
+            false => say!("There is no blank disk to add."),
         }
         return Ok(());
     }
     if !args.json {
         let total: u64 = chosen.iter().map(|blank| blank.size).sum();
-        print!("{}", blank_table(&chosen));
-        println!(
+        show!("{}", blank_table(&chosen));
+        say!(
             "\n{} disks, {} in all, will be formatted for the cluster.",
             chosen.len(),
             format_size(total)
@@ -103,7 +104,7 @@ pub async fn add(args: AddArgs) -> CommandResult {
     }
     if args.dry_run {
         if args.json {
-            println!(
+            say!(
                 "{}",
                 serde_json::to_string(&serde_json::json!({ "plan": chosen }))?
             );
@@ -123,11 +124,8 @@ pub async fn add(args: AddArgs) -> CommandResult {
     };
     let answer: AddAnswer = args.admin.post("/v1/disks", &request, ADD_PATIENCE).await?;
     match args.json {
-        true => println!("{}", serde_json::to_string(&answer)?),
-        false => answer
-            .disks
-            .iter()
-            .for_each(|added| println!("{}", render(added))),
+        true => say!("{}", serde_json::to_string(&answer)?),
+        false => answer.disks.iter().for_each(|added| say!("{}", render(added))),
     }
     let failed = answer.disks.iter().filter(|added| added.error.is_some()).count();
     match failed {
@@ -160,7 +158,7 @@ fn choose(blank: &[BlankLine], args: &AddArgs) -> Result<Vec<BlankLine>, String>
         );
         for line in blank.iter().filter(|line| line.holds.is_some()) {
             let holds = line.holds.as_deref().unwrap_or_default();
-            eprintln!("left out: {} of {} holds {holds}", line.path, line.node);
+            complain!("left out: {} of {} holds {holds}", line.path, line.node);
         }
     }
     for path in &args.path {
@@ -195,7 +193,7 @@ pub fn agreed() -> Result<bool, String> {
     if !std::io::stdin().is_terminal() {
         return Err("nobody is there to ask: say --yes".into());
     }
-    eprint!("Go on? [y/N] ");
+    crate::output::err(format_args!("Go on? [y/N] "));
     std::io::stderr().flush().map_err(|e| e.to_string())?;
     let mut answer = String::new();
     std::io::stdin()

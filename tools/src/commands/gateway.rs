@@ -2,9 +2,14 @@
 
 use super::Memory;
 use crate::CommandResult;
-use crate::config::{self, ADMIN_LISTEN, GatewaySection, JOIN_LISTEN, LISTEN, Wanted, reachable};
+use crate::commands::ledger::not_opened;
+use crate::config::{
+    self, ADMIN_LISTEN, ArchiveMode, GatewaySection, JOIN_LISTEN, LISTEN, Wanted, reachable,
+};
 use crate::duration::parse_duration;
 use crate::home::Home;
+use crate::identity::identity;
+use crate::output::greet;
 use crate::size::parse_size;
 use clap::Args;
 use ec_core::Kernel;
@@ -16,7 +21,8 @@ use gateway::ledger::Ledger;
 use gateway::ledger::model::NodeRow;
 use gateway::ledger::redb::RedbStore;
 use gateway::maintenance::rebuild::pace::FLOOR as REBUILD_FLOOR;
-use gateway::server::{Gateway, GatewayConfig, Listeners};
+use gateway::s3::StaticKeys;
+use gateway::server::{Ended, Gateway, GatewayConfig, Listeners};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,9 +69,15 @@ pub struct GatewayArgs {
     /// Bytes a second that rebuilding has, however busy clients are
     #[arg(long, value_name = "SIZE", env = "CAIRN_REBUILD_FLOOR", value_parser = parse_size)]
     rebuild_floor: Option<u64>,
+    /// Whether what is committed is in the ledger's archive before it is answered (sync), or a second later at most (async)
+    #[arg(long, value_name = "MODE", env = "CAIRN_ARCHIVE")]
+    archive: Option<ArchiveMode>,
     /// The access key, instead of the one that `cairn init` made
     #[arg(long, env = "CAIRN_ACCESS_KEY", value_name = "KEY", requires = "secret_key")]
     access_key: Option<String>,
+    /// Start although nodes heard another gateway of this cluster a moment ago; that one is fenced then
+    #[arg(long)]
+    take_over: bool,
     /// Its secret
     #[arg(long, env = "CAIRN_SECRET_KEY", value_name = "SECRET", hide_env_values = true)]
     secret_key: Option<String>,
@@ -101,12 +113,23 @@ fn read_config(args: &GatewayArgs) -> Result<GatewaySection, config::Mistakes> {
         kernel: args.kernel.or(file.kernel),
         grace: args.grace.or(file.grace),
         rebuild_floor: args.rebuild_floor.or(file.rebuild_floor),
+        archive: args.archive.or(file.archive),
     })
 }
 
 pub async fn run(args: GatewayArgs) -> CommandResult {
-    let stop = super::stop_signal()?;
-    let config = read_config(&args)?;
+    let mut stop = std::pin::pin!(super::stop_signal()?);
+    // An operator who accepts the ledger as it is has everything opened anew.
+    while serve(&args, stop.as_mut()).await? == Ended::Again {}
+    tracing::info!("stopped");
+    Ok(())
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Opens everything and serves, until `stop` resolves or everything is to be opened anew.
+async fn serve(args: &GatewayArgs, stop: impl Future<Output = ()>) -> Result<Ended, Error> {
+    let config = read_config(args)?;
     let s3 = bind(config.listen, LISTEN, "listen").await?;
     let admin = bind(config.admin_listen, ADMIN_LISTEN, "admin_listen").await?;
     let join = bind(config.join_listen, JOIN_LISTEN, "join_listen").await?;
@@ -117,13 +140,15 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
         tracing::warn!(address = %admin.local_addr()?, "operators are asked for no key, and everybody who reaches this address is one");
     }
     let home = Home::at(&config.data.ok_or("no data directory")?);
-    if !home.is_inhabited() {
-        return Err("there is no cluster in the data directory: `cairn init --data DIR` makes one".into());
-    }
+    let given_keys = args.access_key.clone().zip(args.secret_key.clone());
+    home.check_whole(given_keys.is_some())?;
     let memory = Memory::of(config.memory, config.cache);
     let cache = memory.ledger;
     let path = home.ledger();
-    let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, cache)).await??);
+    let opening = path.clone();
+    let opened = tokio::task::spawn_blocking(move || RedbStore::open(opening, cache)).await?;
+    let data = path.parent().unwrap_or(&path);
+    let store = Arc::new(opened.map_err(|error| not_opened(&error, data))?);
     let ledger = Ledger::new(store.clone());
     let found = setup::find(&ledger).await?;
     let (cluster, scheme) = found.ok_or("the ledger holds no cluster")?;
@@ -134,15 +159,19 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
         credentials: credentials.clone(),
         address: join_address,
     };
-    let mut keys = home.keys()?;
-    if let (Some(access), Some(secret)) = (args.access_key, args.secret_key) {
-        (keys.access_key, keys.secret_key) = (access, secret);
-    }
+    let keys = match given_keys {
+        Some((access_key, secret_key)) => StaticKeys {
+            access_key,
+            secret_key,
+        },
+        None => home.keys()?,
+    };
     let nodes = Nodes::load(&ledger, connect(credentials)).await?;
     let kernel = match config.kernel {
         Some(kernel) => kernel,
         None => Kernel::from_environment()?,
     };
+    let identity = identity("gateway", s3.local_addr()?, &home.ledger(), args.take_over)?;
     let options = GatewayConfig {
         name: "gateway".into(),
         scheme,
@@ -152,11 +181,13 @@ pub async fn run(args: GatewayArgs) -> CommandResult {
         grace: config.grace.unwrap_or(GRACE),
         rebuild_floor: config.rebuild_floor.unwrap_or(REBUILD_FLOOR),
         census_cycle: GatewayConfig::CENSUS_CYCLE,
+        sync_archive: config.archive == Some(ArchiveMode::Sync),
+        identity,
     };
     let gateway =
         Gateway::start_inviting(&options, ledger, nodes, Some(invitation), Arc::new(SystemClock)).await?;
     let (s3_at, admin_at, join_at) = (s3.local_addr()?, admin.local_addr()?, join.local_addr()?);
-    println!(
+    greet!(
         "\
 Cairn's gateway is ready.
 
@@ -173,9 +204,7 @@ Cairn's gateway is ready.
     };
     let served = gateway.serve(keys, listeners, stop).await;
     store.shutdown().await;
-    served?;
-    tracing::info!("stopped");
-    Ok(())
+    Ok(served?)
 }
 
 async fn bind(addr: Option<SocketAddr>, otherwise: &str, key: &str) -> Result<TcpListener, String> {

@@ -2,6 +2,7 @@
 
 use crate::CommandResult;
 use crate::home::Home;
+use crate::output::say;
 use clap::Args;
 use ec_core::Scheme;
 use gateway::clock::{Clock, SystemClock};
@@ -29,13 +30,16 @@ pub async fn run(args: InitArgs) -> CommandResult {
     let home = Home::at(&args.data);
     let (cluster, keys) = home.create(args.scheme, &args.name, SystemClock.now_ms()).await?;
     let directory = args.data.display();
-    println!(
+    say!(
         "\
 Cluster {name} is made: {cluster}, {scheme}.
 
   access key  {access}
   secret key  {secret}
               kept in {directory}/credentials; they are not shown again
+
+{directory}/recovery-kit.txt and the disks are all that an empty machine needs to be this gateway again. Put a copy
+where none of the cluster's machines is, and show it to nobody: `cairn kit` checks it, and encrypts it.
 
 {directory}/authority.key signs the certificates of all gateways and nodes: keep it, and a copy of it, to yourself.
 

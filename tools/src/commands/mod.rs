@@ -7,11 +7,14 @@ pub mod disk;
 mod disk_online;
 pub mod gateway;
 pub mod init;
+pub mod kit;
+pub mod ledger;
 pub mod node;
 pub mod places;
 pub mod rebalance;
 pub mod scrub;
 pub mod status;
+pub mod unnamed;
 
 use crate::size::format_size;
 use std::time::Duration;
@@ -45,13 +48,18 @@ impl VerifyArgs {
     }
 }
 
-/// Resolves when the process is asked to stop (SIGTERM or SIGINT).
+/// Resolves when the process is asked to stop (SIGTERM or SIGINT). A hangup (SIGHUP), which ends a process that does not say
+/// otherwise, ends nothing: there is no configuration that could be read again while it runs.
 pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => tracing::info!("SIGHUP ignored: the configuration is read at the start; SIGTERM stops"),
+            }
         }
     })
 }

@@ -5,6 +5,7 @@ use crate::CommandResult;
 use crate::admin_client::AdminArgs;
 use crate::config::{self, NODE_LISTEN, NodeSection, Wanted, reachable};
 use crate::duration::parse_duration;
+use crate::output::{greet, say, show};
 use clap::{Args, Subcommand};
 use gateway::admin::nodes::{NodeList, TokenAnswer, TokenRequest};
 use gateway::admin::operations::Action;
@@ -149,17 +150,17 @@ async fn token(args: TokenArgs) -> CommandResult {
         .admin
         .post("/v1/tokens", &request, Duration::from_secs(10))
         .await?;
-    println!("{}", answer.token);
+    say!("{}", answer.token);
     Ok(())
 }
 
 async fn list(args: ListArgs) -> CommandResult {
     if args.json {
-        println!("{}", args.admin.get("/v1/nodes").await?);
+        say!("{}", args.admin.get("/v1/nodes").await?);
         return Ok(());
     }
     let list: NodeList = args.admin.get_json("/v1/nodes").await?;
-    print!("{}", super::status::node_table(&list.nodes));
+    show!("{}", super::status::node_table(&list.nodes));
     Ok(())
 }
 
@@ -181,7 +182,7 @@ async fn serve_plainly(args: RunArgs) -> CommandResult {
         ..NodeOptions::default()
     };
     let node = open(args.disk, options).await?;
-    println!("Cairn node is ready on http://{address}");
+    greet!("Cairn node is ready on http://{address}");
     server::serve(listener, node.clone(), stop).await;
     tokio::task::spawn_blocking(move || node.shutdown()).await?;
     Ok(())
@@ -260,7 +261,7 @@ async fn serve_member(path: &Path, args: RunArgs) -> CommandResult {
         ..NodeOptions::default()
     };
     let node = open(config.disks.unwrap_or_default(), options).await?;
-    println!(
+    greet!(
         "Cairn node {name} of cluster {} is ready on https://{listen}",
         member.cluster
     );

@@ -5,6 +5,7 @@ use super::scrub::ago;
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
 use crate::duration::parse_duration;
+use crate::output::{say, show};
 use crate::size::{format_size, parse_size};
 use clap::{Args, Subcommand};
 use gateway::admin::places::{Located, UnitDetail, VolumeDetail};
@@ -128,13 +129,11 @@ pub async fn volume(args: VolumeArgs) -> CommandResult {
         }
     }
     match (asked.json, wanted) {
-        (true, _) => println!("{}", serde_json::to_string(&volumes)?),
-        (false, None) => print!("{}", volume_table(&volumes)),
+        (true, _) => say!("{}", serde_json::to_string(&volumes)?),
+        (false, None) => show!("{}", volume_table(&volumes)),
         (false, Some(_)) => {
-            print!("{}", volume_table(&volumes));
-            volumes
-                .iter()
-                .for_each(|volume| print!("{}", units(volume, "  ")));
+            show!("{}", volume_table(&volumes));
+            volumes.iter().for_each(|volume| show!("{}", units(volume, "  ")));
         }
     }
     Ok(())
@@ -198,12 +197,12 @@ pub async fn object(args: ObjectArgs) -> CommandResult {
     let wanted = serde_json::json!({ "bucket": bucket, "key": key });
     let found: Located = asked.admin.post("/v1/locate", &wanted, PATIENCE).await?;
     if asked.json {
-        println!("{}", serde_json::to_string(&found)?);
+        say!("{}", serde_json::to_string(&found)?);
         return Ok(());
     }
-    println!("{}, {} blobs", format_size(found.size), found.blobs.len());
+    say!("{}, {} blobs", format_size(found.size), found.blobs.len());
     for blob in &found.blobs {
-        println!(
+        say!(
             "blob {} in volume {}, {}: {}, {} stripes of a shard on each",
             blob.blob,
             blob.volume.id,
@@ -211,7 +210,7 @@ pub async fn object(args: ObjectArgs) -> CommandResult {
             format_size(blob.length),
             blob.stripes
         );
-        print!("{}", seen_units(&blob.volume, SystemClock.now_ms()));
+        show!("{}", seen_units(&blob.volume, SystemClock.now_ms()));
     }
     Ok(())
 }
@@ -223,8 +222,8 @@ pub async fn rebuild(args: RebuildArgs) -> CommandResult {
             let request = PaceRequest::from(wanted);
             let wanted: Wanted = asked.admin.post("/v1/rebuild/pace", &request, PATIENCE).await?;
             match asked.json {
-                true => println!("{}", serde_json::to_string(&wanted)?),
-                false => println!("rebuilding goes {}", super::status::pace(wanted, None)),
+                true => say!("{}", serde_json::to_string(&wanted)?),
+                false => say!("rebuilding goes {}", super::status::pace(wanted, None)),
             }
             Ok(())
         }
@@ -234,7 +233,7 @@ pub async fn rebuild(args: RebuildArgs) -> CommandResult {
 async fn rebuild_status(asked: &Asked, wait: bool) -> CommandResult {
     let mut status: Status = asked.admin.get_json("/v1/status").await?;
     if asked.json {
-        println!("{}", serde_json::to_string(&status.rebuild)?);
+        say!("{}", serde_json::to_string(&status.rebuild)?);
         return Ok(());
     }
     if wait {
@@ -256,12 +255,12 @@ async fn rebuild_status(asked: &Asked, wait: bool) -> CommandResult {
         bar.finish_and_clear();
     }
     match status.rebuild.units {
-        0 if status.rebuild.wanted == Wanted::Auto => println!("nothing is to be rebuilt"),
-        0 => println!(
+        0 if status.rebuild.wanted == Wanted::Auto => say!("nothing is to be rebuilt"),
+        0 => say!(
             "nothing is to be rebuilt; it would go {}",
             super::status::pace(status.rebuild.wanted, None)
         ),
-        _ => println!("{}", super::status::rebuild_row(&status.rebuild)),
+        _ => say!("{}", super::status::rebuild_row(&status.rebuild)),
     }
     Ok(())
 }

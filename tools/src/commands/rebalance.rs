@@ -3,6 +3,7 @@
 use super::disk_online::agreed;
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
+use crate::output::{say, show};
 use crate::size::format_size;
 use clap::Args;
 use gateway::admin::rebalance::{RebalancePlan, RebalanceRequest};
@@ -48,7 +49,7 @@ pub async fn run(args: RebalanceArgs) -> CommandResult {
     if args.stop {
         let nothing = serde_json::json!({});
         let _: () = args.admin.post("/v1/rebalance/stop", &nothing, PATIENCE).await?;
-        println!("{}", if args.json { "{}" } else { "nothing moves any more" });
+        say!("{}", if args.json { "{}" } else { "nothing moves any more" });
         return Ok(());
     }
     let mut request = RebalanceRequest {
@@ -57,7 +58,7 @@ pub async fn run(args: RebalanceArgs) -> CommandResult {
     };
     let plan: RebalancePlan = args.admin.post("/v1/rebalance", &request, PATIENCE).await?;
     if !args.json {
-        print!("{}", render(&plan));
+        show!("{}", render(&plan));
     }
     if !args.dry_run && plan.units > 0 {
         if !args.yes && !agreed()? {
@@ -66,11 +67,11 @@ pub async fn run(args: RebalanceArgs) -> CommandResult {
         request.plan = Some(plan.plan.clone());
         let _: RebalancePlan = args.admin.post("/v1/rebalance", &request, PATIENCE).await?;
         if !args.json {
-            println!("units are on their way: `cairn rebuild status` says how far");
+            say!("units are on their way: `cairn rebuild status` says how far");
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string(&plan)?);
+        say!("{}", serde_json::to_string(&plan)?);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
 use crate::duration::parse_duration;
+use crate::output::{say, show};
 use clap::{Args, Subcommand};
 use gateway::admin::scrub::{DiskScrub, PaceRequest, ScrubStatus, StartAnswer, StartRequest};
 use gateway::clock::{Clock, SystemClock};
@@ -53,17 +54,17 @@ enum ScrubCommand {
 
 pub async fn run(args: ScrubArgs) -> CommandResult {
     match args.command {
-        ScrubCommand::Status { admin, json: true } => println!("{}", admin.get("/v1/scrub").await?),
+        ScrubCommand::Status { admin, json: true } => say!("{}", admin.get("/v1/scrub").await?),
         ScrubCommand::Status { admin, json: false } => {
             let status: ScrubStatus = admin.get_json("/v1/scrub").await?;
-            print!("{}", render(&status, SystemClock.now_ms()));
+            show!("{}", render(&status, SystemClock.now_ms()));
         }
         ScrubCommand::Pace { admin, cycle } => {
             let wanted = PaceRequest {
                 cycle_s: cycle.as_secs(),
             };
             let set: PaceRequest = admin.post("/v1/scrub/pace", &wanted, PATIENCE).await?;
-            println!("every disk is read once in {}", span(set.cycle_s));
+            say!("every disk is read once in {}", span(set.cycle_s));
         }
         ScrubCommand::Start { admin, disk, wait } => return start(&admin, disk, wait).await,
     }
@@ -75,9 +76,9 @@ async fn start(admin: &AdminArgs, disk: Option<String>, wait: bool) -> CommandRe
         .post("/v1/scrub/start", &StartRequest { disk }, PATIENCE)
         .await?;
     for (label, why) in &begun.not {
-        println!("{label} is not verified: {why}");
+        say!("{label} is not verified: {why}");
     }
-    println!(
+    say!(
         "census {} has begun, and {} disks are verified",
         begun.cycle,
         begun.disks.len()
@@ -100,10 +101,10 @@ async fn start(admin: &AdminArgs, disk: Option<String>, wait: bool) -> CommandRe
         tokio::time::sleep(WATCH_PERIOD).await;
     };
     bar.finish_and_clear();
-    print!("{}", render(&status, SystemClock.now_ms()));
+    show!("{}", render(&status, SystemClock.now_ms()));
     match findings(&begun, &status) {
         found if found.is_empty() => {
-            println!("clean");
+            say!("clean");
             Ok(())
         }
         found => Err(format!("not clean: {}", found.join("; ")).into()),
@@ -193,7 +194,7 @@ fn census_words(census: &CensusReport) -> String {
     let counts = [
         (census.missing_shards, "shards missing"),
         (census.wrong_shards, "shards of a wrong length"),
-        (census.unnamed_blobs, "blobs that nothing names"),
+        (census.unnamed_blobs, "blobs that nothing names, set aside"),
         (census.stray_units, "units on disks that are not theirs"),
         (census.skipped_units, "units that could not be compared"),
         (census.disks_away, "disks away"),
@@ -202,9 +203,13 @@ fn census_words(census: &CensusReport) -> String {
     ];
     let found = counts.iter().filter(|(count, _)| *count > 0);
     let found: Vec<String> = found.map(|(count, what)| format!("{count} {what}")).collect();
-    match found.is_empty() {
+    let found = match found.is_empty() {
         true => "nothing missing, nothing unnamed".into(),
         false => found.join(", "),
+    };
+    match census.set_aside_blobs {
+        0 => found,
+        blobs => format!("{found}; {blobs} blobs set aside before"),
     }
 }
 
@@ -287,7 +292,7 @@ mod tests {
         let last = census.map(|(cycle, missing)| {
             format!(
                 r#"{{"cycle":{cycle},"started_ms":1000,"ended_ms":2000,"volumes":2,"units":12,"skipped_units":0,"disks_away":0,
-                "missing_shards":{missing},"wrong_shards":0,"unnamed_blobs":0,"collected_blobs":0,"surplus_shards":0,
+                "missing_shards":{missing},"wrong_shards":0,"unnamed_blobs":0,"set_aside_blobs":3,"surplus_shards":0,
                 "stray_units":0,"garbage_blobs":0,"suspect_shards":0,"clean":{}}}"#,
                 missing == 0
             )

@@ -2,9 +2,13 @@
 
 use crate::CommandResult;
 use crate::admin_client::AdminArgs;
+use crate::output::{say, show};
 use crate::size::format_size;
 use clap::Args;
+use gateway::admin::ledger::LedgerLine;
 use gateway::admin::status::{DiskLine, NodeLine, Status};
+use gateway::admin::verdict::{Level, Verdict, span};
+use gateway::archive::ArchiveStatus;
 use gateway::clock::{Clock, SystemClock};
 use gateway::maintenance::rebuild::RebuildStatus;
 use gateway::maintenance::rebuild::pace::Wanted;
@@ -20,13 +24,63 @@ pub struct StatusArgs {
 }
 
 pub async fn run(args: StatusArgs) -> CommandResult {
-    let body = args.admin.get("/v1/status").await?;
+    let body = match args.admin.get("/v1/status").await {
+        Err(error) if !args.json => return Err(Standing::Unreachable(error.to_string()).into()),
+        body => body?,
+    };
     if args.json {
-        println!("{body}");
+        say!("{body}");
         return Ok(());
     }
-    print!("{}", render(&serde_json::from_str(&body)?));
-    Ok(())
+    let status: Status = serde_json::from_str(&body)?;
+    show!("{}", render(&status));
+    match status.verdict.level {
+        Level::Ok => Ok(()),
+        Level::Attention => Err(Standing::Attention.into()),
+        Level::Risk | Level::Loss => Err(Standing::Risk.into()),
+    }
+}
+
+/// What is not well, for the exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Standing {
+    /// Somebody should look.
+    #[error("attention")]
+    Attention,
+    /// Something is lost, or would be with the next loss.
+    #[error("risk")]
+    Risk,
+    /// Nothing is known.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl Standing {
+    /// 1: attention, 2: worse, or not known.
+    pub fn code(&self) -> u8 {
+        match self {
+            Standing::Attention => 1,
+            Standing::Risk | Standing::Unreachable(_) => 2,
+        }
+    }
+}
+
+/// The first lines.
+fn verdict_rows(verdict: &Verdict) -> Vec<String> {
+    let word = match verdict.level {
+        Level::Ok => "OK",
+        Level::Attention => "ATTENTION",
+        Level::Risk => "AT RISK",
+        Level::Loss => "LOSS",
+    };
+    let since = match (verdict.level, SystemClock.now_ms().checked_sub(verdict.since_ms)) {
+        (Level::Ok, _) | (_, None) => String::new(),
+        (_, Some(ms)) => format!(", for {}", span(ms / 1_000)),
+    };
+    let mut rows = vec![format!("verdict   {word}{since}: {}", verdict.words)];
+    rows.extend(verdict.next.iter().map(|next| format!("next      {next}")));
+    rows.extend(verdict.hints.iter().map(|hint| format!("hint      {hint}")));
+    rows
 }
 
 fn render(status: &Status) -> String {
@@ -40,9 +94,12 @@ fn render(status: &Status) -> String {
         Some(scheme) => format!(", new objects {scheme} for now"),
         None => ", writes refused: too few disks".into(),
     };
-    let health = if status.healthy { "healthy" } else { "attention" };
-    line(format!("cluster   {health}   scheme {}{writes}", status.scheme));
+    verdict_rows(&status.verdict).into_iter().for_each(&mut line);
+    line(format!("cluster   scheme {}{writes}", status.scheme));
     line(format!("kernel    {}", status.kernel));
+    line(ledger_row(&status.ledger));
+    line(archive_row(&status.archive));
+    damage_row(&status.ledger).into_iter().for_each(&mut line);
     let capacity = &status.capacity;
     line(format!(
         "capacity  {} in all, {} free, {} of live shards",
@@ -75,6 +132,18 @@ fn render(status: &Status) -> String {
         queued.requests,
         format_size(queued.in_flight_bytes.iter().sum())
     ));
+    if queued.unnamed_blobs > 0 {
+        let stopped = queued
+            .unnamed_stopped
+            .as_ref()
+            .map(|why| format!("; none goes by itself: {why}"));
+        line(format!(
+            "unnamed   {} blobs, {}, that nothing names are set aside (`cairn unnamed list`){}",
+            queued.unnamed_blobs,
+            format_size(queued.unnamed_bytes),
+            stopped.unwrap_or_default()
+        ));
+    }
     if let (count @ 1.., Some(why)) = (queued.repairs_in_vain, &queued.repair_failure) {
         line(format!(
             "repair    {count} shards tried in vain, to be tried again: {why}"
@@ -90,10 +159,96 @@ fn render(status: &Status) -> String {
             f64::from(rebalance.within_permille) / 10.0
         ));
     }
+    if let (blobs @ 1.., Some(first)) = (degraded.unreadable_blobs, &degraded.unreadable_first) {
+        line(format!(
+            "gone      too many shards of {blobs} blobs; the first one is of {first}"
+        ));
+    }
     for worker in &status.workers {
-        line(format!("worker    {:<9} {}", worker.name, worker.state));
+        let failing = worker.failing_s.map(|seconds| format!(", for {}", span(seconds)));
+        let restarts = match worker.restarts {
+            0 => String::new(),
+            times => format!(", started again {times} times"),
+        };
+        let failing = failing.unwrap_or_default();
+        line(format!(
+            "worker    {:<9} {}{failing}{restarts}",
+            worker.name, worker.state
+        ));
     }
     out
+}
+
+/// The ledger's archive, in a line.
+fn archive_row(archive: &ArchiveStatus) -> String {
+    if !archive.on {
+        return "archive   none: this ledger is not archived on the disks".into();
+    }
+    let snapshots = match (archive.snapshots, &archive.due) {
+        (0, _) => "no snapshot yet".to_owned(),
+        (count, None) => format!("{count} snapshots"),
+        (count, Some(why)) => format!("{count} snapshots, a new one is due: {why}"),
+    };
+    let behind = match (archive.behind_s, &archive.error) {
+        (0, _) => format!("{} commits behind", archive.behind_commits),
+        (seconds, error) => format!(
+            "{} commits and {seconds} s behind: {}",
+            archive.behind_commits,
+            error.as_deref().unwrap_or("it looks where it ends")
+        ),
+    };
+    let copies = archive.copies;
+    format!(
+        "archive   at commit {} on {copies} disks, {behind}, {snapshots}; {} of live shards are its",
+        archive.shipped,
+        format_size(archive.held_bytes)
+    )
+}
+
+/// The ledger, in a line.
+fn ledger_row(ledger: &LedgerLine) -> String {
+    if let Some(why) = &ledger.unavailable {
+        let seconds = ledger.unavailable_s.unwrap_or_default();
+        return format!(
+            "ledger    unavailable for {seconds} s: {why}; it is tried again, and what is below is what is known without it"
+        );
+    }
+    let Some(room) = &ledger.room else {
+        return format!("ledger    at commit {}", ledger.position);
+    };
+    let uploads = match room.admits_uploads {
+        true => "",
+        false => "; uploads are refused until there is more, deletes and reads go on",
+    };
+    format!(
+        "ledger    at commit {}, {} free on its filesystem, {} of {} kept for it{uploads}",
+        ledger.position,
+        format_size(room.free_bytes),
+        format_size(room.reserve_bytes),
+        format_size(room.reserve_wanted_bytes)
+    )
+}
+
+/// What is damaged of the ledger, in a line, if anything is or was.
+fn damage_row(ledger: &LedgerLine) -> Option<String> {
+    let damage = ledger.damage.as_ref()?;
+    if damage.is_any() {
+        let waits = damage.repair.waits.as_ref();
+        let waits = waits.map(|why| format!("\nledger    not repaired yet: {why}"));
+        return Some(format!(
+            "ledger    DAMAGED: {} rows, {} pages ({}); nothing is deleted until it is repaired from the archive{}",
+            damage.rows,
+            damage.pages,
+            damage.words.join("; "),
+            waits.unwrap_or_default()
+        ));
+    }
+    (damage.corrected > 0).then(|| {
+        format!(
+            "ledger    {} wrong bits of its file were set right since the start: look at its disk and memory",
+            damage.corrected
+        )
+    })
 }
 
 /// What is being rebuilt, in a line.
@@ -239,12 +394,35 @@ mod tests {
             "capacity":{"total_bytes":1073741824,"free_bytes":5,"live_bytes":0},
             "degraded":{"disks":1,"volumes":2,"unreadable_volumes":0},
             "queued":{"garbage_blobs":3,"abandoned_blobs":1,"suspect_shards":2,"orphan_ranges":0,"requests":1,
-                "in_flight_bytes":[1024,0,0]},
+                "unnamed_blobs":5,"unnamed_bytes":2048,"unnamed_stopped":"too many","in_flight_bytes":[1024,0,0]},
             "workers":[{"name":"repair","state":"idle","steps":4}]}"#;
-        let text = render(&serde_json::from_str(json).expect("a status"));
+        let mut status: Status = serde_json::from_str(json).expect("a status");
+        assert!(
+            render(&status).starts_with("verdict   OK: "),
+            "one of before has no verdict"
+        );
+        status.verdict = Verdict {
+            level: Level::Risk,
+            words: "2 volumes survive no further loss".into(),
+            since_ms: SystemClock.now_ms() - 720_500,
+            next: Some("wait".into()),
+            hints: vec!["disk-9 is empty".into()],
+            ..Verdict::default()
+        };
+        status.workers[0].failing_s = Some(300);
+        status.workers[0].restarts = 3;
+        let text = render(&status);
+        let first = "verdict   AT RISK, for 12 min: 2 volumes survive no further loss\nnext      wait\nhint      disk-9 is empty\n";
+        assert!(text.starts_with(first), "{text}");
+        assert!(
+            text.contains("worker    repair    idle, for 5 min, started again 3 times"),
+            "{text}"
+        );
         assert!(text.contains("new objects rs(3,2) for now"), "{text}");
         assert!(text.contains("file was removed"), "{text}");
         assert!(text.contains("4 blobs to delete, 2 shards to repair"), "{text}");
+        let unnamed = "5 blobs, 2 KiB, that nothing names are set aside (`cairn unnamed list`); none goes by itself: too many";
+        assert!(text.contains(unnamed), "{text}");
         let wrong = "disk disk-0 of node n1: 4 wrong answers since start (3 bytes, 1 missing), the last 4 s ago: bytes: block 2";
         assert!(text.contains(wrong), "{text}");
     }

@@ -3,7 +3,7 @@
 use super::*;
 
 fn conduct() -> Arc<Conduct> {
-    Arc::new(Conduct::new("disk-0"))
+    Arc::new(Conduct::new("disk-0", Arc::default()))
 }
 
 /// A call that takes so long, and ends so.
@@ -42,6 +42,32 @@ async fn a_disk_that_lies_gets_no_writes_and_says_why() {
     assert_eq!(seen.counts, [(Wrong::Bytes, 8)]);
     let (what, ago) = seen.last.expect("there was one");
     assert!(what == "bytes: block 3" && ago >= Duration::from_secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_disk_lacks_is_counted_and_says_nothing_of_it() {
+    let conduct = conduct();
+    for _ in 0..100 {
+        call(&conduct, Kind::Read, MS, Outcome::Neutral).await;
+        conduct.take_in(Kind::Read, Outcome::Wrong(Wrong::Missing, "no such shard".into()));
+    }
+    assert_eq!(
+        (conduct.may_read(), conduct.trust()),
+        (Admission::Yes, Trust::Full)
+    );
+    assert_eq!(conduct.suspicion(), None);
+    assert_eq!(conduct.wrong_seen().counts, [(Wrong::Missing, 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_that_fail_weigh_more_than_reads_that_are_wrong() {
+    let conduct = conduct();
+    for _ in 0..8 {
+        call(&conduct, Kind::Read, MS, lie()).await;
+    }
+    assert_eq!(conduct.trust(), Trust::ReadsWrong);
+    call(&conduct, Kind::Write, MS, Outcome::Failed("a test".into())).await;
+    assert_eq!(conduct.trust(), Trust::WritesFail);
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,4 +128,59 @@ async fn few_try_a_disk_that_failed() {
     assert_eq!(conduct.may_read(), Admission::No);
     drop(trials);
     assert_eq!(conduct.may_read(), Admission::Trial);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_this_process_is_held_against_nobody() {
+    let pauses = Arc::new(Pauses::default());
+    let conduct = Arc::new(Conduct::new("disk-0", pauses.clone()));
+    pauses.look(Instant::now());
+    let calls: Vec<Call> = (0..100)
+        .map(|n| conduct.begin([Kind::Read, Kind::Write][n % 2]))
+        .collect();
+    let failures = [
+        Outcome::Good,
+        Outcome::Failed("timeout".into()),
+        Outcome::Unreachable("cut".into()),
+        Outcome::Wrong(Wrong::Garbled, "cut off".into()),
+    ];
+    tokio::time::advance(Duration::from_secs(12)).await;
+    for (n, call) in calls.into_iter().enumerate() {
+        match failures.get(n % 5) {
+            Some(outcome) => call.end(outcome.clone()),
+            None => drop(call),
+        }
+        // Some are told of before the pause is noted, others after.
+        if n == 50 {
+            pauses.look(Instant::now());
+        }
+    }
+    conduct.take_in(Kind::Write, Outcome::Failed("timeout".into()));
+    assert_eq!(
+        (conduct.may_read(), conduct.trust()),
+        (Admission::Yes, Trust::Full)
+    );
+    assert_eq!(
+        (conduct.late_after(), conduct.cut_off(Kind::Write)),
+        (LATE_MAX, CUT_OFF_MAX)
+    );
+    // What happens later counts.
+    for _ in 0..30 {
+        tokio::time::advance(Duration::from_millis(100)).await;
+        pauses.look(Instant::now());
+    }
+    call(&conduct, Kind::Write, MS, Outcome::Failed("timeout".into())).await;
+    assert_eq!(conduct.trust(), Trust::WritesFail);
+}
+
+/// Bytes that are wrong are wrong, whenever they come.
+#[tokio::test(start_paused = true)]
+async fn a_lie_counts_during_a_pause_too() {
+    let pauses = Arc::new(Pauses::default());
+    let conduct = Arc::new(Conduct::new("disk-0", pauses.clone()));
+    for _ in 0..8 {
+        pauses.look(Instant::now());
+        conduct.begin(Kind::Read).end(lie());
+    }
+    assert_eq!(conduct.trust(), Trust::ReadsWrong);
 }

@@ -22,6 +22,9 @@ pub type Entry = Option<Versioned>;
 /// Rows by key.
 pub type Rows = BTreeMap<Bytes, Entry>;
 
+/// The most that a follower gets of what came into the tree meanwhile; past it, it gets nothing.
+const FOLLOWED_MAX: usize = 16;
+
 /// Rows in the order of a range.
 pub type Ordered = Vec<(Bytes, Entry)>;
 
@@ -53,6 +56,10 @@ struct State {
     /// Something was committed since the last switch, if only to be removed again.
     changed: bool,
     settling: Option<Arc<Settling>>,
+    /// The version of the last commit that the tree has with all before it.
+    settled: u64,
+    /// What came into the tree since somebody began to follow.
+    followed: Option<Vec<Arc<Settling>>>,
     /// None once closed.
     tree: Option<Arc<Table>>,
     /// Counts trees.
@@ -71,7 +78,8 @@ pub struct Found {
     pub entries: Vec<Option<Entry>>,
     /// The tree of that moment.
     pub tree: Arc<Table>,
-    trees: u64,
+    /// Which one it is.
+    pub trees: u64,
 }
 
 impl Recent {
@@ -83,6 +91,8 @@ impl Recent {
                 sequence,
                 changed: false,
                 settling: None,
+                settled: sequence,
+                followed: None,
                 tree: Some(Arc::new(tree)),
                 trees: 0,
             }),
@@ -120,14 +130,14 @@ impl Recent {
         }
     }
 
-    /// The recent rows of a range that matter to who wants its first (or last) `limit`, in that order, and the tree below them;
-    /// none once closed.
+    /// The recent rows of a range that matter to who wants its first (or last) `limit`, in that order, and the tree below them and
+    /// which one it is; none once closed.
     pub fn range(
         &self,
         range: &KeyRange,
         limit: usize,
         direction: Direction,
-    ) -> Option<(Ordered, Arc<Table>)> {
+    ) -> Option<(Ordered, Arc<Table>, u64)> {
         let state = self.read();
         let tree = state.tree.clone()?;
         let bounds = (
@@ -144,18 +154,18 @@ impl Recent {
             Direction::Forward => until_full(newer, older, limit, direction),
             Direction::Backward => until_full(newer.rev(), older.rev(), limit, direction),
         };
-        Some((recent, tree))
+        Some((recent, tree, state.trees))
     }
 
     /// The keys that these rows remove, of rows that were put since the last switch: perhaps the tree never had them. And the tree to
-    /// ask; none once closed.
-    pub fn removed_soon(&self, rows: &Rows) -> Option<(Vec<Bytes>, Arc<Table>)> {
+    /// ask, and which one that is; none once closed.
+    pub fn removed_soon(&self, rows: &Rows) -> Option<(Vec<Bytes>, Arc<Table>, u64)> {
         let state = self.read();
         let is_settling = |key: &Bytes| state.settling.as_ref().is_some_and(|s| s.rows.contains_key(key));
         let is_young = |key: &Bytes| matches!(state.active.get(key), Some(Some(_))) && !is_settling(key);
         let removed = rows.iter().filter(|(_, entry)| entry.is_none());
         let young = removed.map(|(key, _)| key).filter(|key| is_young(key));
-        Some((young.cloned().collect(), state.tree.clone()?))
+        Some((young.cloned().collect(), state.tree.clone()?, state.trees))
     }
 
     /// Takes in what was committed, up to this version. Of the rows that are `gone` nothing is left; neither the tree nor what is on its
@@ -179,7 +189,8 @@ impl Recent {
         for key in rows.keys() {
             self.cache.remove(key);
         }
-        state.sequence = sequence;
+        (state.sequence, state.settled) = (sequence, sequence);
+        state.followed = None;
         state.tree = Some(Arc::new(tree));
         state.trees += 1;
     }
@@ -208,10 +219,75 @@ impl Recent {
     pub fn settled(&self, tree: Table) {
         let mut state = self.write();
         let settled = state.settling.take();
+        if let Some(settled) = &settled {
+            state.settled = settled.sequence;
+            let followed = state.followed.as_mut();
+            if let Some(followed) = followed.filter(|followed| followed.len() < FOLLOWED_MAX) {
+                followed.push(settled.clone());
+            } else {
+                state.followed = None;
+            }
+        }
         state.tree = Some(Arc::new(tree));
         state.trees += 1;
         drop(state);
         drop(settled); // Many rows: not under the lock.
+    }
+
+    /// Everything that the tree may lack, and the version of the last commit.
+    pub fn unsettled(&self) -> (Rows, u64) {
+        let state = self.read();
+        let older = state.settling.as_ref().map(|settling| settling.rows.clone());
+        let mut rows = older.unwrap_or_default();
+        rows.extend(
+            state
+                .active
+                .iter()
+                .map(|(key, entry)| (key.clone(), entry.clone())),
+        );
+        (rows, state.sequence)
+    }
+
+    /// The tree has everything, up to this version.
+    pub fn all_settled(&self, tree: Table, sequence: u64) {
+        let mut state = self.write();
+        let settled = (std::mem::take(&mut state.active), state.settling.take());
+        (state.sequence, state.changed) = (sequence, false);
+        state.settled = sequence;
+        state.followed = None;
+        state.tree = Some(Arc::new(tree));
+        state.trees += 1;
+        self.cache.clear();
+        drop(state);
+        drop(settled); // Many rows: not under the lock.
+    }
+
+    /// The same tree, opened again, or with some of what is being settled.
+    pub fn renew(&self, tree: Table) {
+        let mut state = self.write();
+        if state.tree.is_some() {
+            state.tree = Some(Arc::new(tree));
+        }
+        state.trees += 1;
+    }
+
+    /// Keeps what comes into the tree from now on, for one who copies it: the tree of this moment, and the version of the last commit
+    /// that it has with all before it. None once closed.
+    pub fn follow(&self) -> Option<(Arc<Table>, u64)> {
+        let mut state = self.write();
+        let tree = state.tree.clone()?;
+        state.followed = Some(Vec::new());
+        Some((tree, state.settled))
+    }
+
+    /// What came into the tree since; none if it was too much, or did not come one after the other.
+    pub fn followed(&self) -> Option<Vec<Arc<Settling>>> {
+        self.write().followed.take()
+    }
+
+    /// How many trees there were.
+    pub fn trees(&self) -> u64 {
+        self.read().trees
     }
 
     /// Lets go of the tree.

@@ -4,13 +4,12 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use ::redb::backends::InMemoryBackend;
-use ::redb::{Builder, Database, StorageBackend, TableDefinition};
+use ::redb::{Database, TableDefinition};
 use rand::Rng;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::log::Medium;
-use super::tree::{FORMAT_KEY, FORMAT_MAGIC, FORMAT_VERSION, META, ROWS, initialise};
+use super::faulty::{Disk, Paper, Plot};
+use super::tree::{FORMAT_KEY, FORMAT_MAGIC, FORMAT_VERSION, META, ROWS, UNSEALED};
 use super::*;
 use crate::ledger::conformance;
 use crate::ledger::store::Mutation;
@@ -26,7 +25,7 @@ struct Files {
 
 impl Files {
     fn open(&self, path: PathBuf) -> Arc<dyn Store> {
-        let store = Arc::new(RedbStore::open(&path, CACHE_BYTES).unwrap());
+        let store = Arc::new(open(&path).unwrap());
         self.paths
             .lock()
             .unwrap()
@@ -74,7 +73,10 @@ fn ledger_path() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn open(path: &Path) -> Result<RedbStore, LedgerError> {
-    RedbStore::open(path, CACHE_BYTES)
+    match path.exists() {
+        true => RedbStore::open(path, CACHE_BYTES),
+        false => RedbStore::create(path, CACHE_BYTES),
+    }
 }
 
 fn put(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Commit {
@@ -146,7 +148,7 @@ fn a_newer_format_is_refused() {
     drop(open(&path).unwrap());
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
-    let newer = [FORMAT_MAGIC, &3_u32.to_le_bytes()].concat();
+    let newer = [FORMAT_MAGIC, &4_u32.to_le_bytes()].concat();
     transaction
         .open_table(META)
         .unwrap()
@@ -156,7 +158,7 @@ fn a_newer_format_is_refused() {
     drop(database);
     refused(
         &path,
-        "a ledger of format 3; this program understands formats 1 to 2",
+        "a ledger of format 4; this program understands formats 1 to 3",
     );
 }
 
@@ -182,7 +184,7 @@ fn a_crash_while_creating_leaves_nothing_in_the_way() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     names.sort();
-    assert_eq!(names, ["ledger", "ledger-log"]);
+    assert_eq!(names, ["ledger", "ledger-log", "ledger-reserve", "ledger-sums"]);
 }
 
 #[tokio::test]
@@ -203,149 +205,393 @@ async fn a_row_without_a_version_is_damaged() {
     assert_eq!(get(&store, "other").await, Ok(None));
 }
 
-/// A disk in memory that fails to flush, or to read, when told.
-#[derive(Debug, Default)]
-struct FaultyDisk {
-    disk: InMemoryBackend,
-    fail: Arc<AtomicBool>,
-}
-
-impl FaultyDisk {
-    fn check(&self) -> std::io::Result<()> {
-        if self.fail.load(Ordering::SeqCst) {
-            Err(std::io::Error::other("injected EIO"))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-impl StorageBackend for FaultyDisk {
-    fn len(&self) -> std::io::Result<u64> {
-        self.disk.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.disk.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.disk.set_len(len)
-    }
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.check()?;
-        self.disk.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.disk.write(offset, data)
-    }
-}
-
-#[derive(Debug)]
-struct FaultyLog(Arc<AtomicBool>);
-
-impl Medium for FaultyLog {
-    fn write(&mut self, _at: u64, _bytes: &[u8]) -> std::io::Result<()> {
-        Ok(())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        match self.0.load(Ordering::SeqCst) {
-            true => Err(std::io::Error::other("injected EIO")),
-            false => Ok(()),
-        }
-    }
-}
-
 /// A store in memory, and what makes its tree and its log fail.
-fn faulty() -> (RedbStore, Arc<AtomicBool>, Arc<AtomicBool>) {
-    let disk = FaultyDisk::default();
-    let (tree_fails, log_fails) = (disk.fail.clone(), Arc::<AtomicBool>::default());
-    let database = Builder::new().create_with_backend(disk).unwrap();
-    initialise(&database, &[1; 16]).unwrap();
-    let log = Log::new([1; 16], Box::new(FaultyLog(log_fails.clone())));
-    let store = RedbStore::start(Tree::of(database), 0, log, 1 << 20, Path::new("in memory")).unwrap();
-    (store, tree_fails, log_fails)
+struct Faulty {
+    store: RedbStore,
+    disk: Disk,
+    paper: Paper,
+    plot: Plot,
 }
 
-async fn assert_latched(store: &RedbStore, failure: LedgerError) {
+impl Faulty {
+    fn new() -> Faulty {
+        let (disk, paper) = (Disk::initialised(&[1; 16]), Paper::new());
+        Faulty::on(disk, paper, Plot::new(1 << 30))
+    }
+
+    /// Opens what is there.
+    fn on(disk: Disk, paper: Paper, plot: Plot) -> Faulty {
+        let tree = Tree::of(Box::new(disk.clone())).unwrap();
+        let (described, reserve) = (tree.describe().unwrap(), plot.reserve());
+        let medium = Box::new(paper.clone());
+        let (log, sequence) = take_up(&tree, &reserve, described, &paper.content(), medium).unwrap();
+        let changes = Changes::new(Vec::new());
+        let path = Path::new("in memory");
+        let store = RedbStore::start(tree, sequence, log, changes, 1 << 20, reserve, path).unwrap();
+        Faulty {
+            store,
+            disk,
+            paper,
+            plot,
+        }
+    }
+
+    /// Closes it and opens what it left.
+    fn reopened(self) -> Faulty {
+        let Faulty {
+            store,
+            disk,
+            paper,
+            plot,
+        } = self;
+        drop(store);
+        Faulty::on(disk, paper, plot)
+    }
+
+    async fn commits_again(&self) -> u64 {
+        for _ in 0..2_000 {
+            match self.store.commit(put("again", "1")).await {
+                Ok(version) => return version,
+                Err(LedgerError::Unavailable { .. } | LedgerError::Full) => {}
+                Err(error) => panic!("{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it never commits again");
+    }
+
+    /// Waits until the tree has everything.
+    async fn settled(&self) {
+        for _ in 0..2_000 {
+            let recent = &self.store.shared.recent;
+            if !recent.sequence().1 && recent.settling().is_none() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it never comes into the tree");
+    }
+}
+
+fn delete(key: impl AsRef<[u8]>) -> Commit {
+    Commit {
+        preconditions: Vec::new(),
+        mutations: vec![Mutation::Delete {
+            key: Bytes::copy_from_slice(key.as_ref()),
+        }],
+    }
+}
+
+/// While the log fails it is unknown what is durable, and everything is refused. Then it goes on by itself, and what was unknown is so.
+#[tokio::test]
+async fn a_failed_flush_of_the_log_latches_until_it_is_taken_up_again() {
+    let faulty = Faulty::new();
+    let store = &faulty.store;
+    assert_eq!(store.commit(put("a", "1")).await, Ok(1));
+    faulty.paper.faults.fail(false);
+    let failure = store.commit(put("b", "2")).await.unwrap_err();
     assert!(failure.to_string().contains("injected EIO"), "{failure}");
     assert_eq!(store.commit(put("c", "3")).await, Err(failure.clone()));
     assert_eq!(get(store, "a").await, Err(failure.clone()));
-    let everything = KeyRange {
-        start: Bytes::new(),
-        end: None,
-    };
-    assert_eq!(store.scan(everything, 1, Direction::Forward).await, Err(failure));
+    let (start, end) = (Bytes::new(), None);
+    let scanned = store.scan(KeyRange { start, end }, 1, Direction::Forward).await;
+    assert_eq!(scanned, Err(failure.clone()));
+    let (what, _since) = store.state().unavailable.unwrap();
+    assert!(failure.to_string().contains(&what), "{what}");
+    faulty.paper.faults.end();
+    assert_eq!(faulty.commits_again().await, 3);
+    assert_eq!(store.state().unavailable, None);
+    let faulty = faulty.reopened();
+    for (key, value) in [
+        ("a", Some("1")),
+        ("b", Some("2")),
+        ("c", None),
+        ("again", Some("1")),
+    ] {
+        let found = get(&faulty.store, key).await.unwrap();
+        assert_eq!(
+            found.as_ref().map(|row| &row.value[..]),
+            value.map(str::as_bytes),
+            "{key}"
+        );
+    }
 }
 
+/// Opened while it is unknown what became of a commit: it is there or not, and what was acknowledged is.
 #[tokio::test]
-async fn a_failed_flush_of_the_log_latches() {
-    let (store, _, fail) = faulty();
+async fn a_failed_log_loses_nothing_acknowledged_when_it_is_opened_again() {
+    let faulty = Faulty::new();
+    faulty.store.commit(put("a", "1")).await.unwrap();
+    faulty.paper.faults.fail(false);
+    faulty.disk.writes.fail(false);
+    faulty.store.commit(put("b", "2")).await.unwrap_err();
+    let (disk, paper, plot) = (faulty.disk.clone(), faulty.paper.clone(), faulty.plot.clone());
+    drop(faulty);
+    disk.writes.end();
+    paper.faults.end();
+    let faulty = Faulty::on(disk, paper, plot);
+    assert_eq!(get(&faulty.store, "a").await.unwrap().unwrap().value, "1");
+    assert!(faulty.store.commit(put("c", "3")).await.unwrap() > 1);
+}
+
+/// The tree takes nothing for want of room: reads and commits go on, and all comes into it later.
+#[tokio::test]
+async fn a_tree_without_room_stops_neither_reads_nor_commits() {
+    let faulty = Faulty::new();
+    let store = &faulty.store;
+    for n in 0..50 {
+        store.commit(put(format!("k{n}"), [7; 3_000])).await.unwrap();
+    }
+    faulty.settled().await;
+    faulty.disk.writes.fail(true);
+    store.commit(put("a", [8; 50_000])).await.unwrap();
+    for n in 0..12 {
+        let found = get(store, format!("k{n}")).await.unwrap();
+        assert!(found.is_some());
+        store.commit(delete(format!("k{n}"))).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert_eq!(get(store, "a").await.unwrap().unwrap().value.len(), 50_000);
+    assert!(store.shared.recent.sequence().1 || store.shared.recent.settling().is_some());
+    faulty.disk.writes.end();
+    faulty.settled().await;
+    let (start, end) = (Bytes::new(), None);
+    let faulty = faulty.reopened();
+    let rows = faulty
+        .store
+        .scan(KeyRange { start, end }, 100, Direction::Forward)
+        .await;
+    let keys: Vec<_> = rows.unwrap().into_iter().map(|row| row.key).collect();
+    assert_eq!((keys.len(), &keys[0][..]), (1 + 50 - 12, &b"a"[..]));
+}
+
+/// A tree on a disk that takes no write: nothing is lost, and it goes on by itself when the disk does.
+#[tokio::test]
+async fn a_tree_on_a_failing_disk_goes_on_by_itself() {
+    let faulty = Faulty::new();
+    let store = &faulty.store;
     store.commit(put("a", "1")).await.unwrap();
-    fail.store(true, Ordering::SeqCst);
-    let failure = store.commit(put("b", "2")).await.unwrap_err();
-    fail.store(false, Ordering::SeqCst);
-    assert_latched(&store, failure).await;
+    faulty.settled().await;
+    faulty.disk.writes.fail(false);
+    for n in 0..5 {
+        store.commit(put(format!("k{n}"), "2")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    assert_eq!(get(store, "k0").await.unwrap().unwrap().value, "2");
+    faulty.disk.writes.end();
+    faulty.commits_again().await;
+    assert_eq!(get(store, "a").await.unwrap().unwrap().value, "1");
+    faulty.settled().await;
+    let faulty = faulty.reopened();
+    assert_eq!(get(&faulty.store, "k4").await.unwrap().unwrap().value, "2");
 }
 
-/// A commit that is answered is in the log; that it does not come into the tree is known soon, and whoever comes then is told.
+/// Once the log is full too, commits are refused, and nothing of them happened; reads go on.
 #[tokio::test]
-async fn a_failed_flush_of_the_tree_latches() {
-    let (store, fail, _) = faulty();
-    fail.store(true, Ordering::SeqCst);
-    store.commit(put("a", "1")).await.unwrap();
-    let failure = loop {
-        match get(&store, "a").await {
-            Ok(row) => assert_eq!(row.unwrap().value, "1"),
-            Err(failure) => break failure,
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
-    fail.store(false, Ordering::SeqCst);
-    assert_latched(&store, failure).await;
-}
-
-/// Waits for a commit while the tree takes no more, and is told that, rather than waiting for ever.
-#[tokio::test]
-async fn a_writer_that_waits_for_the_tree_learns_that_it_failed() {
-    let (store, fail, _) = faulty();
-    fail.store(true, Ordering::SeqCst);
-    let failure = loop {
-        if let Err(failure) = store.commit(put("k", [7; 10_000])).await {
-            break failure;
+async fn a_full_log_before_a_tree_without_room_refuses_commits_and_nothing_else() {
+    let faulty = Faulty::new();
+    let store = &faulty.store;
+    faulty.disk.writes.fail(true);
+    let mut committed = 0;
+    let refusal = loop {
+        match store.commit(put(format!("k{committed:04}"), [7; 10_000])).await {
+            Ok(_) => committed += 1,
+            Err(refusal) => break refusal,
         }
     };
-    assert_latched(&store, failure).await;
+    assert_eq!(refusal, LedgerError::Full);
+    assert!(committed > 8, "{committed}");
+    for n in 0..committed {
+        assert!(get(store, format!("k{n:04}")).await.unwrap().is_some());
+    }
+    assert_eq!(get(store, format!("k{committed:04}")).await, Ok(None));
+    assert_eq!(store.state().unavailable, None);
+    faulty.disk.writes.end();
+    faulty.commits_again().await;
+    let faulty = faulty.reopened();
+    for n in 0..committed {
+        assert!(get(&faulty.store, format!("k{n:04}")).await.unwrap().is_some());
+    }
+    assert_eq!(get(&faulty.store, format!("k{committed:04}")).await, Ok(None));
 }
 
-#[test]
-fn a_ledger_of_the_format_before_is_taken_up() {
-    let (_directory, path) = ledger_path();
-    let database = Database::create(&path).unwrap();
+/// The tree fails for a while from each of its operations on: reads are right throughout, and nothing is lost.
+#[tokio::test]
+async fn a_tree_that_fails_anywhere_for_a_while_costs_nothing() {
+    let mut injected = 0;
+    for good in 0..36 {
+        let faulty = Faulty::new();
+        let store = &faulty.store;
+        for n in 0..40 {
+            store.commit(put(format!("k{n:02}"), [1; 700])).await.unwrap();
+        }
+        faulty.settled().await;
+        let before = faulty.disk.writes.count.load(Ordering::SeqCst);
+        faulty.disk.writes.plan(good, 1 + good % 5, good % 2 == 0);
+        for n in 0..40 {
+            match n % 3 {
+                0 => store.commit(delete(format!("k{n:02}"))).await.unwrap(),
+                _ => store.commit(put(format!("k{n:02}"), [2; 900])).await.unwrap(),
+            };
+            let found = get(store, format!("k{n:02}")).await.unwrap();
+            assert_eq!(found.map(|row| row.value[0]), (n % 3 != 0).then_some(2));
+        }
+        faulty.settled().await;
+        injected += u64::from(faulty.disk.writes.count.load(Ordering::SeqCst) > before + good as u64);
+        faulty.disk.writes.end();
+        let faulty = faulty.reopened();
+        for n in 0..40 {
+            let found = get(&faulty.store, format!("k{n:02}")).await.unwrap();
+            assert_eq!(
+                found.map(|row| row.value[0]),
+                (n % 3 != 0).then_some(2),
+                "{good} {n}"
+            );
+        }
+    }
+    assert!(injected > 10, "{injected}");
+}
+
+/// A read that failed makes redb refuse all later ones; who reads waits until the tree is opened again.
+#[tokio::test]
+async fn a_failed_read_costs_no_other() {
+    let faulty = Faulty::new();
+    for n in 0..200 {
+        faulty
+            .store
+            .commit(put(format!("k{n:03}"), [1; 3_000]))
+            .await
+            .unwrap();
+    }
+    let faulty = faulty.reopened(); // Nothing is in memory.
+    for n in 0..200 {
+        if n % 20 == 0 {
+            faulty.disk.reads.plan(0, 1, false);
+        }
+        assert!(
+            get(&faulty.store, format!("k{n:03}")).await.unwrap().is_some(),
+            "{n}"
+        );
+    }
+    assert_eq!(faulty.store.state().unavailable, None);
+}
+
+/// With little room a settle comes in pieces, and a crash between them loses nothing.
+#[tokio::test]
+async fn what_there_is_little_room_for_comes_in_pieces() {
+    let faulty = Faulty::new();
+    faulty.plot.others.store(1 << 30, Ordering::SeqCst);
+    let store = &faulty.store;
+    for round in 0..3u8 {
+        let mutations = |n: usize| Mutation::Put {
+            key: format!("k{n:04}").into(),
+            value: vec![round; 20].into(),
+        };
+        let commit = Commit {
+            preconditions: Vec::new(),
+            mutations: (0..1_000).map(mutations).collect(),
+        };
+        store.commit(commit).await.unwrap();
+        assert_eq!(get(store, "k0500").await.unwrap().unwrap().value[0], round);
+        faulty.settled().await;
+    }
+    let faulty = faulty.reopened();
+    assert_eq!(get(&faulty.store, "k0999").await.unwrap().unwrap().value[0], 2);
+}
+
+fn tree_of(path: &Path) -> Tree {
+    let reserve = Arc::new(Reserve::beside(path));
+    Tree::open(path, CACHE_BYTES, reserve, Arc::default()).unwrap()
+}
+
+/// A file of format 1 or 2 with this many rows.
+fn ledger_of_before(path: &Path, format: u32, rows: u64) {
+    let database = Database::create(path).unwrap();
     let transaction = database.begin_write().unwrap();
     {
         let mut meta = transaction.open_table(META).unwrap();
-        let format = [FORMAT_MAGIC, &1_u32.to_le_bytes()].concat();
-        meta.insert(FORMAT_KEY, &format[..]).unwrap();
+        let format_row = [FORMAT_MAGIC, &format.to_le_bytes()].concat();
+        meta.insert(FORMAT_KEY, &format_row[..]).unwrap();
         meta.insert("sequence", &7_u64.to_le_bytes()[..]).unwrap();
-        let row = [&7_u64.to_le_bytes()[..], b"v"].concat();
-        transaction
-            .open_table(ROWS)
-            .unwrap()
-            .insert(&b"k"[..], &row[..])
-            .unwrap();
+        if format == 2 {
+            meta.insert("log", &[&[1; 16][..], &[0]].concat()[..]).unwrap();
+        }
+        let mut table = transaction.open_table(UNSEALED).unwrap();
+        for n in 0..rows {
+            let row = [&7_u64.to_le_bytes()[..], &n.to_le_bytes()].concat();
+            table.insert(format!("k{n}").as_bytes(), &row[..]).unwrap();
+        }
     }
     transaction.commit().unwrap();
-    drop(database);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let store = open(&path).unwrap();
-        let row = get(&store, "k").await.unwrap().unwrap();
-        assert_eq!((row.version, &row.value[..]), (7, &b"v"[..]));
-        assert_eq!(store.commit(put("k", "w")).await, Ok(8));
-    });
+}
+
+#[test]
+fn a_ledger_of_the_formats_before_is_taken_up() {
+    for (format, rows) in [(1, 0), (1, 1), (2, 49), (2, 50), (2, 51), (2, 333)] {
+        let (_directory, path) = ledger_path();
+        ledger_of_before(&path, format, rows);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let store = open(&path).unwrap();
+            for n in 0..rows {
+                let row = get(&store, format!("k{n}")).await.unwrap().unwrap();
+                assert_eq!((row.version, &row.value[..]), (7, &n.to_le_bytes()[..]));
+            }
+            assert_eq!(store.commit(put("k0", "w")).await, Ok(8));
+        });
+        let described = tree_of(&path).describe().unwrap();
+        assert!(
+            described.log.is_some() && described.sequence == 8,
+            "{described:?}"
+        );
+    }
+    assert_eq!(FORMAT_VERSION, 3);
+}
+
+/// Part of the rows are sealed already: a kill came in between.
+#[tokio::test]
+async fn a_migration_goes_on_where_it_was_stopped() {
+    let (_directory, path) = ledger_path();
+    ledger_of_before(&path, 2, 120);
+    let (first, others) = ((0..30_u64), 30..120_u64);
     let database = Database::open(&path).unwrap();
-    let described = Tree::of(database).describe().unwrap();
-    assert!(described.log.is_some() && described.sequence == 8);
-    assert_eq!(FORMAT_VERSION, 2);
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut table = transaction.open_table(UNSEALED).unwrap();
+        first
+            .clone()
+            .for_each(|n| drop(table.remove(format!("k{n}").as_bytes()).unwrap()));
+    }
+    transaction.commit().unwrap();
+    let rows: recent::Rows = first
+        .map(|n| {
+            let (version, value) = (7, Bytes::copy_from_slice(&n.to_le_bytes()));
+            (Bytes::from(format!("k{n}")), Some(Versioned { version, value }))
+        })
+        .collect();
+    drop(database);
+    let tree = tree_of(&path);
+    tree.apply_and_mark(&rows, 7, &[1; 16], false).unwrap();
+    tree.close();
+    let store = open(&path).unwrap();
+    for n in (0..30).chain(others) {
+        let row = get(&store, format!("k{n}")).await.unwrap().unwrap();
+        assert_eq!((row.version, &row.value[..]), (7, &n.to_le_bytes()[..]));
+    }
+}
+
+#[test]
+fn a_ledger_that_is_missing_is_not_made_and_one_that_is_there_not_made_anew() {
+    let (_directory, path) = ledger_path();
+    let refusal = RedbStore::open(&path, CACHE_BYTES).unwrap_err().to_string();
+    assert!(refusal.contains("is not there") && !path.exists(), "{refusal}");
+    drop(RedbStore::create(&path, CACHE_BYTES).unwrap());
+    let before = std::fs::read(&path).unwrap();
+    let refusal = RedbStore::create(&path, CACHE_BYTES).unwrap_err().to_string();
+    assert!(refusal.contains("there is a ledger already"), "{refusal}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    std::fs::write(&path, b"").unwrap();
+    refused(&path, "it is empty");
 }
 
 /// The files of a ledger as a crash would leave them, with these commits in the log alone, one a frame.
@@ -592,7 +838,7 @@ fn acknowledged(lines: impl Iterator<Item = std::io::Result<String>>) -> (HashMa
 #[ignore = "a measurement"]
 async fn measures_commits() {
     let (_directory, path) = ledger_path();
-    let store = Arc::new(RedbStore::open(&path, 256 << 20).unwrap());
+    let store = Arc::new(RedbStore::create(&path, 256 << 20).unwrap());
     for concurrency in [1_u64, 64] {
         let (start, each) = (Instant::now(), 6400 / concurrency.max(4));
         let tasks = (0..concurrency).map(|task| {
@@ -611,5 +857,78 @@ async fn measures_commits() {
         }
         let rate = (each * concurrency) as f64 / start.elapsed().as_secs_f64();
         println!("{concurrency} at a time: {rate:.0} durable commits/s of one row of 400 B");
+    }
+}
+
+/// Those who follow get every commit, in order, also those that were made durable before the ledger was opened again.
+#[tokio::test]
+async fn a_follower_misses_no_commit_over_restarts() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ledger.redb");
+    let mut seen: Vec<u64> = Vec::new();
+    for round in 0..4_u64 {
+        let store = Arc::new(open(&path).unwrap());
+        let tap = store.changes().unwrap().take_first().unwrap();
+        for number in 0..20_u64 {
+            let key = Bytes::from(format!("{round} {number}"));
+            let value = Bytes::from(vec![number as u8; 100]);
+            let mutations = vec![Mutation::Put { key, value }];
+            let preconditions = Vec::new();
+            let version = store
+                .commit(Commit {
+                    preconditions,
+                    mutations,
+                })
+                .await
+                .unwrap();
+            assert_eq!(version, round * 20 + number + 1);
+        }
+        let taken = tap.take(usize::MAX);
+        assert_eq!(taken.lost_up_to, None);
+        for batch in &taken.batches {
+            let commits = parse_commits(batch.body.clone(), batch.commits).unwrap();
+            for (version, mutations) in (batch.first..).zip(commits) {
+                let is_known = seen.contains(&version);
+                assert!(
+                    is_known || version == seen.len() as u64 + 1,
+                    "{version} after {seen:?}"
+                );
+                assert_eq!(mutations.len(), 1);
+                if !is_known {
+                    seen.push(version);
+                }
+            }
+        }
+        // What was committed before is there once more after a stop, as after a crash.
+        assert!(round == 0 || taken.batches[0].first <= round * 20);
+        assert_eq!(seen.len() as u64, (round + 1) * 20);
+        if round % 2 == 0 {
+            store.shutdown().await;
+        }
+    }
+}
+
+/// A log that is gone or cut is no empty one: what was in it is lost, and a check and a repair say so.
+#[tokio::test]
+async fn a_log_that_is_gone_is_told_of() {
+    let (_directory, path) = ledger_path();
+    let log = crashed_with(&path, &["a", "b"]).await;
+    let log_path = log::path_of(&path);
+    assert!(offline::check(&path).unwrap().log_damage.is_empty());
+    for left in [None, Some(0), Some(4096), Some(log.len() - 1)] {
+        match left {
+            None => std::fs::remove_file(&log_path).unwrap(),
+            Some(left) => std::fs::write(&log_path, &log[..left]).unwrap(),
+        }
+        let report = offline::check(&path).unwrap();
+        assert!(
+            !report.is_clean() && report.log_damage[0].contains("is lost"),
+            "{left:?}: {report:?}"
+        );
+        let plan = offline::plan(&path, &offline::Nowhere).unwrap();
+        assert!(
+            plan.given_up.iter().any(|what| what.contains("is lost")),
+            "{left:?}: {plan:?}"
+        );
     }
 }

@@ -1,22 +1,30 @@
-//! The two threads that change the ledger: the writer appends commits to the log, and the settler brings them into the tree.
+//! The thread that commits: it decides, appends to the log, and shows the rows. What it shares with the settler is here, too.
 //!
 //! Invariants:
-//! - The log's lock is its writer's; the settler takes it only when nobody has it, to switch halves of a ledger at rest.
+//! - The log's lock is its writer's; the settler takes it only when nobody has it: to switch halves of a ledger at rest, or to take up
+//!   again what a failure left.
 //! - Halves and recent rows are switched together, so what a half holds is what is being settled; and only when nothing else is.
-//! - A failure of either, or a panic, latches. What is on disk is then unknown until the ledger is opened again.
+//! - Only a failure after which it is unknown what is durable latches: one of the log, or of a tree that took a commit directly. Those
+//!   commits are kept, and become true when the ledger is taken up again: their versions are used no second time.
+//! - Who finds no room in the log while the tree takes nothing is refused, and nothing has changed.
 
-use super::log::{Frame, HALF_BYTES, Log};
+use super::build::Building;
+use super::log::{Frame, HALF_BYTES, Log, LogId};
 use super::recent::{Entry, Recent, Rows};
-use super::tree::{self, Failure, Tree};
+use super::reserve::Reserve;
+use super::tree::{Failure, Tree};
+use crate::ledger::changes::{Batch, Changes};
 use crate::ledger::group_commit::{Apply, Latch, Outcome};
+use crate::ledger::room::{Measured, Needed};
 use crate::ledger::store::{Commit, LedgerError, Mutation, Versioned};
 use bytes::Bytes;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A ledger that is at rest for so long is brought into the tree, and its log is empty.
-const REST: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1_000 });
+/// How long who reads waits for a tree that is being opened again.
+const TREE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How often a read that fails itself is tried again.
+const READ_RETRIES: u32 = 1;
 
 /// What writer, settler and readers share.
 pub struct Shared {
@@ -24,51 +32,160 @@ pub struct Shared {
     pub recent: Recent,
     /// The tree.
     pub tree: Tree,
-    /// The first failure.
+    /// A failure that nobody has made good yet.
     pub latch: Latch,
-    log: Mutex<Log>,
-    turn: Mutex<Turn>,
-    changed: Condvar,
+    /// Those who follow what is committed.
+    pub changes: Arc<Changes>,
+    /// Room that is kept for the tree.
+    pub reserve: Arc<Reserve>,
+    pub(super) log: Mutex<Log>,
+    /// What failed to become durable, if it did.
+    pub(super) doubtful: Mutex<Option<Doubtful>>,
+    pub(super) turn: Mutex<Turn>,
+    pub(super) changed: Condvar,
 }
 
+/// A batch of which it is unknown whether it is durable.
+pub(super) struct Doubtful {
+    pub rows: Rows,
+    /// The version of its last commit.
+    pub last: u64,
+    /// For those who follow.
+    pub to_follow: Option<Batch>,
+}
+
+/// What the settler is to do, and whether it can.
 #[derive(Default)]
-struct Turn {
-    settling: bool,
-    closed: bool,
+pub(super) struct Turn {
+    pub settling: bool,
+    /// The tree must be opened again.
+    pub broken: bool,
+    /// Why nothing comes into the tree for now.
+    pub stuck: Option<LedgerError>,
+    /// A tree that is to come into the place of this one.
+    pub mended: Option<Mended>,
+    pub closed: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A copy of the tree without its damage.
+pub(super) struct Mended {
+    pub building: Building,
+    pub log: LogId,
+    /// The version of the last commit that it has, without those that were followed.
+    pub position: u64,
+    pub answer: std::sync::mpsc::SyncSender<Result<(), Failure>>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a batch was not committed.
+enum Refusal {
+    /// Nothing of it was written.
+    Unwritten(LedgerError),
+    /// Whether it is durable is unknown.
+    Unknown(String),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal::Unwritten(refused(&failure))
+    }
+}
+
+/// The error of what did not happen.
+pub(super) fn refused(failure: &Failure) -> LedgerError {
+    match failure {
+        _ if failure.is_full() => LedgerError::Full,
+        Failure::Unreadable(what) => LedgerError::Damaged { what: what.clone() },
+        _ => LedgerError::Unavailable {
+            what: format!("the ledger's tree: {failure}"),
+        },
+    }
 }
 
 impl Shared {
     /// Of a tree and the log in front of it.
-    pub fn new(recent: Recent, tree: Tree, log: Log, latch: Latch) -> Shared {
+    pub fn new(
+        recent: Recent,
+        tree: Tree,
+        log: Log,
+        latch: Latch,
+        changes: Arc<Changes>,
+        reserve: Arc<Reserve>,
+    ) -> Shared {
         Shared {
             recent,
             tree,
             latch,
+            changes,
+            reserve,
             log: Mutex::new(log),
+            doubtful: Mutex::default(),
             turn: Mutex::default(),
             changed: Condvar::new(),
         }
     }
 
     /// Hands what is active to the settler, and goes on in the other half. Nothing must be settling.
-    fn switch(&self, log: &mut Log) {
+    pub(super) fn switch(&self, log: &mut Log) {
         self.recent.switch();
         log.switch();
         lock(&self.turn).settling = true;
         self.changed.notify_all();
     }
 
-    /// Waits until nothing is being settled.
-    fn wait_until_settled(&self) -> Result<(), String> {
+    /// Waits until nothing is being settled; an error if it cannot be for now.
+    fn wait_until_settled(&self) -> Result<(), Refusal> {
         let mut turn = lock(&self.turn);
         while turn.settling {
+            if let Some(why) = &turn.stuck {
+                return Err(Refusal::Unwritten(why.clone()));
+            }
             turn = self.changed.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
-        self.latch.check().map_err(|error| error.to_string())
+        Ok(())
+    }
+
+    /// Waits for another tree than this one, which failed who read it; whether there is one in time.
+    fn wait_for_tree(&self, failed: u64, until: Instant) -> bool {
+        let mut turn = lock(&self.turn);
+        while self.recent.trees() == failed {
+            turn.broken = true;
+            self.changed.notify_all();
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || turn.closed {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(turn, left);
+            (turn, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    /// Reads through `read`, which says of which tree; again when that tree could not be read, and was opened anew. What makes it fail
+    /// itself each time is an answer.
+    pub fn reading<T>(&self, mut read: impl FnMut() -> (u64, Result<T, Failure>)) -> Result<T, Failure> {
+        let until = Instant::now() + TREE_WAIT_MAX;
+        let mut own_failures = 0;
+        loop {
+            let (tree, done) = read();
+            let Err(failure) = done else { return done };
+            if failure.is_io() {
+                own_failures += 1;
+                tracing::warn!(%failure, "a read of the ledger's tree failed");
+            }
+            if !failure.breaks() || own_failures > READ_RETRIES || !self.wait_for_tree(tree, until) {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// What a transaction may count on. A filesystem that does not say has what is needed, or will refuse it.
+    pub(super) fn room(&self) -> u64 {
+        let measured = self.reserve.measure();
+        measured.as_ref().map_or(u64::MAX, Measured::for_transaction)
     }
 }
 
@@ -89,23 +206,26 @@ impl Writer {
         if let Some(entry) = batch.get(key) {
             return Ok(version(entry));
         }
-        let found = self
-            .shared
-            .recent
-            .find(std::slice::from_ref(key))
-            .ok_or_else(closed)?;
-        if let [Some(entry)] = &found.entries[..] {
-            return Ok(version(entry));
-        }
-        let row = found.tree.get(&key[..])?;
-        let row = row.map(|row| tree::decode(key, row.value())).transpose()?;
-        Ok(row.map(|row| row.version))
+        self.shared.reading(|| {
+            let Some(found) = self.shared.recent.find(std::slice::from_ref(key)) else {
+                return (0, Err(closed()));
+            };
+            if let [Some(entry)] = &found.entries[..] {
+                return (found.trees, Ok(version(entry)));
+            }
+            let row = found.tree.get(key);
+            (found.trees, row.map(|row| row.map(|row| row.version)))
+        })
     }
 
     /// All of the commit joins the batch, or a conflict and nothing of it.
     fn take_in(&self, commit: &Commit, batch: &mut Rows, version: u64) -> Result<Outcome, Failure> {
         for (index, precondition) in commit.preconditions.iter().enumerate() {
-            if !precondition.holds(self.version_of(precondition.key(), batch)?) {
+            let version = match self.version_of(precondition.key(), batch) {
+                Err(failure @ Failure::Unreadable(_)) => return Ok(Err(refused(&failure))),
+                version => version?,
+            };
+            if !precondition.holds(version) {
                 return Ok(Err(LedgerError::Conflict { index }));
             }
         }
@@ -113,7 +233,7 @@ impl Writer {
         Ok(Ok(version))
     }
 
-    fn write(&self, commits: &[Commit]) -> Result<Vec<Outcome>, Failure> {
+    fn write(&self, commits: &[Commit]) -> Result<Vec<Outcome>, Refusal> {
         let mut log = lock(&self.shared.log);
         let (mut sequence, _) = self.shared.recent.sequence();
         let (mut batch, mut frame) = (Rows::new(), Frame::new(log.id(), sequence + 1));
@@ -133,38 +253,80 @@ impl Writer {
         Ok(outcomes)
     }
 
-    fn append(&self, log: &mut Log, frame: Frame, batch: Rows, sequence: u64) -> Result<(), Failure> {
+    fn append(&self, log: &mut Log, frame: Frame, batch: Rows, sequence: u64) -> Result<(), Refusal> {
         let shared = &self.shared;
-        let settled = || shared.wait_until_settled().map_err(Failure::Damaged);
+        let to_follow = frame.batch();
         if !log.fits(&frame) {
-            settled()?;
+            shared.wait_until_settled()?;
             shared.switch(log);
         }
         if frame.len() > HALF_BYTES {
-            // It goes into the tree at once, after all before it.
-            settled()?;
-            shared.tree.apply(&batch, sequence)?;
-            shared.recent.adopt(batch, sequence, shared.tree.table()?);
-            return Ok(());
+            shared.wait_until_settled()?;
+            return self.append_to_tree(batch, sequence, to_follow);
         }
         let gone = self.leave_nothing(&batch)?;
-        log.append(frame)
-            .map_err(|error| Failure::Damaged(format!("its log: {error}")))?;
+        if let Err(error) = log.append(frame) {
+            *lock(&shared.doubtful) = Some(Doubtful {
+                rows: batch,
+                last: sequence,
+                to_follow,
+            });
+            return Err(Refusal::Unknown(format!("its log: {error}")));
+        }
         shared.recent.commit(batch, &gone, sequence);
+        to_follow.iter().for_each(|batch| shared.changes.push(batch));
+        Ok(())
+    }
+
+    /// What the log cannot hold goes into the tree at once, after all before it, and in one transaction.
+    fn append_to_tree(&self, batch: Rows, sequence: u64, to_follow: Option<Batch>) -> Result<(), Refusal> {
+        let shared = &self.shared;
+        let needed = batch.iter().fold(Needed::on_tree(shared.tree.bytes()), with_row);
+        if needed.bytes() > shared.room() {
+            return Err(Refusal::Unwritten(LedgerError::Full));
+        }
+        let applied = shared.tree.apply(&batch, Some(sequence));
+        match applied.and_then(|()| shared.tree.table()) {
+            Ok(table) => {
+                shared.recent.adopt(batch, sequence, table);
+                to_follow.iter().for_each(|batch| shared.changes.push(batch));
+            }
+            Err(failure) => {
+                lock(&shared.turn).broken = true;
+                *lock(&shared.doubtful) = Some(Doubtful {
+                    rows: batch,
+                    last: sequence,
+                    to_follow,
+                });
+                return Err(Refusal::Unknown(failure.to_string()));
+            }
+        }
         Ok(())
     }
 
     /// The keys among those that a batch removes that the tree has not, nor will get.
     fn leave_nothing(&self, batch: &Rows) -> Result<Vec<Bytes>, Failure> {
-        let (keys, tree) = self.shared.recent.removed_soon(batch).ok_or_else(closed)?;
-        let mut gone = Vec::new();
-        for key in keys {
-            if tree.get(&key[..])?.is_none() {
-                gone.push(key);
-            }
-        }
-        Ok(gone)
+        self.shared.reading(|| {
+            let Some((keys, tree, number)) = self.shared.recent.removed_soon(batch) else {
+                return (0, Err(closed()));
+            };
+            let absent = |key: &Bytes| match tree.has(key) {
+                Err(Failure::Unreadable(_)) => Ok(false), // A mark over it costs little.
+                has => has.map(|has| !has),
+            };
+            let gone = keys.into_iter().filter_map(|key| match absent(&key) {
+                Ok(true) => Some(Ok(key)),
+                Ok(false) => None,
+                Err(failure) => Some(Err(failure)),
+            });
+            (number, gone.collect())
+        })
     }
+}
+
+/// What is needed with this row, too.
+pub(super) fn with_row(needed: Needed, (key, entry): (&Bytes, &Entry)) -> Needed {
+    needed.with_row(key.len() + entry.as_ref().map_or(0, |row| row.value.len()))
 }
 
 fn closed() -> Failure {
@@ -193,137 +355,36 @@ pub fn rows_of(commits: Vec<(u64, Vec<Mutation>)>) -> Rows {
 
 impl Apply for Writer {
     fn apply(&mut self, batch: &[Commit]) -> Result<Vec<Outcome>, String> {
-        self.write(batch)
-            .map_err(|failure| format!("writing the ledger: {failure}"))
-    }
-}
-
-/// The thread that brings commits into the tree.
-#[derive(Debug)]
-pub struct Settler {
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Settler {
-    /// Starts it.
-    pub fn start(shared: Arc<Shared>) -> std::io::Result<Settler> {
-        let settle = move || {
-            let _latching = LatchOnPanic(&shared);
-            settle(&shared);
-        };
-        let thread = std::thread::Builder::new()
-            .name("ledger-settler".into())
-            .spawn(settle)?;
-        Ok(Settler { thread: Some(thread) })
-    }
-
-    /// Brings the rest into the tree and ends. The writer must have ended. Blocks.
-    pub fn close(&mut self, shared: &Shared) {
-        lock(&shared.turn).closed = true;
-        shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
-            let _joined = thread.join(); // A panic was latched.
-        }
-    }
-}
-
-/// Nobody may wait for a settler that is gone.
-struct LatchOnPanic<'a>(&'a Shared);
-
-impl Drop for LatchOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.latch.set("the ledger's settler thread panicked".into());
-        }
-        lock(&self.0.turn).settling = false;
-        self.0.changed.notify_all();
-    }
-}
-
-fn settle(shared: &Shared) {
-    let mut seen = 0;
-    loop {
-        let (settling, closed) = {
-            let turn = lock(&shared.turn);
-            let waiting = |turn: &mut Turn| !turn.settling && !turn.closed;
-            let (turn, _) = shared
-                .changed
-                .wait_timeout_while(turn, REST, waiting)
-                .unwrap_or_else(PoisonError::into_inner);
-            (turn.settling, turn.closed)
-        };
-        if settling {
-            if let Err(failure) = settle_once(shared) {
-                shared.latch.set(format!("writing the ledger: {failure}"));
-                return;
+        match self.write(batch) {
+            Ok(outcomes) => Ok(outcomes),
+            Err(Refusal::Unwritten(why)) => Ok(vec![Err(why); batch.len()]),
+            Err(Refusal::Unknown(what)) => {
+                let what = format!("writing the ledger: {what}");
+                self.shared.latch.set(what.clone());
+                self.shared.changed.notify_all(); // The settler takes it up again.
+                Err(what)
             }
-            lock(&shared.turn).settling = false;
-            shared.changed.notify_all();
-            continue;
         }
-        if shared.latch.check().is_err() {
-            return;
-        }
-        let (sequence, is_behind) = shared.recent.sequence();
-        if is_behind && (closed || sequence == seen) {
-            if let Ok(mut log) = shared.log.try_lock() {
-                shared.switch(&mut log);
-            }
-            continue;
-        }
-        seen = sequence;
-        if closed {
-            return finish(shared, sequence);
-        }
-    }
-}
-
-fn settle_once(shared: &Shared) -> Result<(), Failure> {
-    if let Some(settling) = shared.recent.settling() {
-        shared.tree.apply(&settling.rows, settling.sequence)?;
-        shared.recent.settled(shared.tree.table()?);
-    }
-    Ok(())
-}
-
-/// Says in the tree that it has everything. If that fails, the next start reads the log for nothing.
-fn finish(shared: &Shared, sequence: u64) {
-    let id = *lock(&shared.log).id();
-    if let Err(error) = shared.tree.apply_and_mark(&Rows::new(), sequence, &id, false) {
-        tracing::warn!(%error, "the ledger was not closed cleanly");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::redb::log::Medium;
+    use crate::ledger::redb::faulty::{Disk, Paper, Plot};
+    use crate::ledger::redb::settler::settle_once;
     use crate::ledger::store::{Direction, KeyRange};
-
-    #[derive(Debug)]
-    struct NoMedium;
-
-    impl Medium for NoMedium {
-        fn write(&mut self, _at: u64, _bytes: &[u8]) -> std::io::Result<()> {
-            Ok(())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
 
     /// A ledger that settles when told.
     struct Ledger(Writer);
 
     impl Ledger {
         fn new() -> Ledger {
-            let backend = ::redb::backends::InMemoryBackend::new();
-            let database = ::redb::Builder::new().create_with_backend(backend).unwrap();
-            tree::initialise(&database, &[1; 16]).unwrap();
-            let tree = Tree::of(database);
+            let tree = Tree::of(Box::new(Disk::initialised(&[1; 16]))).unwrap();
             let recent = Recent::new(tree.table().unwrap(), 0, 1 << 20);
-            let log = Log::new([1; 16], Box::new(NoMedium));
-            let shared = Shared::new(recent, tree, log, Latch::default());
+            let log = Log::new([1; 16], Box::new(Paper::new()));
+            let (changes, reserve) = (Changes::new(Vec::new()), Plot::new(1 << 30).reserve());
+            let shared = Shared::new(recent, tree, log, Latch::default(), Arc::new(changes), reserve);
             Ledger(Writer::new(Arc::new(shared)))
         }
 
@@ -351,7 +412,7 @@ mod tests {
         }
 
         fn settle(&self) {
-            settle_once(&self.0.shared).unwrap();
+            settle_once(&self.0.shared, 0).unwrap();
             lock(&self.0.shared.turn).settling = false;
         }
 

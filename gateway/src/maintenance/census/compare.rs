@@ -10,13 +10,16 @@
 //!   have deleted it. So what is in none of these places, and under nobody else's lease, nobody can name any more, and nobody is
 //!   about to delete. No clock is asked.
 //!
-//! Invariant: nothing is deleted here. An unnamed blob becomes a garbage row, in a commit that has the absence of both rows as
-//! preconditions.
+//! That nothing names it may still be the ledger's fault. So it is set aside (`maintenance/unnamed`), no more.
+//!
+//! Invariant: nothing is deleted here. A blob whose id was never handed out is not even set aside: the ledger is older than the
+//! disks, and would hand it out again.
 
 use super::{Census, Unit};
-use crate::error::{Error, Result};
-use crate::ledger::model::{BlobRow, GarbageRow};
-use crate::ledger::{CommitBuilder, key};
+use crate::error::Result;
+use crate::ledger::key;
+use crate::ledger::model::{BlobRow, UnnamedWhy};
+use crate::maintenance::unnamed::aside::{self, Aside, Finding, HeldBlobs, whole_blobs};
 use crate::object::encode;
 use crate::object::readers::Pins;
 use crate::placement::volumes::Volume;
@@ -61,10 +64,19 @@ pub struct Difference {
     pub wrong: Vec<(ShardKey, u32)>,
     /// Shards past the end of their blob.
     pub surplus: u64,
-    /// Blobs of which it has shards, and that nothing names.
+    /// Blobs of which it has shards, that nothing names, and that were not known.
     pub unnamed: u64,
-    /// Of these, those that were made garbage.
-    pub collected: u64,
+    /// Those that were.
+    pub set_aside: u64,
+}
+
+/// The census that a comparison is part of.
+#[derive(Clone, Copy, Debug)]
+pub struct Cycle {
+    /// Its number; or that of the last one, if it is part of none.
+    pub number: u64,
+    /// Whether it is part of it.
+    pub counts: bool,
 }
 
 /// Goes through what should be there and what is, side by side.
@@ -76,8 +88,8 @@ struct Merge<'a, E: Iterator<Item = (ShardKey, u32)>> {
 
 impl<E: Iterator<Item = (ShardKey, u32)>> Merge<'_, E> {
     /// Takes in a page of the inventory. The blobs in it that the ledger did not name when the piece was read.
-    fn take_in(&mut self, page: &[InventoryEntry]) -> BTreeSet<u64> {
-        let mut unknown = BTreeSet::new();
+    fn take_in(&mut self, page: &[InventoryEntry]) -> HeldBlobs {
+        let mut unknown = HeldBlobs::new();
         for entry in page {
             while let Some((key, _)) = self.expected.next_if(|(key, _)| *key < entry.key) {
                 self.difference.missing.push(key);
@@ -86,9 +98,7 @@ impl<E: Iterator<Item = (ShardKey, u32)>> Merge<'_, E> {
                 Some((key, len)) if len != entry.len => self.difference.wrong.push((key, entry.len)),
                 Some(_) => {}
                 None if self.piece.blobs.contains_key(&entry.key.blob) => self.difference.surplus += 1,
-                None => {
-                    unknown.insert(entry.key.blob);
-                }
+                None => aside::take_in(&mut unknown, entry),
             }
         }
         unknown
@@ -127,11 +137,12 @@ impl Census {
         })
     }
 
-    /// Compares a unit with a piece of its volume, and makes garbage of what nothing names. An inner error is the disk's.
+    /// Compares a unit with a piece of its volume, and sets aside what nothing names. An inner error is the disk's.
     pub async fn compare(
         &self,
         unit: &Unit,
         piece: &Piece,
+        cycle: Cycle,
     ) -> Result<std::result::Result<Difference, NodeError>> {
         let mut merge = Merge {
             piece,
@@ -151,13 +162,16 @@ impl Census {
                 Err(error) => return Ok(Err(error)),
             };
             let is_full = page.len() >= INVENTORY_AT_ONCE;
+            if is_full {
+                whole_blobs(&mut page);
+            }
             after = page.last().map(|entry| entry.key);
             page.retain(|entry| entry.key.blob <= piece.last);
             let unknown = merge.take_in(&page);
-            match self.collect_unnamed(unit, unknown).await? {
-                Ok((unnamed, collected)) => {
-                    merge.difference.unnamed += unnamed;
-                    merge.difference.collected += collected;
+            match self.set_aside_unnamed(unit, unknown, cycle).await? {
+                Ok(aside) => {
+                    merge.difference.unnamed += aside.new + aside.unlisted;
+                    merge.difference.set_aside += aside.known;
                 }
                 Err(error) => return Ok(Err(error)),
             }
@@ -167,84 +181,52 @@ impl Census {
         }
     }
 
-    /// Of blobs that a disk has and the ledger did not name a moment ago: how many nothing names, and how many of these were
-    /// made garbage.
-    async fn collect_unnamed(
+    /// Of blobs that a disk has and the ledger did not name a moment ago, sets aside those that nothing names.
+    async fn set_aside_unnamed(
         &self,
         unit: &Unit,
-        mut blobs: BTreeSet<u64>,
-    ) -> Result<std::result::Result<(u64, u64), NodeError>> {
+        held: HeldBlobs,
+        cycle: Cycle,
+    ) -> Result<std::result::Result<Aside, NodeError>> {
         let volume = unit.address.unit.volume;
-        if blobs.is_empty() {
-            return Ok(Ok((0, 0)));
+        if held.is_empty() {
+            return Ok(Ok(Aside::default()));
         }
+        let mut blobs: BTreeSet<u64> = held.keys().copied().collect();
         self.objects.abandoned.retain_settled(volume, &mut blobs);
         let ahead = self.objects.lease.retain_ended(&mut blobs).await?;
         blobs.extend(&ahead);
-        self.retain_without_rows(volume, &mut blobs).await?;
-        if let Err(error) = retain_there(unit, &mut blobs).await {
+        let mut held = held;
+        held.retain(|blob, _| blobs.contains(blob));
+        self.objects.retain_without_rows(volume, &mut held).await?;
+        if let Err(error) = retain_there(unit, &mut held).await {
             return Ok(Err(error));
         }
-        let unnamed = blobs.len() as u64;
-        blobs.retain(|blob| !ahead.contains(blob));
-        if unnamed > blobs.len() as u64 {
+        let all = held.len();
+        held.retain(|blob, _| !ahead.contains(blob));
+        let ahead = all - held.len();
+        if ahead > 0 {
             tracing::error!(
                 volume,
                 "a disk has blobs whose ids were never handed out: the ledger is older than the disks; they are left alone"
             );
         }
-        Ok(Ok((unnamed, self.make_garbage(volume, &blobs).await?)))
-    }
-
-    /// How many became garbage.
-    async fn make_garbage(&self, volume: u64, blobs: &BTreeSet<u64>) -> Result<u64> {
-        if blobs.is_empty() {
-            return Ok(0);
-        }
-        let mut commit = CommitBuilder::new();
-        for blob in blobs {
-            let garbage = key::garbage(volume, *blob);
-            commit = commit
-                .expect(&key::blob(volume, *blob), None)
-                .expect(&garbage, None)
-                .put(garbage, &GarbageRow::default());
-        }
-        let commit = self.objects.lease.fence(commit).build();
-        match self.objects.ledger.commit(commit).await.map_err(Error::from) {
-            Ok(_) => {}
-            // Another unit of the volume had them too, or the lease is gone: the next census sees what is left.
-            Err(Error::Conflict) => return Ok(0),
-            Err(error) => return Err(error),
-        }
-        tracing::info!(
+        let finding = Finding {
             volume,
-            blobs = blobs.len(),
-            "blobs that nothing names are deleted"
-        );
-        self.objects.abandoned.wake();
-        Ok(blobs.len() as u64)
-    }
-
-    /// Takes out those that a blob row or, after that, a garbage row names.
-    async fn retain_without_rows(&self, volume: u64, blobs: &mut BTreeSet<u64>) -> Result<()> {
-        let ledger = &self.objects.ledger;
-        let asked: Vec<u64> = blobs.iter().copied().collect();
-        let rows = asked.iter().map(|blob| key::blob(volume, *blob)).collect();
-        let named = ledger.get_many::<BlobRow>(rows).await?;
-        let rows = asked.iter().map(|blob| key::garbage(volume, *blob)).collect();
-        let garbage = ledger.get_many::<GarbageRow>(rows).await?;
-        for ((blob, named), garbage) in asked.iter().zip(named).zip(garbage) {
-            if named.is_some() || garbage.is_some() {
-                blobs.remove(blob);
-            }
-        }
-        Ok(())
+            index: unit.index,
+            why: UnnamedWhy::Census,
+            cycle: cycle.number,
+            counts: cycle.counts,
+        };
+        let mut aside = self.objects.set_aside(&finding, &held).await?;
+        aside.unlisted += ahead as u64;
+        Ok(Ok(aside))
     }
 }
 
 /// Takes out those that a unit does not have any more.
-async fn retain_there(unit: &Unit, blobs: &mut BTreeSet<u64>) -> std::result::Result<(), NodeError> {
-    let (Some(&first), Some(&last)) = (blobs.first(), blobs.last()) else {
+async fn retain_there(unit: &Unit, blobs: &mut HeldBlobs) -> std::result::Result<(), NodeError> {
+    let (Some(&first), Some(&last)) = (blobs.keys().next(), blobs.keys().next_back()) else {
         return Ok(());
     };
     let mut there = BTreeSet::new();
@@ -258,7 +240,7 @@ async fn retain_there(unit: &Unit, blobs: &mut BTreeSet<u64>) -> std::result::Re
             .inventory(&unit.address, after, INVENTORY_AT_ONCE, DEADLINE);
         let page = asked.await?;
         let found = page.iter().map(|entry| entry.key.blob);
-        there.extend(found.filter(|blob| blobs.contains(blob)));
+        there.extend(found.filter(|blob| blobs.contains_key(blob)));
         match page.last() {
             Some(entry) if page.len() >= INVENTORY_AT_ONCE && entry.key.blob <= last => {
                 after = Some(entry.key)
@@ -266,6 +248,6 @@ async fn retain_there(unit: &Unit, blobs: &mut BTreeSet<u64>) -> std::result::Re
             _ => break,
         }
     }
-    *blobs = there;
+    blobs.retain(|blob, _| there.contains(blob));
     Ok(())
 }

@@ -27,10 +27,11 @@ pub struct CensusReport {
     pub missing_shards: u64,
     /// Shards of another length than the ledger says; queued for repair.
     pub wrong_shards: u64,
-    /// Blobs of which a disk had shards, and that nothing names.
+    /// Blobs of which a disk had shards, that nothing names, and that were not known before; set aside.
     pub unnamed_blobs: u64,
-    /// Of these, blobs that were made garbage.
-    pub collected_blobs: u64,
+    /// Blobs that nothing names and that were set aside before.
+    #[serde(default)]
+    pub set_aside_blobs: u64,
     /// Shards past the end of a named blob, left by a stripe that failed: they go when their blob does.
     pub surplus_shards: u64,
     /// Units on disks that are not theirs; `leftovers` drops them.
@@ -39,7 +40,8 @@ pub struct CensusReport {
     pub garbage_blobs: u64,
     /// Shards waiting for repair when it ended.
     pub suspect_shards: u64,
-    /// Whether every unit of every volume was compared since it began, and nothing was missing, unnamed or waiting.
+    /// Whether every unit of every volume was compared since it began, and nothing was missing, newly unnamed or waiting. What was
+    /// set aside before is accounted for.
     pub clean: bool,
 }
 
@@ -67,7 +69,7 @@ impl CensusReport {
             missing_shards: row.missing,
             wrong_shards: row.wrong,
             unnamed_blobs: row.unnamed,
-            collected_blobs: row.collected,
+            set_aside_blobs: row.set_aside,
             surplus_shards: row.surplus,
             stray_units: row.strays,
             garbage_blobs: row.garbage,

@@ -8,14 +8,20 @@ use ec_core::{Kernel, Scheme};
 use gateway::budget::Budget;
 use gateway::clock::SystemClock;
 use gateway::cluster::disks::Disks;
+use gateway::cluster::generation::{Generations, Identity};
 use gateway::cluster::lease::Lease;
+use gateway::cluster::nodes::Nodes;
 use gateway::cluster::setup::{Wanted as WantedCluster, mark_formatted, open_or_plan};
 use gateway::error::Result;
-use gateway::ledger::model::Headers;
-use gateway::ledger::{Ledger, key};
+use gateway::ledger::memory::MemoryStore;
+use gateway::ledger::model::{Headers, UnnamedRow};
+use gateway::ledger::{Ledger, Typed, key};
 use gateway::maintenance::garbage::Garbage;
+use gateway::maintenance::holds::Holds;
 use gateway::maintenance::orphans::Orphans;
 use gateway::maintenance::repair::Repair;
+use gateway::maintenance::unnamed::Unnamed;
+use gateway::maintenance::unnamed::keep::Keep;
 use gateway::maintenance::worker::{Step, Worker};
 use gateway::metrics::Metrics;
 use gateway::object::block_cache::BlockCache;
@@ -34,7 +40,7 @@ use storage_node::protocol::DiskId;
 
 pub const BUCKET: &str = "cairn";
 /// More than any test needs, unless it is about memory.
-const MEMORY_BYTES: u64 = 1 << 30;
+pub const MEMORY_BYTES: u64 = 1 << 30;
 
 /// What outlives a gateway.
 #[derive(Clone)]
@@ -51,6 +57,7 @@ pub struct World {
     pub objects: Arc<Objects>,
     garbage: Garbage,
     repair: Repair,
+    unnamed: Unnamed,
 }
 
 impl Cluster {
@@ -58,22 +65,20 @@ impl Cluster {
     pub async fn new(scheme: &str, disks: u32) -> Cluster {
         let scheme: Scheme = scheme.parse().unwrap();
         let store = Arc::new(GatedStore::default());
-        let ledger = Ledger::new(store.clone());
-        let wanted = WantedCluster {
-            scheme: Some(scheme),
-            disks: Some(disks),
-            scheme_default: scheme,
-            disks_default: disks,
-            disk_size: 1 << 40,
-        };
-        let mut planned = open_or_plan(&ledger, &wanted).await.unwrap();
-        mark_formatted(&ledger, &mut planned.disks).await.unwrap();
-        let disks: Vec<DiskId> = planned.disks.iter().map(|d| d.id).collect();
+        let disks = set_up(&Ledger::new(store.clone()), scheme, disks).await;
         Cluster {
             store,
             node: Arc::new(MemoryNode::new(disks.clone())),
             disks,
             scheme,
+        }
+    }
+
+    /// The same disks, and another ledger.
+    pub fn with_ledger(&self, rows: MemoryStore) -> Cluster {
+        Cluster {
+            store: Arc::new(GatedStore::of(rows)),
+            ..self.clone()
         }
     }
 
@@ -92,35 +97,86 @@ impl Cluster {
 
     /// The same, and it keeps so many bytes of hot blocks.
     pub async fn caching_gateway(&self, memory_bytes: u64, cache_bytes: u64) -> Result<Arc<Objects>> {
-        let ledger = self.ledger();
-        let lease = Arc::new(Lease::take_over(ledger.clone(), "test").await?);
-        let disks = Arc::new(Disks::load(&ledger, lease.clone(), self.nodes()).await?);
-        disks.poll().await;
-        let volumes = Arc::new(Volumes::load(ledger.clone(), lease.clone(), disks.clone()).await?);
-        let objects = Arc::new(Objects {
-            ledger,
-            lease,
-            disks,
-            volumes,
-            budget: Budget::new(memory_bytes),
-            cache: Arc::new(BlockCache::new(cache_bytes)),
-            readers: Default::default(),
-            abandoned: Default::default(),
-            latencies: Default::default(),
-            metrics: Arc::new(Metrics::new().unwrap()),
-            clock: Arc::new(SystemClock),
-            scheme: self.scheme,
-            hedges: Tokens::hedges(),
-            retries: Tokens::retries(),
-            suspects: Default::default(),
-            relocations: Default::default(),
-            gate: Default::default(),
-            codecs: Codecs::new(Kernel::from_environment().unwrap()),
-            hashing: Hashing::start(Kernel::from_environment().unwrap())?,
-        });
-        objects.finish_bucket_deletions().await?;
-        Ok(objects)
+        objects_on(
+            self.ledger(),
+            self.nodes(),
+            self.scheme,
+            memory_bytes,
+            cache_bytes,
+        )
+        .await
     }
+}
+
+/// Makes a cluster in a ledger that is empty, with so many disks.
+pub async fn set_up(ledger: &Ledger, scheme: Scheme, disks: u32) -> Vec<DiskId> {
+    let wanted = WantedCluster {
+        scheme: Some(scheme),
+        disks: Some(disks),
+        scheme_default: scheme,
+        disks_default: disks,
+        disk_size: 1 << 40,
+    };
+    let mut planned = open_or_plan(ledger, &wanted).await.unwrap();
+    mark_formatted(ledger, &mut planned.disks).await.unwrap();
+    planned.disks.iter().map(|d| d.id).collect()
+}
+
+/// A gateway on any engine and nodes.
+pub async fn gateway_on(
+    ledger: Ledger,
+    nodes: Vec<Arc<dyn StorageClient>>,
+    scheme: Scheme,
+) -> Result<Arc<Objects>> {
+    objects_on(ledger, nodes, scheme, MEMORY_BYTES, 0).await
+}
+
+async fn objects_on(
+    ledger: Ledger,
+    nodes: Vec<Arc<dyn StorageClient>>,
+    scheme: Scheme,
+    memory_bytes: u64,
+    cache_bytes: u64,
+) -> Result<Arc<Objects>> {
+    let (nodes, holds) = (Arc::new(Nodes::from(nodes)), Holds::default());
+    let begun = Generations::begin(&ledger, &nodes, Identity::default(), holds.clone());
+    let generations = Arc::new(begun.await?);
+    let acts = generations.own().is_some();
+    let lease = Arc::new(match acts {
+        true => Lease::take_over(ledger.clone(), "test").await?,
+        false => Lease::none(ledger.clone()),
+    });
+    let disks = Arc::new(Disks::load(&ledger, lease.clone(), nodes, generations).await?);
+    disks.poll().await;
+    let volumes = Arc::new(Volumes::load(ledger.clone(), lease.clone(), disks.clone()).await?);
+    let objects = Arc::new(Objects {
+        ledger,
+        lease,
+        disks,
+        volumes,
+        budget: Budget::new(memory_bytes),
+        cache: Arc::new(BlockCache::new(cache_bytes)),
+        readers: Default::default(),
+        abandoned: Default::default(),
+        holds,
+        unnamed: Default::default(),
+        archive: Default::default(),
+        latencies: Default::default(),
+        metrics: Arc::new(Metrics::new().unwrap()),
+        clock: Arc::new(SystemClock),
+        scheme,
+        hedges: Tokens::hedges(),
+        retries: Tokens::retries(),
+        suspects: Default::default(),
+        relocations: Default::default(),
+        gate: Default::default(),
+        codecs: Codecs::new(Kernel::from_environment().unwrap()),
+        hashing: Hashing::start(Kernel::from_environment().unwrap())?,
+    });
+    if acts {
+        objects.finish_bucket_deletions().await?;
+    }
+    Ok(objects)
 }
 
 impl World {
@@ -139,7 +195,7 @@ impl World {
     pub async fn caching(scheme: &str, disks: u32, cache_bytes: u64) -> World {
         let cluster = Cluster::new(scheme, disks).await;
         let objects = cluster.caching_gateway(MEMORY_BYTES, cache_bytes).await;
-        let world = World::of(cluster, objects.unwrap());
+        let world = World::of_objects(cluster, objects.unwrap());
         world.objects.create_bucket(BUCKET).await.unwrap();
         world
     }
@@ -147,14 +203,16 @@ impl World {
     /// A gateway on a cluster that exists.
     pub async fn on(cluster: Cluster, memory_bytes: u64) -> World {
         let objects = cluster.gateway(memory_bytes).await.unwrap();
-        World::of(cluster, objects)
+        World::of_objects(cluster, objects)
     }
 
-    fn of(cluster: Cluster, objects: Arc<Objects>) -> World {
+    /// With a gateway that is there.
+    pub fn of_objects(cluster: Cluster, objects: Arc<Objects>) -> World {
         World {
             cluster,
             garbage: Garbage::new(objects.clone()),
             repair: Repair::new(objects.clone()),
+            unnamed: Unnamed::new(objects.clone()),
             objects,
         }
     }
@@ -266,13 +324,34 @@ impl World {
         self.repair.step().await.unwrap()
     }
 
+    /// What nothing names goes from now on as soon as this many complete censuses have found it.
+    pub async fn keep_no_time(&self, censuses: u32) {
+        let keep = Keep { keep_s: 0, censuses };
+        self.objects.set_keep(keep).await.unwrap();
+    }
+
+    /// Runs one step of the worker that lets go of what nothing names.
+    pub async fn let_go(&self) -> Step {
+        self.unnamed.step().await.unwrap()
+    }
+
+    /// The rows of what is set aside.
+    pub async fn set_aside(&self) -> Vec<((u64, u64), UnnamedRow)> {
+        let mut rows = Vec::new();
+        let each = |row_key: Bytes, row: Typed<UnnamedRow>| {
+            rows.push((key::volume_and_blob(&row_key).unwrap(), row.row));
+        };
+        self.objects
+            .ledger
+            .for_each(key::table(b'U'), each)
+            .await
+            .unwrap();
+        rows
+    }
+
     /// Runs one step of the orphans worker.
     pub async fn sweep(&self) -> Result<Step> {
-        Orphans {
-            objects: self.objects.clone(),
-        }
-        .step()
-        .await
+        Orphans::new(self.objects.clone()).step().await
     }
 }
 

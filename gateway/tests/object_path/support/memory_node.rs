@@ -6,14 +6,16 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use storage_node::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX, StorageClient};
 use storage_node::protocol::{
-    AdmitRequest, BLOCK_BYTES, BlockRange, DiskId, DiskState, DiskStatus, Findings, InventoryEntry,
-    NodeError, NodeStatus, Opening, SHARD_BYTES_MAX, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId,
-    UnitInfo, VerifyOrder, block_count, block_crc, seal_seed,
+    AdmitRequest, BLOCK_BYTES, Beat, BlockRange, DiskId, DiskState, DiskStatus, Findings, Generation,
+    InventoryEntry, LedgerMarks, NodeError, NodeStatus, Opening, SHARD_BYTES_MAX, SYSTEM_VOLUME_MIN,
+    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, VerifyOrder, block_count, block_crc,
+    seal_seed,
 };
 
 /// Bytes of a disk that never fills up.
@@ -86,11 +88,15 @@ pub struct MemoryDisk {
     pub deletes: u64,
     /// Calls of many shards.
     pub many: u64,
+    /// Pages of inventories, by unit.
+    pub inventories: BTreeMap<UnitId, u64>,
     /// What it says verifying found.
     pub findings: Findings,
     late_drops: Vec<UnitAddress>,
     /// How it was opened, and what its medium remembers.
     pub opening: Opening,
+    /// Which ledger it obeys.
+    pub ledger: LedgerMarks,
     /// Whether it was admitted in that opening: it serves nothing before.
     pub is_admitted: bool,
     /// How it was told to be verified.
@@ -116,12 +122,14 @@ impl MemoryDisk {
             gets: 0,
             deletes: 0,
             many: 0,
+            inventories: BTreeMap::new(),
             findings: Findings::default(),
             late_drops: Vec::new(),
             opening: Opening {
                 id: 1,
                 ..Opening::default()
             },
+            ledger: LedgerMarks::default(),
             is_admitted: false,
             orders: Vec::new(),
         }
@@ -172,6 +180,37 @@ impl MemoryDisk {
     }
 
     /// Checks who asks, and remembers a newer epoch.
+    /// The limits of what came to it.
+    fn seen(&self) -> LedgerMarks {
+        let named = || self.units.iter().filter(|(id, _)| id.volume < SYSTEM_VOLUME_MIN);
+        let blobs = |unit: &Unit| {
+            unit.shards
+                .keys()
+                .map(|key| key.blob)
+                .chain(unit.deleted.iter().copied())
+                .max()
+        };
+        LedgerMarks {
+            generation: self.ledger.generation,
+            position: 0,
+            blob_limit: named()
+                .filter_map(|(_, unit)| blobs(unit))
+                .max()
+                .map_or(0, |blob| blob + 1),
+            volume_limit: named().map(|(id, _)| id.volume + 1).max().unwrap_or(0),
+            epoch: named().map(|(_, unit)| unit.epoch).max().unwrap_or(0),
+        }
+    }
+
+    /// Refuses to change anything for another ledger.
+    fn check_ledger(&self, address: &UnitAddress) -> Result<(), NodeError> {
+        let current = self.ledger.generation;
+        match current == Generation::NONE || current == address.ledger {
+            true => Ok(()),
+            false => Err(NodeError::OtherLedger { current }),
+        }
+    }
+
     fn admit(&mut self, address: &UnitAddress) -> Result<(), NodeError> {
         if self.faults.missing || self.incarnation != address.incarnation || !self.is_admitted {
             return Err(NodeError::WrongDisk);
@@ -192,6 +231,7 @@ impl MemoryDisk {
     }
 
     fn put(&mut self, to: &UnitAddress, shard: SealedShard) -> Result<(), NodeError> {
+        self.check_ledger(to)?;
         self.admit(to)?;
         if self.faults.puts_before == 0 {
             if let Some(error) = &self.faults.put {
@@ -286,6 +326,7 @@ impl MemoryDisk {
     }
 
     fn delete(&mut self, from: &UnitAddress, blobs: &[u64]) -> Result<(), NodeError> {
+        self.check_ledger(from)?;
         self.admit(from)?;
         if blobs.len() > DELETE_BLOBS_MAX {
             return Err(NodeError::BadRequest {
@@ -326,6 +367,7 @@ impl MemoryDisk {
             corrupt_shards: 0,
             opening: Some(self.opening),
             verify: None,
+            ledger: Some(self.ledger.told(&self.seen())),
         }
     }
 }
@@ -359,13 +401,20 @@ pub fn verify(unit: UnitId, shard: &SealedShard) -> Result<(), String> {
 /// A node with several disks.
 pub struct MemoryNode {
     disks: Mutex<BTreeMap<DiskId, MemoryDisk>>,
+    before_obey: tokio::sync::Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
 impl MemoryNode {
     pub fn new(disks: impl IntoIterator<Item = DiskId>) -> MemoryNode {
         MemoryNode {
             disks: Mutex::new(disks.into_iter().map(|id| (id, MemoryDisk::new())).collect()),
+            before_obey: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Has this happen just before the next disk is told of a ledger.
+    pub async fn before_obey(&self, what: impl Future<Output = ()> + Send + 'static) {
+        *self.before_obey.lock().await = Some(Box::pin(what));
     }
 
     /// Looks at, or changes, one disk.
@@ -503,6 +552,7 @@ impl StorageClient for MemoryNode {
     ) -> Result<Vec<InventoryEntry>, NodeError> {
         self.on(from.disk, |d| {
             d.admit(from)?;
+            *d.inventories.entry(from.unit).or_default() += 1;
             let Some(unit) = d.units.get(&from.unit) else {
                 return Ok(Vec::new());
             };
@@ -585,6 +635,7 @@ impl StorageClient for MemoryNode {
                     index: 0,
                 },
                 epoch: 0,
+                ledger: storage_node::protocol::Generation::NONE,
             })?;
             let info = |(unit, held): (&UnitId, &Unit)| UnitInfo {
                 unit: *unit,
@@ -602,10 +653,40 @@ impl StorageClient for MemoryNode {
                 d.late_drops.push(*unit);
                 return Err(NodeError::Timeout);
             }
+            d.check_ledger(unit)?;
             d.admit(unit)?;
             d.units.remove(&unit.unit);
             Ok(())
         })
+    }
+
+    async fn obey(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        marks: &LedgerMarks,
+        _deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let mut before = self.before_obey.lock().await;
+        if let Some(before) = before.take() {
+            before.await;
+        }
+        drop(before);
+        self.on(disk, |d| {
+            if d.incarnation != incarnation {
+                return Err(NodeError::WrongDisk);
+            }
+            if !d.ledger.obeys(marks.generation) {
+                let current = d.ledger.generation;
+                return Err(NodeError::OtherLedger { current });
+            }
+            d.ledger = d.ledger.told(marks);
+            Ok(())
+        })
+    }
+
+    async fn beat(&self, _beat: &Beat, _deadline: Duration) -> Result<(), NodeError> {
+        Ok(())
     }
 
     async fn status(&self, _deadline: Duration) -> Result<NodeStatus, NodeError> {

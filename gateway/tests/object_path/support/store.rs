@@ -58,6 +58,14 @@ pub struct GatedStore {
 }
 
 impl GatedStore {
+    /// Of these rows.
+    pub fn of(rows: MemoryStore) -> GatedStore {
+        GatedStore {
+            rows,
+            ..GatedStore::default()
+        }
+    }
+
     /// Stops the next commit that `which` names.
     pub fn hold(&self, when: When, which: impl Fn(&Commit) -> bool + Send + 'static) -> Held {
         let (arrive, arrived) = oneshot::channel();
@@ -161,5 +169,9 @@ impl Store for GatedStore {
                 }
             }
         }
+    }
+
+    fn position(&self) -> u64 {
+        self.rows.position()
     }
 }

@@ -1,7 +1,7 @@
 //! What clients ask for, one request each, and what they make of the answer.
 
 use super::{Client, KEYS, Outcome};
-use crate::model::{Value, bytes_of};
+use crate::model::{Span, Value, bytes_of};
 use crate::world::{BUCKET, Serving};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -59,7 +59,7 @@ impl Client {
         match outcome {
             Outcome::Refused(Error::NoSuchKey) if sources.contains(&None) => {
                 self.model
-                    .found(&from, None)
+                    .found(&from, None, self.span)
                     .unwrap_or_else(|why| self.run.fail(why));
             }
             Outcome::Refused(Error::NoSuchKey) => self.run.fail(format!("copy: {from} is gone")),
@@ -68,7 +68,7 @@ impl Client {
                 let certain = matches!(outcome, Outcome::Answered(_));
                 self.changed("copy", key, sources[0].clone(), outcome);
                 let others = sources.into_iter().filter(|value| !certain || value.is_some());
-                others.for_each(|value| self.model.maybe(key, value));
+                others.for_each(|value| self.model.maybe(key, value, self.span));
             }
         }
     }
@@ -126,8 +126,8 @@ impl Client {
         let outcome = self.ask(serving, read(serving, key, Wanted::All)).await;
         self.run.counts.reads.fetch_add(1, Ordering::Relaxed);
         let found = match outcome {
-            Outcome::Answered(bytes) => self.model.found(key, Some(&bytes)),
-            Outcome::Refused(Error::NoSuchKey) => self.model.found(key, None),
+            Outcome::Answered(bytes) => self.model.found(key, Some(&bytes), self.span),
+            Outcome::Refused(Error::NoSuchKey) => self.model.found(key, None, self.span),
             Outcome::Refused(error) => self.run.excuse(from, format!("get {key}: {error}")),
             Outcome::Unknown => Ok(()),
         };
@@ -155,7 +155,7 @@ impl Client {
         self.run.counts.reads.fetch_add(1, Ordering::Relaxed);
         let found = match outcome {
             Outcome::Answered(bytes) => self.model.found_range(key, first, last, &bytes),
-            Outcome::Refused(Error::NoSuchKey) => self.model.found(key, None),
+            Outcome::Refused(Error::NoSuchKey) => self.model.found(key, None, self.span),
             Outcome::Refused(Error::RangeNotSatisfiable { size }) if size <= first as u64 => Ok(()),
             Outcome::Refused(error) => self.run.excuse(from, format!("get {key}, a range: {error}")),
             Outcome::Unknown => Ok(()),
@@ -189,8 +189,8 @@ impl Client {
             }
         }
         for key in self.model.keys() {
-            let there = listed.iter().any(|(name, _)| name == key);
-            if !there && !self.model.of(key).contains(&None) {
+            let there = listed.iter().any(|(name, _)| *name == key);
+            if !there && !self.model.of(&key).contains(&None) {
                 self.run.fail(format!("{key} is not listed"));
             }
         }
@@ -199,6 +199,11 @@ impl Client {
     /// Reads and lists everything.
     pub async fn check(&mut self, serving: &Serving) {
         let prefix = format!("c{}/", self.number);
+        let position = serving.store.file.position();
+        self.span = Span {
+            begun: position,
+            ended: position,
+        };
         match list_all(serving, prefix, KEYS * 2).await {
             Ok(listed) => self.compare(&listed),
             Err(error) => self.run.fail(format!("list: {error}")),
@@ -206,8 +211,8 @@ impl Client {
         for number in 0..KEYS {
             let key = format!("c{}/{number:02}", self.number);
             let found = match read(serving, &key, Wanted::All).await {
-                Ok(bytes) => self.model.found(&key, Some(&bytes)),
-                Err(Error::NoSuchKey) => self.model.found(&key, None),
+                Ok(bytes) => self.model.found(&key, Some(&bytes), self.span),
+                Err(Error::NoSuchKey) => self.model.found(&key, None, self.span),
                 Err(error) => Err(format!("get {key}: {error}")),
             };
             found.unwrap_or_else(|why| self.run.fail(why));
@@ -220,7 +225,8 @@ impl Client {
         let size = self.size();
         let piece = self.piece(size);
         let body = cut(&bytes_of(&[piece]), &mut self.rng);
-        let write = self.run.shared.begin(key, Some(vec![piece]));
+        let begun = serving.store.file.position();
+        let write = self.run.shared.begin(key, Some(vec![piece]), begun);
         let put = serving.objects.put(
             BUCKET,
             key,
@@ -234,7 +240,8 @@ impl Client {
     }
 
     pub(super) async fn delete_shared(&mut self, serving: &Serving, key: &str) {
-        let write = self.run.shared.begin(key, None);
+        let begun = serving.store.file.position();
+        let write = self.run.shared.begin(key, None, begun);
         let delete = serving.objects.delete(BUCKET, key, WriteConditions::default());
         let outcome = self.ask(serving, delete).await;
         self.changed_shared("delete", key, write, outcome);
@@ -246,9 +253,8 @@ impl Client {
             Outcome::Refused(error) => error.to_string(),
             Outcome::Unknown => "nobody knows".into(),
         };
-        self.run
-            .shared
-            .end(key, write, matches!(outcome, Outcome::Answered(_)));
+        let acknowledged = matches!(outcome, Outcome::Answered(_));
+        self.run.shared.end(key, write, acknowledged, self.span.ended);
         self.run.trace.note(format!("{what} {key} ({write}): {how}"));
     }
 
@@ -265,7 +271,7 @@ impl Client {
     }
 }
 
-async fn read(serving: &Serving, key: &str, wanted: Wanted) -> Result<Vec<u8>> {
+pub async fn read(serving: &Serving, key: &str, wanted: Wanted) -> Result<Vec<u8>> {
     let (_, mut bytes) = serving
         .objects
         .get(BUCKET, key, wanted, &ReadConditions::default())
@@ -275,6 +281,11 @@ async fn read(serving: &Serving, key: &str, wanted: Wanted) -> Result<Vec<u8>> {
         all.extend_from_slice(&piece?);
     }
     Ok(all)
+}
+
+/// What a read of all of it wants.
+pub fn wanted_all() -> Wanted {
+    Wanted::All
 }
 
 async fn list_all(serving: &Serving, prefix: String, limit: usize) -> Result<Vec<(String, u64)>> {

@@ -3,6 +3,8 @@
 use super::Faults;
 use crate::world::Serving;
 use gateway::admin::operations::{Action, ApplyRequest, PlanRequest, Subject};
+use gateway::admin::scrub::{self, StartRequest};
+use gateway::admin::unnamed::PurgeRequest;
 use gateway::cluster::disks::{Disk, Health};
 use gateway::ledger::key;
 use gateway::ledger::model::{DiskRow, Membership};
@@ -43,7 +45,11 @@ impl Faults {
         let Some(serving) = self.run.world.living() else {
             return;
         };
+        let Some(serving) = self.accept_if_needed(serving).await else {
+            return;
+        };
         self.forget_what_is_gone().await;
+        self.purge_what_is_kept(&serving).await;
         self.add_blank(&serving).await;
         for disk in serving.objects.disks.all().iter() {
             let units = serving.objects.volumes.all();
@@ -58,7 +64,15 @@ impl Faults {
                 let machine = disk.node.as_ref().expect("it has a machine").id;
                 self.machine(machine).insert_blank(self.rng.random());
             }
+            let is_shared = self.run.world.has_copy_acted() && self.shared.contains(&disk.label);
             match disk.membership {
+                // Of two ledgers each had moved another unit there. Nothing moves them apart unless it is asked to.
+                Membership::Active if is_shared && !is_dead && !leaves => {
+                    self.count("two units apart");
+                    let machine = disk.node.as_ref().expect("it has a machine").id;
+                    self.decide(&serving, disk, Action::Drain).await;
+                    self.leaving.push((machine, disk.id));
+                }
                 Membership::Active | Membership::Absent if is_dead && self.rng.random_range(0..3) == 0 => {
                     self.decide(&serving, disk, Action::Retire).await;
                 }
@@ -74,6 +88,73 @@ impl Faults {
                 Membership::Out if units == 0 => self.decide(&serving, disk, Action::Remove).await,
                 _ => {}
             }
+        }
+    }
+
+    /// A disk that was away may obey another copy of the ledger. The gateway that goes on.
+    async fn accept_if_needed(&mut self, serving: Serving) -> Option<Serving> {
+        if !serving.is_safe() {
+            return Some(serving);
+        }
+        let run = self.run.clone();
+        if !run.world.has_copy_acted() {
+            run.fail("the only ledger is taken for one that is behind".into());
+            return None;
+        }
+        let accepted = self.accepted(serving).await;
+        run.world.set_serving(accepted.clone());
+        Some(accepted)
+    }
+
+    /// Where copies of the ledger have acted, operators ask for a census: what those left is found by one, and not before.
+    pub async fn order_census(&mut self) {
+        let Some(serving) = self.run.world.living() else {
+            return;
+        };
+        if self.run.world.has_copy_acted() {
+            let started = scrub::start(&serving.gateway, &StartRequest::default()).await;
+            let started = started.map_err(|error| error.to_string());
+            self.note(format!(
+                "operator: a census: {:?}",
+                started.as_ref().map(|it| it.cycle)
+            ));
+            self.census = started.ok().map(|it| it.cycle);
+        }
+    }
+
+    /// The census that is waited for, while it is not over.
+    pub(super) async fn census_left(&self) -> Option<String> {
+        let (wanted, serving) = (self.census?, self.run.world.living()?);
+        let status = scrub::status(&serving.objects).await.ok()?;
+        let last = status.last_census.map_or(0, |census| census.cycle);
+        (last < wanted).then(|| format!("census {wanted}, the last was {last}"))
+    }
+
+    /// In the end, what may belong to a copy of the ledger that was given up is not wanted any more.
+    async fn purge_what_is_kept(&mut self, serving: &Serving) {
+        if !self.run.is_quiet() || !self.run.world.has_copy_acted() {
+            return;
+        }
+        let purging = async {
+            let page = serving.objects.unnamed_page(None).await.ok()?;
+            let kept = page.lines.iter().filter(|line| line.kept.is_some());
+            let mut request = PurgeRequest {
+                blobs: kept.map(|line| (line.volume, line.blob)).collect(),
+                plan: None,
+            };
+            if request.blobs.is_empty() {
+                return None;
+            }
+            request.plan = Some(serving.objects.purge(&request).await.ok()?.plan);
+            Some(serving.objects.purge(&request).await.map(|plan| plan.blobs))
+        };
+        let purged = tokio::select! {
+            purged = purging => purged,
+            () = serving.life.over() => None,
+        };
+        if let Some(purged) = purged {
+            self.note(format!("operator: purges what is kept: {purged:?}"));
+            self.count("purged");
         }
     }
 

@@ -55,6 +55,13 @@ pub struct Shards {
 }
 
 impl Shards {
+    /// The greatest key.
+    pub fn last(&self) -> Option<ShardKey> {
+        let packed = self.leaves.last().and_then(|leaf| leaf.last());
+        let packed = packed.map(|(key, _)| unpack_key(*key));
+        packed.max(self.aside.last_key_value().map(|(key, _)| *key))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.packed + self.aside.len()

@@ -335,7 +335,7 @@ fn a_disk_of_version_1_is_of_version_2_before_it_has_a_summary() {
         let copies = superblocks::read(&*disk.device());
         let of_version_2 = copies
             .iter()
-            .filter(|copy| copy.as_ref().is_ok_and(|s| s.version == 2));
+            .filter(|copy| copy.as_ref().is_ok_and(|s| s.version == FORMAT_VERSION));
         let (of_version_2, summaries) = (of_version_2.count(), Look::at(&disk).footers().len());
         assert!(
             of_version_2 == 4 || summaries == 0,

@@ -1,0 +1,605 @@
+//! What can be said and done of a ledger that nobody has open: `cairn ledger check` and `repair`.
+//!
+//! A check reads every block against its sum, every row against its seal, the frames of the log, redb's own checksums, and whether rows
+//! that name others find them. A repair builds a new ledger from all rows that verify, with what can be had of damaged parts: rows in
+//! damaged pages that verify by their seals, commits of the log, and what somebody else has ([`LostRows`]).
+//!
+//! Invariants:
+//! - A check changes no file. A repair first copies the files aside, and the new ledger comes under the name when it is whole.
+//! - What is given up is listed before it is.
+
+use super::file::BLOCK_BYTES;
+use super::overlay::{Found, Still};
+use super::tree::{Failure, Table, Tree, damaged, unavailable, unseal};
+use super::{Building, Rows, log};
+use crate::ledger::key;
+use crate::ledger::model::{BucketRow, ObjectRow, PartRow};
+use crate::ledger::store::{Direction, Gap, KeyRange, LedgerError, Mutation, Row, Versioned};
+use bytes::Bytes;
+use prost::Message;
+use serde::Serialize;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// Rows at a time.
+const PAGE: usize = 10_000;
+/// The most of one kind that is listed.
+const LISTED_MAX: usize = 10_000;
+/// Rows that tell one history of a ledger from another.
+const WITNESSES: usize = 64;
+/// The largest page of the tree that is searched for rows when it is damaged.
+const LEAF_BYTES_MAX: usize = 1 << 20;
+
+/// Where rows that are lost may be had from.
+pub trait LostRows {
+    /// The rows of each of these parts of the key space as they were at this commit, none of one of which that is not known; or why
+    /// nothing is. Blocks.
+    fn rows_of(&self, parts: &[Gap], known: &KnownRows) -> Result<Vec<Option<Vec<Row>>>, String>;
+}
+
+/// What is left of a ledger, for who has its lost rows.
+#[derive(Debug, Default)]
+pub struct KnownRows {
+    /// The version of the last commit that the tree has.
+    pub position: u64,
+    /// The last rows that it has of then: who has others has another ledger's.
+    pub witnesses: Vec<Row>,
+    /// The last commits up to then, without a gap, as far as the log still has them.
+    pub last_commits: Vec<(u64, Vec<Mutation>)>,
+}
+
+/// Nowhere.
+pub struct Nowhere;
+
+impl LostRows for Nowhere {
+    fn rows_of(&self, parts: &[Gap], _: &KnownRows) -> Result<Vec<Option<Vec<Row>>>, String> {
+        Ok(vec![None; parts.len()])
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The version of the last commit in the tree.
+    pub position: u64,
+    /// Commits of the log that the tree has not.
+    pub log_commits: u64,
+    /// Blocks of the file.
+    pub blocks: u64,
+    /// Whether there are checksums of them.
+    pub has_sums: bool,
+    /// Blocks with one wrong bit, which is set right when they are read.
+    pub correctable_blocks: Vec<u64>,
+    /// Blocks that are not what was written. One that no row is lost by is not in use.
+    pub damaged_blocks: Vec<u64>,
+    /// Rows that were read and verified.
+    pub rows: u64,
+    /// Rows and parts of the key space that cannot be read, in words.
+    pub damaged: Vec<String>,
+    /// Whether redb's own checksums hold.
+    pub is_tree_whole: bool,
+    /// What is wrong with the log.
+    pub log_damage: Vec<String>,
+    /// Rows that name others that are not there.
+    pub references: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.damaged.is_empty()
+            && self.is_tree_whole
+            && self.log_damage.is_empty()
+            && self.references.is_empty()
+            && self.correctable_blocks.is_empty()
+    }
+}
+
+/// What a repair does, or did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Plan {
+    /// Rows that are kept.
+    pub rows: u64,
+    /// Rows of damaged pages that verify, in words.
+    pub recovered: Vec<String>,
+    /// Rows that were had from elsewhere,
+    pub fetched: u64,
+    /// parts that were whole with them,
+    pub fetched_parts: u64,
+    /// and why there were none, if they were asked for.
+    pub not_fetched: Option<String>,
+    /// Commits of the log that are taken up.
+    pub commits: u64,
+    /// What is given up, in words.
+    pub given_up: Vec<String>,
+    /// Files that the old ones are copied to.
+    pub aside: Vec<PathBuf>,
+    /// The version of the last commit of the new ledger.
+    pub position: u64,
+}
+
+struct Opened {
+    still: Still,
+    tree: Tree,
+    log_id: Option<log::LogId>,
+    /// The log has commits that the tree has not.
+    log_matters: bool,
+    position: u64,
+}
+
+fn open(path: &Path) -> Result<Opened, LedgerError> {
+    let failed = |error: std::io::Error| unavailable(path, &error);
+    let still = Still::open(path).map_err(failed)?;
+    let tree = Tree::of(Box::new(Still::open(path).map_err(failed)?))?;
+    let described = tree.describe().map_err(|failure| damaged(path, &failure))?;
+    // Of a format before, in memory.
+    tree.migrate().map_err(|failure| damaged(path, &failure))?;
+    Ok(Opened {
+        still,
+        tree,
+        log_id: described.log,
+        log_matters: described.log_matters,
+        position: described.sequence,
+    })
+}
+
+fn words_of(gap: &Gap) -> String {
+    match (&gap.end, gap.is_one_row) {
+        (_, true) => key::words(&gap.start),
+        (Some(end), false) => format!("rows from {} up to {}", key::words(&gap.start), key::words(end)),
+        (None, false) => format!("rows from {} on", key::words(&gap.start)),
+    }
+}
+
+/// Every row that can be read, page by page, and what cannot.
+pub(super) fn for_each_page(
+    table: &Table,
+    mut each: impl FnMut(Vec<Row>) -> Result<(), Failure>,
+) -> Result<Vec<Gap>, Failure> {
+    let mut rest = KeyRange {
+        start: Bytes::new(),
+        end: None,
+    };
+    let mut all = Vec::new();
+    loop {
+        let (rows, gaps) = table.scan_beside(&rest, PAGE)?;
+        all.extend(gaps);
+        let next = rows
+            .last()
+            .filter(|_| rows.len() == PAGE)
+            .map(|last| key::after(&last.key));
+        each(rows)?;
+        match next {
+            Some(next) => rest.start = next,
+            None => return Ok(all),
+        }
+    }
+}
+
+/// What the log has that the tree has not, each readable commit; and what it lost, in words.
+fn read_log(path: &Path, opened: &Opened) -> (Vec<log::Logged>, Vec<String>, u64) {
+    let Some(id) = &opened.log_id else {
+        return Default::default();
+    };
+    let log_path = log::path_of(path);
+    let mut content = std::fs::read(&log_path).unwrap_or_default();
+    log::correct(id, &mut content, opened.position);
+    let salvaged = log::salvage(id, &content, opened.position);
+    let (mut lost, mut next) = (Vec::new(), opened.position + 1);
+    if opened.log_matters && content.len() != 2 * log::HALF_BYTES {
+        let (shown, last) = (log_path.display(), salvaged.commits.last());
+        let after = last.map_or(opened.position, |(version, _)| *version);
+        lost.push(format!(
+            "{shown} is not there or was cut short: what was committed after {after} is lost"
+        ));
+    }
+    for (version, _) in &salvaged.commits {
+        if *version > next {
+            lost.push(format!("commits {next} to {}", version - 1));
+        }
+        next = version + 1;
+    }
+    let damaged = salvaged.damaged.iter().filter(|(first, _)| *first >= next);
+    lost.extend(
+        damaged.map(|(first, last)| format!("commits {first} to {last}, which a crash may have torn")),
+    );
+    let last = salvaged.damaged.iter().map(|(_, last)| *last).max().unwrap_or(0);
+    (salvaged.commits, lost, last)
+}
+
+/// The last commits that the tree has, as far as the log still has them.
+fn last_commits(path: &Path, opened: &Opened) -> Vec<log::Logged> {
+    let content = opened.log_id.map(|id| (id, std::fs::read(log::path_of(path))));
+    let Some((id, Ok(content))) = content else {
+        return Vec::new();
+    };
+    let mut next = opened.position;
+    let mut all = log::salvage(&id, &content, 0).commits;
+    all.retain(|(version, _)| *version <= opened.position);
+    let mut last = Vec::new();
+    while let Some(commit) = all.pop_if(|(version, _)| *version >= next && next > 0) {
+        if commit.0 == next {
+            next -= 1;
+            last.push(commit);
+        }
+    }
+    last.reverse();
+    last
+}
+
+/// Looks at all of a ledger that nobody has open, and changes nothing.
+pub fn check(path: &Path) -> Result<Report, LedgerError> {
+    let failed = |failure: Failure| damaged(path, &failure);
+    let mut report = Report::default();
+    let still = Still::open(path).map_err(|error| unavailable(path, &error))?;
+    report.has_sums = still.has_sums();
+    report.blocks = still.blocks().map_err(|error| unavailable(path, &error))?;
+    (report.correctable_blocks, report.damaged_blocks) = wrong_blocks(&still).map_err(failed)?;
+    // Also finds out whether somebody has it open.
+    let whole = still.database().map(|mut database| {
+        // Dropped while it unwinds, if it does: redb then does not try to close what it could not read.
+        super::tree::guarded(move || Ok(database.check_integrity()?))
+    });
+    let whole = match whole {
+        Err(error @ LedgerError::Unavailable { .. }) => return Err(error),
+        whole => whole,
+    };
+    report.is_tree_whole = matches!(whole, Ok(Ok(_)));
+    let opened = match open(path) {
+        Ok(opened) => opened,
+        Err(LedgerError::Damaged { what }) => {
+            report.damaged.push(what);
+            return Ok(report);
+        }
+        Err(error) => return Err(error),
+    };
+    report.position = opened.position;
+    let table = opened.tree.table().map_err(failed)?;
+    let mut references = References::default();
+    let gaps = for_each_page(&table, |rows| {
+        report.rows += rows.len() as u64;
+        rows.iter().for_each(|row| references.take_in(row));
+        Ok(())
+    });
+    let gaps = gaps.map_err(failed)?;
+    report.damaged.extend(gaps.iter().take(LISTED_MAX).map(words_of));
+    let (commits, lost, _) = read_log(path, &opened);
+    report.log_commits = commits.len() as u64;
+    report.log_damage = lost;
+    for (version, mutations) in commits {
+        for mutation in mutations {
+            match mutation {
+                Mutation::Put { key, value } => references.take_in(&Row {
+                    key,
+                    versioned: Versioned { version, value },
+                }),
+                Mutation::Delete { key } => references.forget(&key),
+            }
+        }
+    }
+    report.references = references.dangling(&gaps);
+    Ok(report)
+}
+
+fn wrong_blocks(still: &Still) -> Result<(Vec<u64>, Vec<u64>), Failure> {
+    let (mut correctable, mut damaged) = (Vec::new(), Vec::new());
+    for block in 0..still.blocks()? {
+        let mut bytes = still.read_raw(block)?;
+        match still.check(block, &mut bytes) {
+            Found::Whole => {}
+            Found::OneBit => correctable.push(block),
+            Found::Damaged => damaged.push(block),
+        }
+    }
+    Ok((correctable, damaged))
+}
+
+/// The bucket that a row names, and blobs.
+type Names = (Option<u64>, Vec<(u64, u64)>);
+
+/// Which rows name which.
+#[derive(Default)]
+struct References {
+    buckets: HashSet<u64>,
+    volumes: HashSet<u64>,
+    blobs: HashSet<(u64, u64)>,
+    /// By the row that names.
+    names: BTreeMap<Bytes, Names>,
+}
+
+impl References {
+    fn take_in(&mut self, Row { key, versioned }: &Row) {
+        let value = versioned.value.clone();
+        let blobs =
+            |row: &[crate::ledger::model::BlobRef]| row.iter().map(|blob| (blob.volume, blob.blob)).collect();
+        match key.first() {
+            Some(b'b') => _ = BucketRow::decode(value).map(|row| self.buckets.insert(row.id)),
+            Some(b'v') => _ = key::single_number(key).map(|id| self.volumes.insert(id)),
+            Some(b'B') => _ = key::blob_of_row(key).map(|blob| self.blobs.insert(blob)),
+            Some(b'o') => {
+                let bucket = key
+                    .get(1..9)
+                    .and_then(|id| id.try_into().ok())
+                    .map(u64::from_be_bytes);
+                let names = ObjectRow::decode(value)
+                    .map(|row| blobs(&row.blobs))
+                    .unwrap_or_default();
+                self.names.insert(key.clone(), (bucket, names));
+            }
+            Some(b'p') => {
+                let names = PartRow::decode(value)
+                    .map(|row| blobs(&row.blobs))
+                    .unwrap_or_default();
+                self.names.insert(key.clone(), (None, names));
+            }
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self, key: &Bytes) {
+        self.names.remove(key);
+        if let Some(blob) = key::blob_of_row(key) {
+            self.blobs.remove(&blob);
+        }
+    }
+
+    fn dangling(&self, gaps: &[Gap]) -> Vec<String> {
+        let is_lost = |key: &Bytes| {
+            gaps.iter()
+                .any(|gap| gap.start <= *key && gap.end.as_ref().is_none_or(|end| key < end))
+        };
+        let any_bucket_lost = gaps
+            .iter()
+            .any(|gap| gap.end.as_ref().is_none_or(|end| end[..] > b"b"[..]) && gap.start[..] < b"c"[..]);
+        let mut dangling = Vec::new();
+        for (key, (bucket, blobs)) in &self.names {
+            if let Some(bucket) = bucket.filter(|id| !self.buckets.contains(id) && !any_bucket_lost) {
+                dangling.push(format!("{}: there is no bucket {bucket}", key::words(key)));
+            }
+            for (volume, blob) in blobs {
+                if !self.blobs.contains(&(*volume, *blob)) && !is_lost(&key::blob(*volume, *blob)) {
+                    dangling.push(format!(
+                        "{}: there is no blob {blob} of volume {volume}",
+                        key::words(key)
+                    ));
+                }
+                if !self.volumes.contains(volume) && !is_lost(&key::volume(*volume)) {
+                    dangling.push(format!("{}: there is no volume {volume}", key::words(key)));
+                }
+            }
+            if dangling.len() >= LISTED_MAX {
+                break;
+            }
+        }
+        dangling
+    }
+}
+
+/// Says what a repair would do, and changes nothing.
+pub fn plan(path: &Path, elsewhere: &dyn LostRows) -> Result<Plan, LedgerError> {
+    gather(path, elsewhere, &mut |_, _| Ok(()))
+}
+
+/// Builds the ledger anew from what can be had of it, and puts it in the place of the old one, which is copied aside.
+pub fn repair(path: &Path, elsewhere: &dyn LostRows) -> Result<Plan, LedgerError> {
+    let building = Building::beside(path)?;
+    let mut plan = gather(path, elsewhere, &mut |rows, position| {
+        building.apply(rows, position)
+    })?;
+    let failed = |error: std::io::Error| unavailable(path, &error);
+    for file in [
+        path.to_owned(),
+        super::file::sums_path_of(path),
+        log::path_of(path),
+    ] {
+        if file.exists() {
+            let aside = aside_of(&file);
+            std::fs::copy(&file, &aside).map_err(failed)?;
+            std::fs::File::open(&aside)
+                .and_then(|copy| copy.sync_all())
+                .map_err(failed)?;
+            plan.aside.push(aside);
+        }
+    }
+    building.finish()?;
+    Ok(plan)
+}
+
+/// A name that is free.
+fn aside_of(file: &Path) -> PathBuf {
+    let named = |number: u32| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(match number {
+            0 => ".before-repair".to_owned(),
+            number => format!(".before-repair-{number}"),
+        });
+        PathBuf::from(name)
+    };
+    let mut number = 0;
+    while named(number).exists() {
+        number += 1;
+    }
+    named(number)
+}
+
+/// The last rows that can be read of a ledger as it was at a commit.
+#[derive(Default)]
+struct Witnesses(BTreeMap<(u64, Bytes), Versioned>);
+
+impl Witnesses {
+    fn take_in(&mut self, rows: &[Row], position: u64) {
+        for Row { key, versioned } in rows.iter().filter(|row| row.versioned.version <= position) {
+            let is_late = self.0.len() < WITNESSES
+                || self
+                    .0
+                    .first_key_value()
+                    .is_some_and(|((version, _), _)| *version < versioned.version);
+            if is_late {
+                self.0.insert((versioned.version, key.clone()), versioned.clone());
+            }
+            if self.0.len() > WITNESSES {
+                self.0.pop_first();
+            }
+        }
+    }
+
+    fn rows(self) -> Vec<Row> {
+        let rows = self.0.into_iter();
+        rows.map(|((_, key), versioned)| Row { key, versioned }).collect()
+    }
+}
+
+type Sink<'a> = dyn FnMut(&Rows, u64) -> Result<(), LedgerError> + 'a;
+
+fn gather(path: &Path, elsewhere: &dyn LostRows, sink: &mut Sink<'_>) -> Result<Plan, LedgerError> {
+    let failed = |failure: Failure| damaged(path, &failure);
+    let mut plan = Plan::default();
+    let opened = open(path)?;
+    let (commits, lost_commits, last_torn) = read_log(path, &opened);
+    let last = commits.last().map_or(opened.position, |(version, _)| *version);
+    plan.position = last.max(last_torn);
+    let table = opened.tree.table().map_err(failed)?;
+    let (mut refused, mut witnesses) = (None, Witnesses::default());
+    let gaps = for_each_page(&table, |rows| {
+        plan.rows += rows.len() as u64;
+        witnesses.take_in(&rows, opened.position);
+        let rows = rows
+            .into_iter()
+            .map(|row| (row.key, Some(row.versioned)))
+            .collect();
+        refused = sink(&rows, plan.position).err();
+        match &refused {
+            Some(error) => Err(Failure::Damaged(error.to_string())),
+            None => Ok(()),
+        }
+    });
+    let gaps = match (gaps, refused) {
+        (_, Some(error)) => return Err(error),
+        (gaps, None) => gaps.map_err(failed)?,
+    };
+    let mut recovered: BTreeMap<Bytes, Versioned> = BTreeMap::new();
+    for gap in gaps.iter().filter(|gap| !gap.is_one_row) {
+        recovered.extend(salvage_page(&opened.still, &table, gap).map_err(failed)?);
+    }
+    let fetched = match gaps.is_empty() {
+        true => Ok(Vec::new()),
+        false => elsewhere.rows_of(
+            &gaps,
+            &KnownRows {
+                position: opened.position,
+                witnesses: witnesses.rows(),
+                last_commits: last_commits(path, &opened),
+            },
+        ),
+    };
+    let fetched = fetched.unwrap_or_else(|why| {
+        plan.not_fetched = Some(why);
+        vec![None; gaps.len()]
+    });
+    for (gap, fetched) in gaps.iter().zip(fetched) {
+        match fetched {
+            Some(rows) => {
+                plan.fetched += rows.len() as u64;
+                plan.fetched_parts += 1;
+                // All that was there then, and nothing else.
+                let is_outside =
+                    |key: &Bytes| *key < gap.start || gap.end.as_ref().is_some_and(|end| key >= end);
+                recovered.retain(|key, _| is_outside(key));
+                let rows = rows.into_iter().map(|row| (row.key, Some(row.versioned)));
+                sink(&rows.collect(), plan.position)?;
+            }
+            None => {
+                let inside =
+                    |key: &&Bytes| gap.start <= **key && gap.end.as_ref().is_none_or(|end| *key < end);
+                let found = recovered.keys().filter(inside).count();
+                match (gap.is_one_row, found) {
+                    (true, 1) => {}
+                    (true, _) => plan.given_up.push(words_of(gap)),
+                    (false, found) => plan.given_up.push(format!("{}, but for {found}", words_of(gap))),
+                }
+            }
+        }
+    }
+    plan.recovered = recovered
+        .keys()
+        .take(LISTED_MAX)
+        .map(|key| key::words(key))
+        .collect();
+    sink(
+        &recovered.into_iter().map(|(key, row)| (key, Some(row))).collect(),
+        plan.position,
+    )?;
+    plan.commits = commits.len() as u64;
+    plan.given_up.extend(lost_commits);
+    for some in commits.chunks(PAGE) {
+        sink(&super::writer::rows_of(some.to_vec()), plan.position)?;
+    }
+    Ok(plan)
+}
+
+/// Rows of the damaged page that hides a part of the key space, as far as they verify by their seals. Of that page only: others may have
+/// these rows as they were before.
+fn salvage_page(still: &Still, table: &Table, gap: &Gap) -> Result<Vec<(Bytes, Versioned)>, Failure> {
+    let range = KeyRange {
+        start: gap.start.clone(),
+        end: gap.end.clone(),
+    };
+    let first = table.scan(&range, Direction::Forward).map(|mut scan| scan.next());
+    let (Ok(Some(Err(Failure::Unreadable(what)))) | Err(Failure::Unreadable(what))) = first else {
+        return Ok(Vec::new());
+    };
+    let Some(block) = super::tree::page_in(&what) else {
+        return Ok(Vec::new());
+    };
+    // It may be a part of a page that began before it: of the nearest one that reaches it.
+    for start in (0..=8).map(|order| block >> order << order) {
+        let (bytes, _) = still.read(start, LEAF_BYTES_MAX)?;
+        let entries = match bytes.first() {
+            Some(&LEAF) => entries_of(&bytes),
+            _ => continue,
+        };
+        let reaches = ((block - start) as usize) * BLOCK_BYTES;
+        if entries.iter().any(|(end, _)| *end > reaches) {
+            let is_inside = |key: &Bytes| gap.start <= *key && gap.end.as_ref().is_none_or(|end| key < end);
+            let rows = entries.into_iter().map(|(_, row)| row);
+            return Ok(rows.filter(|(key, _)| is_inside(key)).collect());
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// What a leaf of redb begins with.
+const LEAF: u8 = 1;
+
+/// The entries of a leaf that make sense and verify: 1, nothing, number of entries (2 bytes) · where each key ends (4) · where each value
+/// ends (4) · keys · values.
+/// Each with where it ends.
+fn entries_of(page: &[u8]) -> Vec<(usize, (Bytes, Versioned))> {
+    let number = |at: usize| {
+        page.get(at..at + 4)
+            .map(|n| u32::from_le_bytes([n[0], n[1], n[2], n[3]]) as usize)
+    };
+    let Some(count) = page
+        .get(2..4)
+        .map(|n| usize::from(u16::from_le_bytes([n[0], n[1]])))
+    else {
+        return Vec::new();
+    };
+    let key_end = |n: usize| number(4 + 4 * n);
+    let value_end = |n: usize| number(4 + 4 * count + 4 * n);
+    let entry = |n: usize| {
+        let keys = 4 + 8 * count;
+        let key_start = if n == 0 { keys } else { key_end(n - 1)? };
+        let value_start = if n == 0 {
+            key_end(count - 1)?
+        } else {
+            value_end(n - 1)?
+        };
+        let (key, row) = (
+            page.get(key_start..key_end(n)?)?,
+            page.get(value_start..value_end(n)?)?,
+        );
+        Some((value_end(n)?, (Bytes::copy_from_slice(key), unseal(key, row)?)))
+    };
+    (0..count).filter_map(entry).collect()
+}

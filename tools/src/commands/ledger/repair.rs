@@ -1,0 +1,194 @@
+//! `cairn ledger repair`: has what is lost of a ledger from its archive where that can be reached, and goes on without the rest, once it was
+//! said what that is.
+
+use super::reach::{For, Reached, reach};
+use crate::CommandResult;
+use crate::commands::disk::CannotRead;
+use crate::home::Home;
+use crate::kit::{Kit, read_passphrase};
+use crate::output::{say, show};
+use clap::Args;
+use gateway::archive::finding::Finder;
+use gateway::archive::recall::FromArchive;
+use gateway::archive::restored::{self, Places};
+use gateway::cluster::setup;
+use gateway::ledger::Ledger;
+use gateway::ledger::redb::RedbStore;
+use gateway::ledger::redb::offline::{self, LostRows, Nowhere, Plan};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const CACHE: usize = 64 << 20;
+
+#[derive(Args)]
+pub struct RepairArgs {
+    /// The directory of the gateway, which must not run
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// A disk of a cluster in one process; DIR/disk-* unless somebody says otherwise
+    #[arg(long, value_name = "PATH", conflicts_with = "node")]
+    disk: Vec<PathBuf>,
+    /// A node of the cluster, HOST:PORT; those that the recovery kit in DIR has unless somebody says otherwise
+    #[arg(long, value_name = "HOST:PORT")]
+    node: Vec<String>,
+    /// The passphrase of that kit is the first line of this file
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Do not ask the archive on the disks
+    #[arg(long)]
+    without_archive: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do it without asking
+    #[arg(long)]
+    yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: RepairArgs) -> CommandResult {
+    let path = args.data.join("ledger.redb");
+    // What a ledger that is whole needs nobody for.
+    let planning = path.clone();
+    let planned = tokio::task::spawn_blocking(move || offline::plan(&planning, &Nowhere)).await?;
+    let mut plan = planned.map_err(|error| CannotRead(error.to_string()))?;
+    let (mut elsewhere, mut reached): (Arc<dyn LostRows + Send + Sync>, _) = (Arc::new(Nowhere), None);
+    let is_lost = !plan.given_up.is_empty() || !plan.recovered.is_empty();
+    if is_lost && !args.without_archive {
+        match archive(&args).await {
+            Ok((found, disks)) => (elsewhere, reached) = (Arc::new(found), Some(disks)),
+            Err(error) => plan.not_fetched = Some(error.to_string()),
+        }
+    }
+    if reached.is_some() {
+        let (planning, asked) = (path.clone(), elsewhere.clone());
+        let planned = tokio::task::spawn_blocking(move || offline::plan(&planning, &*asked)).await?;
+        plan = planned.map_err(|error| CannotRead(error.to_string()))?;
+    }
+    let repaired = ask_and_repair(&args, path, plan, elsewhere).await;
+    if let Some(reached) = reached {
+        reached.release().await?;
+    }
+    repaired
+}
+
+/// The archive on the disks of the cluster.
+async fn archive(
+    args: &RepairArgs,
+) -> Result<(FromArchive, Reached), Box<dyn std::error::Error + Send + Sync>> {
+    let home = Home::at(&args.data);
+    let mut nodes = args.node.clone();
+    if nodes.is_empty() && home.is_inhabited() {
+        let passphrase = args.passphrase_file.as_deref().map(read_passphrase).transpose()?;
+        nodes = Kit::read(&home.kit(), passphrase.as_deref())?.nodes;
+        if nodes.is_empty() {
+            return Err("no node is known: give --node HOST:PORT for each".into());
+        }
+    }
+    let reached = reach(&home, &args.data, &nodes, &args.disk, For::Reading).await?;
+    let (cluster, reached) = reached.ok_or("there are no disks to ask")?;
+    let finder = Finder::new(cluster, reached.sources.iter().cloned());
+    let found = finder.find(0).await.entries;
+    let runtime = tokio::runtime::Handle::current();
+    Ok((
+        FromArchive {
+            finder,
+            found,
+            runtime,
+        },
+        reached,
+    ))
+}
+
+async fn ask_and_repair(
+    args: &RepairArgs,
+    path: PathBuf,
+    plan: Plan,
+    elsewhere: Arc<dyn LostRows + Send + Sync>,
+) -> CommandResult {
+    match args.json {
+        true => say!("{}", serde_json::to_string_pretty(&plan)?),
+        false => say!("{}", render(&plan)),
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    if !(args.yes || is_wanted().await?) {
+        return Err("nothing was done".into());
+    }
+    let repairing = path.clone();
+    let plan = tokio::task::spawn_blocking(move || offline::repair(&repairing, &*elsewhere)).await??;
+    if !plan.given_up.is_empty() {
+        settle(path).await?;
+    }
+    for aside in &plan.aside {
+        say!("copied     {}", aside.display());
+    }
+    say!(
+        "done       the ledger is at commit {}; start the gateway, and have it look: `cairn scrub start`",
+        plan.position
+    );
+    Ok(())
+}
+
+/// A ledger without something that was given up is as one that was restored: what it does not name is not deleted, and its archive is
+/// another one's from then on.
+async fn settle(path: PathBuf) -> CommandResult {
+    let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, CACHE)).await??);
+    let ledger = Ledger::new(store.clone());
+    let settled = match setup::find(&ledger).await {
+        Ok(Some((cluster, _))) => {
+            restored::settle(&ledger, cluster, &[], Places::ToBeFound, Default::default())
+                .await
+                .map(drop)
+        }
+        Ok(None) => Err(gateway::error::Error::Internal(
+            "it lost the row of its cluster: restore it from the disks".into(),
+        )),
+        Err(error) => Err(error),
+    };
+    store.shutdown().await;
+    settled?;
+    say!("kept       what the ledger does not name any more, until somebody decides: `cairn unnamed list`");
+    Ok(())
+}
+
+async fn is_wanted() -> std::io::Result<bool> {
+    show!("Build the ledger anew from this, without what is given up? [y/N] ");
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = answer.await.map_err(std::io::Error::other)??;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn render(plan: &Plan) -> String {
+    let mut lines = vec![
+        format!(
+            "kept       {} rows that verify, and {} commits of the log",
+            plan.rows, plan.commits
+        ),
+        format!(
+            "recovered  {} rows of damaged pages, which verify",
+            plan.recovered.len()
+        ),
+    ];
+    if plan.fetched_parts > 0 {
+        lines.push(format!(
+            "archive    {} rows of {} damaged parts, as they were written",
+            plan.fetched, plan.fetched_parts
+        ));
+    }
+    if let Some(why) = &plan.not_fetched {
+        lines.push(format!("archive    not used: {why}"));
+    }
+    lines.extend(plan.recovered.iter().map(|row| format!("recovered  {row}")));
+    lines.extend(plan.given_up.iter().map(|lost| format!("given up   {lost}")));
+    if plan.given_up.is_empty() {
+        lines.push("given up   nothing".to_owned());
+    }
+    lines.join("\n")
+}

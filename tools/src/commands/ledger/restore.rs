@@ -1,0 +1,285 @@
+//! `cairn ledger restore`: a ledger from a backup, or from the archive on the cluster's disks.
+//!
+//! The ledger is made beside its place. Then come the steps after any restore (`archive::restored`): no lease stands, the generation is
+//! above every one that a disk obeys, and no id is handed out again that a disk has seen.
+
+use super::reach::{For, Reached, reach};
+use crate::CommandResult;
+use crate::home::Home;
+use crate::kit::{Kit, read_passphrase};
+use crate::output::say;
+use clap::Args;
+use gateway::archive::finding::{Finder, Found};
+use gateway::archive::replay::{self, Restored};
+use gateway::archive::restored::{self, Places};
+use gateway::clock::{Clock, SystemClock};
+use gateway::ledger::Ledger;
+use gateway::ledger::redb::RedbStore;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use storage_node::protocol::{ClusterId, LedgerMarks};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+const CACHE: usize = 64 << 20;
+
+#[derive(Args)]
+pub struct RestoreArgs {
+    /// The backup
+    #[arg(
+        value_name = "FILE",
+        required_unless_present = "from_disks",
+        conflicts_with = "from_disks"
+    )]
+    file: Option<PathBuf>,
+    /// Take the archive that is on the cluster's disks
+    #[arg(long)]
+    from_disks: bool,
+    /// The gateway's directory: without a ledger, and with --kit a new one
+    #[arg(long, value_name = "DIR", env = "CAIRN_DATA")]
+    data: PathBuf,
+    /// The recovery kit, for a cluster of nodes
+    #[arg(long, value_name = "FILE")]
+    kit: Option<PathBuf>,
+    /// The passphrase of the kit is the first line of this file
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// A disk of a cluster in one process; DIR/disk-* unless somebody says otherwise
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kit", "node"])]
+    disk: Vec<PathBuf>,
+    /// A node of the cluster, HOST:PORT; those that the kit has unless somebody says otherwise
+    #[arg(long, value_name = "HOST:PORT")]
+    node: Vec<String>,
+    /// As it was at this time, in seconds since 1970 or as 2026-11-30T16:00:00Z; as new as possible otherwise
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    at: Option<u64>,
+}
+
+pub async fn run(args: RestoreArgs) -> CommandResult {
+    let began = Instant::now();
+    let home = Home::at(&args.data);
+    if home.ledger().exists() {
+        return Err(format!(
+            "{} is there: move it away first, and keep it until the restored one is known to be right",
+            home.ledger().display()
+        )
+        .into());
+    }
+    let passphrase = args.passphrase_file.as_deref().map(read_passphrase).transpose()?;
+    let kit = args
+        .kit
+        .as_deref()
+        .map(|path| Kit::read(path, passphrase.as_deref()))
+        .transpose()?;
+    match &kit {
+        Some(kit) => home.restore(kit, SystemClock.now_ms())?,
+        None => std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?,
+    }
+    let nodes: Vec<String> = match (&args.node[..], &kit) {
+        ([], Some(kit)) => kit.nodes.clone(),
+        (nodes, _) => nodes.to_vec(),
+    };
+    if home.is_inhabited() && nodes.is_empty() && args.from_disks {
+        return Err("no node is known: give --node HOST:PORT for each".into());
+    }
+    let reached = reach(&home, &args.data, &nodes, &args.disk, For::Restoring).await?;
+    let (cluster, reached) = match reached {
+        Some((cluster, reached)) => (Some(cluster), Some(reached)),
+        None => (None, None),
+    };
+    let (cluster, restored) = match &args.file {
+        Some(file) => {
+            let backup = super::backup::open(file).await?;
+            if cluster.is_some_and(|cluster| cluster != backup.cluster) {
+                return Err(format!("the backup is of cluster {}", backup.cluster).into());
+            }
+            let restored = replay::build(&home.ledger(), &backup.entries, args.at, &backup).await?;
+            (backup.cluster, restored)
+        }
+        None => {
+            let (cluster, reached) = cluster
+                .zip(reached.as_ref())
+                .ok_or("there are no disks to restore from")?;
+            let finder = Finder::new(cluster, reached.sources.iter().cloned());
+            let found = finder.find(0).await;
+            report_found(&found, reached);
+            let restored = replay::build(&home.ledger(), &found.entries, args.at, &finder).await?;
+            (cluster, restored)
+        }
+    };
+    let marks = reached
+        .as_ref()
+        .map(|reached| reached.marks.clone())
+        .unwrap_or_default();
+    let marks: Vec<LedgerMarks> = marks.into_iter().filter(LedgerMarks::is_plausible).collect();
+    // A backup is put back as it is: the gateway takes what it lacks from the archive when it starts, or only reads.
+    let generation = match &args.file {
+        None => Some(settle(&home, cluster, &marks).await?),
+        Some(_) => None,
+    };
+    if let Some(kit) = &kit {
+        home.complete(&kit.name)?;
+    }
+    if let Some(reached) = reached {
+        reached.release().await?;
+    }
+    report(&restored, &marks, generation, began.elapsed());
+    Ok(())
+}
+
+/// The steps after any restore.
+async fn settle(home: &Home, cluster: ClusterId, marks: &[LedgerMarks]) -> Result<u64, Error> {
+    let path = home.ledger();
+    let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, CACHE)).await??);
+    let taken = restored::settle(
+        &Ledger::new(store.clone()),
+        cluster,
+        marks,
+        Places::ToBeFound,
+        Default::default(),
+    )
+    .await;
+    store.shutdown().await;
+    Ok(taken?.number)
+}
+
+fn report_found(found: &Found, reached: &Reached) {
+    say!(
+        "{} disks answer, with {} entries of the ledger's archive.",
+        reached.sources.len(),
+        found.entries.len()
+    );
+    for away in &reached.away {
+        say!("  not there  {away}");
+    }
+    for (disk, error) in &found.silent {
+        say!("  not there  disk {disk}: {error}");
+    }
+    if !found.unreadable.is_empty() {
+        say!("  {} entries cannot be read on any disk", found.unreadable.len());
+    }
+}
+
+fn report(restored: &Restored, marks: &[LedgerMarks], generation: Option<u64>, took: Duration) {
+    let generation = generation.map_or_else(String::new, |number| format!(", generation {number}"));
+    say!(
+        "The ledger is restored: commit {}, of {}{generation}.\n  \
+         from a snapshot of commit {} with {} rows, and {} entries of the log after it, in {:.1} s",
+        restored.position,
+        time(restored.at_ms),
+        restored.snapshot,
+        restored.rows,
+        restored.log_entries,
+        took.as_secs_f64(),
+    );
+    for loss in &restored.losses {
+        say!("  {loss}");
+    }
+    let furthest = marks
+        .iter()
+        .max_by_key(|marks| (marks.generation.number, marks.position));
+    if let Some(marks) = furthest.filter(|marks| marks.position > 0) {
+        match marks
+            .position
+            .checked_sub(restored.position)
+            .filter(|lost| *lost > 0)
+        {
+            Some(lost) => say!(
+                "  {lost} commits at least came after it{}: disks heard of commit {}",
+                if generation.is_empty() {
+                    ""
+                } else {
+                    " and are lost"
+                },
+                marks.position
+            ),
+            None => say!(
+                "  no disk heard of a later commit; what was acknowledged in the last second may be missing all the same"
+            ),
+        }
+    }
+    match generation.is_empty() {
+        true => say!(
+            "When the gateway starts, it takes what came after it from the archive on the disks; if it cannot, it only reads."
+        ),
+        false => say!("What the ledger does not name is kept on the disks until somebody decides."),
+    }
+}
+
+/// A time for people, in UTC.
+pub fn time(at_ms: u64) -> String {
+    let seconds = at_ms / 1_000;
+    let (days, of_day) = ((seconds / 86_400) as i64, seconds % 86_400);
+    // Howard Hinnant's days_from_civil, the other way.
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (
+        doy - (153 * mp + 2) / 5 + 1,
+        if mp < 10 { mp + 3 } else { mp - 9 },
+    );
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Seconds since 1970, or a time as [`time`] writes it, in milliseconds since 1970: to its end.
+fn parse_time(text: &str) -> Result<u64, String> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return seconds
+            .checked_mul(1_000)
+            .and_then(|ms| ms.checked_add(999))
+            .ok_or_else(|| "too late".into());
+    }
+    let wrong = || format!("{text:?} is neither seconds since 1970 nor a time as 2026-11-30T16:00:00Z");
+    let numbers: Option<Vec<i64>> = text
+        .strip_suffix('Z')
+        .ok_or_else(wrong)?
+        .split(['-', 'T', ':'])
+        .map(|part| part.parse().ok())
+        .collect();
+    let numbers = numbers.ok_or_else(wrong)?;
+    let [
+        year,
+        month @ 1..=12,
+        day @ 1..=31,
+        hour @ 0..=23,
+        minute @ 0..=59,
+        second @ 0..=60,
+    ] = numbers[..]
+    else {
+        return Err(wrong());
+    };
+    let y = if month <= 2 { year - 1 } else { year };
+    let (era, yoe) = (y.div_euclid(400), y.rem_euclid(400));
+    let doy = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    let days = era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719_468;
+    let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second;
+    u64::try_from(seconds)
+        .map(|seconds| seconds * 1_000 + 999)
+        .map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_they_are_written() {
+        assert_eq!(time(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time(1_796_000_000_000), "2026-11-30T00:53:20Z");
+        assert_eq!(time(951_827_696_000), "2000-02-29T12:34:56Z");
+        for seconds in (0..4_000_000_000_u64).step_by(123_456_789) {
+            let ms = seconds * 1_000;
+            assert_eq!(parse_time(&time(ms)), Ok(ms + 999), "{seconds}");
+            assert_eq!(parse_time(&seconds.to_string()), Ok(ms + 999));
+        }
+        for wrong in ["", "yesterday", "2026-13-01T00:00:00Z", "2026-11-30 16:00"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+    }
+}
