@@ -152,11 +152,8 @@ fn a_disk_file_that_is_truncated_harms_no_other_disk() {
             .set_len(100 * MIB)
             .unwrap()
     };
-    run(lose_a_disk(
-        &disk,
-        truncate,
-        "truncated from 268435456 to 104857600 bytes",
-    ));
+    // A write past the new end that comes before somebody looks makes the file longer again.
+    run(lose_a_disk(&disk, truncate, "truncated from 268435456 to "));
 }
 
 #[test]
