@@ -121,6 +121,8 @@ pub struct Gateway {
     pub membership: Option<Arc<Membership>>,
     workers: Mutex<Vec<Running>>,
     rebuild: Arc<Rebuilding>,
+    /// Units on their way from one disk to another.
+    pub moving: Moving,
     shipper: Option<Arc<Shipper>>,
     /// Has the census look at what is wanted of it.
     pub census: Arc<Notify>,
@@ -247,7 +249,7 @@ impl Gateway {
                 Running::start(
                     Census::new(
                         objects.clone(),
-                        moving,
+                        moving.clone(),
                         config.census_cycle,
                         census.clone(),
                         stopped.clone(),
@@ -290,6 +292,7 @@ impl Gateway {
             membership,
             workers: Mutex::new(workers),
             rebuild,
+            moving,
             shipper,
             census,
             since: Since::default(),

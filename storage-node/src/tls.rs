@@ -57,6 +57,14 @@ pub enum Clients {
     Any,
 }
 
+/// The public key of a certificate in PEM, as a SubjectPublicKeyInfo in DER.
+pub fn public_key(certificate: &str) -> Result<Vec<u8>, TlsError> {
+    let what = "the certificate";
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| TlsError::new(what, e))?;
+    let parsed = webpki::EndEntityCert::try_from(&der).map_err(|e| TlsError::new(what, e))?;
+    Ok(parsed.subject_public_key_info().to_vec())
+}
+
 impl Credentials {
     /// From PEM, as they are kept in files.
     pub fn from_pem(authority: &str, certificate: &str, key: &str) -> Result<Credentials, TlsError> {

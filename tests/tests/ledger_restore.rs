@@ -315,6 +315,14 @@ fn a_gateway_comes_back_from_its_kit_and_the_nodes() {
     assert!(checked.status.success(), "{checked:?}");
     cluster.kill_gateway();
     std::fs::remove_dir_all(&data).unwrap();
+    // A restore that fails leaves nothing behind: it can be tried again.
+    let failed = run(cairn()
+        .args(["ledger", "restore", "--from-disks", "--kit"])
+        .arg(&kit)
+        .args(["--node", "127.0.0.1:1", "--data"])
+        .arg(&data));
+    assert!(!failed.status.success(), "{failed:?}");
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0, "{failed:?}");
     let (report, _) = restore(&data, &["--kit", &kit.display().to_string()]);
     assert!(report.contains("6 disks answer"), "{report}");
     cluster.restart_gateway();

@@ -209,6 +209,19 @@ impl Home {
         Ok(kit.write(&self.kit(), None)?)
     }
 
+    /// Removes what [`Home::restore`] and a restore of the ledger made, when that failed.
+    pub fn forget_restored(&self) {
+        let made = FILES.iter().map(|(name, _)| (*name).to_owned());
+        let beside = ["", "-log", "-sums", "-reserve"].map(|suffix| format!("{LEDGER}{suffix}"));
+        for name in made
+            .chain(beside)
+            .chain(["recovery-kit.txt".into(), "cairn.toml".into()])
+        {
+            // What is left is named by the next try, which refuses the directory.
+            let _gone = std::fs::remove_file(self.file(&name));
+        }
+    }
+
     /// Writes the configuration: the directory is whole.
     pub fn complete(&self, name: &str) -> Result<(), String> {
         write_private(&self.config(), &CONFIG.replace("@NAME@", name))

@@ -20,6 +20,7 @@ use ec_core::Scheme;
 use gateway::cluster::authority::Certified;
 use gateway::s3::StaticKeys;
 use std::fmt::Write;
+use std::io::Read;
 use std::path::Path;
 use storage_node::membership::write_private;
 use storage_node::protocol::ClusterId;
@@ -121,11 +122,16 @@ impl Kit {
 /// The text of a kit, of bounded length.
 pub fn read_text(path: &Path) -> Result<String, String> {
     let failed = |error: String| format!("{}: {error}", path.display());
-    let bytes = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
-    if bytes > BYTES_MAX {
+    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+    let mut text = Vec::new();
+    // Not by the length that it claims: a device or a pipe claims none.
+    file.take(BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(|e| failed(e.to_string()))?;
+    if text.len() as u64 > BYTES_MAX {
         return Err(failed("this is no recovery kit".into()));
     }
-    std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))
+    String::from_utf8(text).map_err(|_| failed("this is no recovery kit".into()))
 }
 
 /// Whether a kit is encrypted.
@@ -283,6 +289,23 @@ mod tests {
         assert_same(&Kit::parse(&sealed, Some("correct horse")).unwrap(), &kit);
         assert!(Kit::parse(&sealed, Some("wrong horse")).is_err());
         assert!(Kit::parse(&sealed, None).is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_not_the_certificates_is_found_out() {
+        let mut kit = kit();
+        kit.authority.key = Authority::create(kit.cluster, 1_790_000_000_000).unwrap().key;
+        let kit = Kit::parse(&kit.render(), None).unwrap();
+        let error = Authority::open(kit.cluster, &kit.authority)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("not the one of its certificate"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_no_kit() {
+        let error = read_text(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.contains("no recovery kit"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod lines;
 use self::lines::Lines;
 use crate::output::complain;
 use clap::{Args, ValueEnum};
+use gateway::ledger::redb::expects_panic;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
@@ -79,6 +80,9 @@ impl LoggingArgs {
 /// What a panic says takes the same way, so that it does not wait for a reader that sleeps. The thread may be the process's last.
 fn log_panics(lines: Lines) {
     std::panic::set_hook(Box::new(move |panic| {
+        if expects_panic() {
+            return; // Its caller tells it as an error.
+        }
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("without a name");
         let backtrace = match std::backtrace::Backtrace::capture() {

@@ -10,5 +10,6 @@ pub mod rebalance;
 pub mod scrub;
 pub mod server;
 pub mod status;
+pub mod strays;
 pub mod unnamed;
 pub mod verdict;

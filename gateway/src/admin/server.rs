@@ -116,6 +116,14 @@ async fn answer_whole(gateway: Arc<Gateway>, request: http::Request<Incoming>) -
             let restore = async |wanted| Ok(gateway.objects.restore_unnamed(&wanted).await?);
             json(with_body(request, restore).await)
         }
+        (&Method::GET, "/v1/unnamed/units") => {
+            let units = gateway.objects.stray_units(&gateway.moving).await;
+            json(units.map_err(AdminError::from))
+        }
+        (&Method::POST, "/v1/unnamed/units/drop") => {
+            let drop = async |wanted| Ok(gateway.objects.drop_strays(&gateway.moving, &wanted).await?);
+            json(with_body(request, drop).await)
+        }
         (&Method::POST, "/v1/unnamed/keep") => {
             json(with_body(request, |wanted| keep(&gateway, wanted)).await)
         }

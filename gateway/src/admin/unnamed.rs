@@ -39,6 +39,9 @@ pub struct UnnamedPage {
     pub bytes: u64,
     /// Why nothing goes by itself, if nothing does.
     pub stopped: Option<String>,
+    /// Units of volumes that the ledger does not know, as the last census found them.
+    #[serde(default)]
+    pub unknown_units: u64,
     /// Blobs, in the order of their volumes and ids.
     pub lines: Vec<UnnamedLine>,
     /// Where the next page begins: `VOLUME/BLOB`; none if this is the last.
@@ -174,8 +177,10 @@ impl Objects {
         let lines: Vec<UnnamedLine> = rows.into_iter().filter_map(line).collect();
         let last = lines.last().filter(|_| is_full);
         let summary = self.unnamed.summary();
+        let census = self.scrub_row().await?.last;
         Ok(UnnamedPage {
             keep,
+            unknown_units: census.map_or(0, |census| census.unknown_units),
             blobs: summary.blobs,
             bytes: summary.bytes,
             stopped: summary.stopped,

@@ -10,7 +10,7 @@ use rcgen::{
 use sha2::{Digest, Sha256};
 use std::fmt;
 use storage_node::protocol::{ClusterId, NodeId};
-use storage_node::tls::Peer;
+use storage_node::tls::{self, Peer};
 use time::{Duration, OffsetDateTime};
 
 const VALID: Duration = Duration::days(3_653);
@@ -65,9 +65,16 @@ impl Authority {
         })
     }
 
-    /// The one of this cluster, from what was kept of it.
+    /// The one of this cluster, from what was kept of it. Refused if the key is not the certificate's: nobody would believe what it
+    /// signs.
     pub fn open(cluster: ClusterId, certified: &Certified) -> Result<Authority, AuthorityError> {
         let key = KeyPair::from_pem(&certified.key).map_err(failed)?;
+        let certificate = tls::public_key(&certified.certificate);
+        if certificate.map_err(|e| AuthorityError::Failed(e.to_string()))? != key.subject_public_key_info() {
+            return Err(AuthorityError::Failed(
+                "its key is not the one of its certificate".into(),
+            ));
+        }
         Ok(Authority {
             cluster,
             certificate: certified.certificate.clone(),

@@ -46,6 +46,8 @@ pub struct Shown<T> {
     pub rows: Vec<(Bytes, Typed<T>)>,
     /// Where it goes on; none at the end of the range.
     pub next: Option<Bytes>,
+    /// Whether there are, or were, rows among them that cannot be read.
+    pub lacks: bool,
 }
 
 /// Typed access to a store.
@@ -132,13 +134,16 @@ impl Ledger {
             let row_of = |row| Typed { row, version };
             decode(&row.key, row.versioned.value).map(|decoded| (row.key, row_of(decoded)))
         };
+        let scanned_rows = scanned.rows.len();
+        let rows: Vec<_> = scanned
+            .rows
+            .into_iter()
+            .map(typed)
+            .filter_map(Result::ok)
+            .collect();
         Ok(Shown {
-            rows: scanned
-                .rows
-                .into_iter()
-                .map(typed)
-                .filter_map(Result::ok)
-                .collect(),
+            lacks: !scanned.gaps.is_empty() || rows.len() < scanned_rows,
+            rows,
             next: last.filter(|_| !is_last).map(|last| key::after(&last)),
         })
     }

@@ -497,6 +497,9 @@ pub struct CensusRow {
     /// Blobs of which disks have shards and that nothing names, known from before.
     #[prost(uint64, tag = "16")]
     pub set_aside: u64,
+    /// Units of volumes that the ledger does not know, kept because a ledger that was given up may have known them.
+    #[prost(uint64, tag = "17")]
+    pub unknown_units: u64,
 }
 
 /// Why a blob was set aside.

@@ -40,6 +40,7 @@ use self::recent::Recent;
 pub use self::recent::Rows;
 use self::reserve::Reserve;
 use self::settler::{PIECE_ROWS_MIN, Settler, next_piece};
+pub use self::tree::expects_panic;
 use self::tree::{Described, Failure, Tree, damaged, unavailable};
 use self::writer::{Shared, Writer, refused, rows_of};
 use super::bounds;

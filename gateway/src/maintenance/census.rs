@@ -58,7 +58,6 @@ const DOUBT_REST: Duration = Duration::from_secs(10);
 const COUNT_MAX: usize = 10_000;
 /// What waits to be deleted or repaired when a cycle ends gets this long.
 const SETTLE: Duration = Duration::from_secs(10);
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A unit, and how to ask its disk.
 pub struct Unit {
@@ -338,10 +337,19 @@ impl Census {
 
     /// Counts what is where it does not belong, waits a little for what was found to be dealt with, and ends the cycle.
     async fn finish(&self, census: CensusRow) -> Result<Step> {
-        let (mut strays, mut away) = (0, 0);
+        let (mut strays, mut unknown, mut away) = (0, 0, 0);
+        // A ledger that was given up had volumes that this one does not know: their units are kept, and no fault of the disk.
+        let keeps_unknown = self.objects.kept_below_blob().await? > 0;
         for disk in self.objects.disks.all().iter() {
-            match self.strays(disk).await? {
-                Some(found) => strays += found,
+            match self.objects.strays(disk, &self.moving).await? {
+                Some(found) => {
+                    let kept = found
+                        .iter()
+                        .filter(|stray| !stray.is_known && keeps_unknown)
+                        .count();
+                    strays += (found.len() - kept) as u64;
+                    unknown += kept as u64;
+                }
                 None if disk.is_given_up() => {} // Its units that are not elsewhere yet were skipped.
                 None => away += 1,
             }
@@ -369,6 +377,7 @@ impl Census {
             row.last = Some(CensusRow {
                 ended_ms: now_ms.max(1),
                 strays,
+                unknown_units: unknown,
                 disks_away: away,
                 garbage,
                 suspects,
@@ -384,36 +393,6 @@ impl Census {
             tracing::info!(?report, "census ended");
         }
         Ok(Step::Worked)
-    }
-
-    /// Units on a disk that the ledger does not name it for; none if it cannot be asked.
-    async fn strays(&self, disk: &Disk) -> Result<Option<u64>> {
-        let (Some(client), Health::Online) = (&disk.client, &disk.health) else {
-            return Ok(None);
-        };
-        let Ok(units) = client.units(disk.id, disk.incarnation, DEADLINE).await else {
-            return Ok(None);
-        };
-        // A ledger that was given up had volumes that this one does not know: their units are kept, and no fault of the disk.
-        let keeps_unknown = self.objects.kept_below_blob().await? > 0;
-        let mut strays = 0;
-        for info in units {
-            // A unit without shards is a number that the disk remembers.
-            if info.shards == 0 || info.unit.is_system() || self.moving.has(info.unit, disk.id) {
-                continue;
-            }
-            let row = self
-                .objects
-                .ledger
-                .get::<VolumeRow>(key::volume(info.unit.volume))
-                .await?;
-            if row.is_none() && keeps_unknown {
-                continue;
-            }
-            let named = row.and_then(|row| row.row.disks.get(usize::from(info.unit.index)).cloned());
-            strays += u64::from(named.is_none_or(|named| named != disk.id.0.to_be_bytes()[..]));
-        }
-        Ok(Some(strays))
     }
 
     /// Compares a disk that was opened anew. False if that has to be tried again.

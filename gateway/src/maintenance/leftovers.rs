@@ -13,15 +13,13 @@ use super::worker::{Step, Worker};
 use crate::cluster::disks::{Disk, Health};
 use crate::error::Result;
 use crate::ledger::key;
-use crate::ledger::model::{BlobRow, GarbageRow, Membership, VolumeRow};
+use crate::ledger::model::{Membership, VolumeRow};
 use crate::object::Objects;
-use crate::placement::volumes::Volume;
-use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use storage_node::client::{INVENTORY_LIMIT_MAX, StorageClient};
-use storage_node::protocol::{DiskId, ShardKey, UnitAddress, UnitId, UnitInfo};
+use storage_node::client::StorageClient;
+use storage_node::protocol::{DiskId, UnitAddress, UnitId};
 use tokio::time::Instant;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -83,7 +81,12 @@ impl Leftovers {
             if self.kept().contains_key(&(disk.id, info.unit)) {
                 continue;
             }
-            if kept_below > 0 && !self.is_spare(disk, client, &volume, &info, kept_below).await? {
+            if kept_below > 0
+                && !self
+                    .objects
+                    .is_spare(disk, client, &volume, &info, kept_below)
+                    .await?
+            {
                 tracing::debug!(disk = %disk.label, volume = volume.id, index, "kept: not all of it is where the ledger has it");
                 self.kept()
                     .insert((disk.id, info.unit), Instant::now() + KEPT_UNTIL_LOOKED_AT);
@@ -110,77 +113,6 @@ impl Leftovers {
             dropped += 1;
         }
         Ok(Some(dropped))
-    }
-
-    /// Whether the disk that the ledger names has every shard of this unit that is named, or that an operator has to decide about.
-    async fn is_spare(
-        &self,
-        disk: &Disk,
-        client: &Arc<dyn StorageClient>,
-        volume: &Volume,
-        info: &UnitInfo,
-        kept_below: u64,
-    ) -> Result<bool> {
-        let index = info.unit.index;
-        let named = volume.disks.get(usize::from(index)).copied();
-        let Some(named) = named.and_then(|id| self.objects.disks.get(id)) else {
-            return Ok(false);
-        };
-        let Some(named_client) = named.client.as_ref().filter(|_| named.health == Health::Online) else {
-            return Ok(false);
-        };
-        let here = UnitAddress {
-            epoch: info.epoch,
-            ..volume.address(index, disk)
-        };
-        let there = volume.address(index, &named);
-        let mut after = None;
-        loop {
-            let page = client.inventory(&here, after, INVENTORY_LIMIT_MAX, DEADLINE);
-            let Ok(page) = page.await else {
-                return Ok(false);
-            };
-            let Some(last) = page.last().map(|entry| entry.key) else {
-                return Ok(true);
-            };
-            let Some(present) = keys_between(named_client, &there, after, last).await else {
-                return Ok(false);
-            };
-            let lacking = page.iter().filter(|entry| !present.contains(&entry.key));
-            let lacking: BTreeSet<u64> = lacking.map(|entry| entry.key.blob).collect();
-            let keys = |of: fn(u64, u64) -> Bytes| lacking.iter().map(|blob| of(volume.id, *blob)).collect();
-            let rows = self.objects.ledger.get_many::<BlobRow>(keys(key::blob)).await?;
-            let garbage = self
-                .objects
-                .ledger
-                .get_many::<GarbageRow>(keys(key::garbage))
-                .await?;
-            for ((blob, row), garbage) in lacking.iter().zip(rows).zip(garbage) {
-                if row.is_some() || (garbage.is_none() && *blob < kept_below) {
-                    return Ok(false);
-                }
-            }
-            after = Some(last);
-        }
-    }
-}
-
-/// The shards of a unit after `after`, up to `last`; none if the disk does not say.
-async fn keys_between(
-    client: &Arc<dyn StorageClient>,
-    unit: &UnitAddress,
-    after: Option<ShardKey>,
-    last: ShardKey,
-) -> Option<HashSet<ShardKey>> {
-    let (mut keys, mut after) = (HashSet::new(), after);
-    loop {
-        let page = client.inventory(unit, after, INVENTORY_LIMIT_MAX, DEADLINE);
-        let page = page.await.ok()?;
-        keys.extend(page.iter().map(|entry| entry.key).filter(|key| *key <= last));
-        match page.last() {
-            Some(end) if page.len() == INVENTORY_LIMIT_MAX && end.key < last => after = Some(end.key),
-            _ => return Some(keys),
-        }
     }
 }
 

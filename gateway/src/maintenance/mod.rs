@@ -20,6 +20,7 @@ pub mod repair;
 pub mod scrub;
 pub mod sealing;
 pub mod settling;
+pub mod strays;
 pub mod telling;
 pub mod unnamed;
 pub mod worker;

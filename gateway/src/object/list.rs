@@ -53,6 +53,8 @@ pub struct Page<T> {
     pub entries: Vec<Entry<T>>,
     /// Whether more follow.
     pub truncated: bool,
+    /// Whether rows of the ledger among them cannot be read: what they name may be there, and is not listed.
+    pub incomplete: bool,
 }
 
 /// An object as listed: its row without what a listing does not show, which can be long.
@@ -140,6 +142,7 @@ impl Objects {
         let mut page = Page {
             entries: Vec::new(),
             truncated: false,
+            incomplete: false,
         };
         if limit == 0 {
             return Ok(page);
@@ -157,6 +160,7 @@ impl Objects {
         };
         loop {
             let shown = self.ledger.scan_beside::<R>(at.clone(), batch).await?;
+            page.incomplete |= shown.lacks;
             let mut seek = None;
             for (row_key, row) in shown.rows {
                 at.start = key::after(&row_key);

@@ -6,8 +6,12 @@ use crate::error::{Error, Result};
 use crate::object::digest::hex;
 use crate::object::list::{Entry, ObjectEntry, PAGE_MAX, Page, Query, UploadEntry};
 use crate::object::multipart::{parse_upload_id, upload_id};
+use http::{HeaderName, HeaderValue};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response};
+
+/// Of a page that lacks what damaged rows of the ledger name.
+const INCOMPLETE: HeaderName = HeaderName::from_static("x-cairn-incomplete");
 
 type Answer<T> = Result<S3Response<T>>;
 
@@ -138,26 +142,29 @@ impl S3Gateway {
             limit: limit(i.max_keys, "max-keys")?,
         };
         let page = self.objects.list(&i.bucket, &query).await?;
-        let truncated = page.truncated;
+        let (truncated, incomplete) = (page.truncated, page.incomplete);
         let last = page.entries.last().map(|e| names.show(e.name()));
         let (contents, prefixes) = split(page, &names, |name, row| Object {
             owner: Some(owner()),
             ..object(name, row)
         });
-        Ok(S3Response::new(ListObjectsOutput {
-            name: Some(i.bucket),
-            prefix: Some(names.show(&query.prefix)),
-            marker: Some(names.show(&i.marker.unwrap_or_default())),
-            max_keys: Some(query.limit as i32),
-            is_truncated: Some(truncated),
-            contents: Some(contents),
-            common_prefixes: Some(prefixes),
-            delimiter: i.delimiter.map(|d| names.show(&d)),
-            // S3 gives NextMarker only with a delimiter; given always it helps, and clients take it.
-            next_marker: last.filter(|_| truncated),
-            encoding_type: i.encoding_type,
-            ..Default::default()
-        }))
+        Ok(listed(
+            ListObjectsOutput {
+                name: Some(i.bucket),
+                prefix: Some(names.show(&query.prefix)),
+                marker: Some(names.show(&i.marker.unwrap_or_default())),
+                max_keys: Some(query.limit as i32),
+                is_truncated: Some(truncated),
+                contents: Some(contents),
+                common_prefixes: Some(prefixes),
+                delimiter: i.delimiter.map(|d| names.show(&d)),
+                // S3 gives NextMarker only with a delimiter; given always it helps, and clients take it.
+                next_marker: last.filter(|_| truncated),
+                encoding_type: i.encoding_type,
+                ..Default::default()
+            },
+            incomplete,
+        ))
     }
 
     pub(super) async fn list_v2(&self, req: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
@@ -171,7 +178,7 @@ impl S3Gateway {
             limit: limit(i.max_keys, "max-keys")?,
         };
         let page = self.objects.list(&i.bucket, &query).await?;
-        let (truncated, count) = (page.truncated, page.entries.len());
+        let (truncated, incomplete, count) = (page.truncated, page.incomplete, page.entries.len());
         let next = page
             .entries
             .last()
@@ -182,21 +189,24 @@ impl S3Gateway {
             owner: with_owner.then(owner),
             ..object(name, row)
         });
-        Ok(S3Response::new(ListObjectsV2Output {
-            name: Some(i.bucket),
-            prefix: Some(names.show(&query.prefix)),
-            max_keys: Some(query.limit as i32),
-            key_count: Some(count as i32),
-            continuation_token: i.continuation_token,
-            is_truncated: Some(truncated),
-            next_continuation_token: next,
-            contents: Some(contents),
-            common_prefixes: Some(prefixes),
-            delimiter: i.delimiter.map(|d| names.show(&d)),
-            encoding_type: i.encoding_type,
-            start_after: i.start_after.map(|s| names.show(&s)),
-            ..Default::default()
-        }))
+        Ok(listed(
+            ListObjectsV2Output {
+                name: Some(i.bucket),
+                prefix: Some(names.show(&query.prefix)),
+                max_keys: Some(query.limit as i32),
+                key_count: Some(count as i32),
+                continuation_token: i.continuation_token,
+                is_truncated: Some(truncated),
+                next_continuation_token: next,
+                contents: Some(contents),
+                common_prefixes: Some(prefixes),
+                delimiter: i.delimiter.map(|d| names.show(&d)),
+                encoding_type: i.encoding_type,
+                start_after: i.start_after.map(|s| names.show(&s)),
+                ..Default::default()
+            },
+            incomplete,
+        ))
     }
 
     pub(super) async fn list_uploads_page(
@@ -216,29 +226,43 @@ impl S3Gateway {
             _ => None,
         };
         let page = self.objects.list_uploads(&i.bucket, &query, after_upload).await?;
-        let truncated = page.truncated;
+        let (truncated, incomplete) = (page.truncated, page.incomplete);
         let (next_key, next_upload) = match page.entries.last().filter(|_| truncated) {
             None => (None, None),
             Some(Entry::Prefix(name)) => (Some(names.show(name)), None),
             Some(Entry::Item(name, entry)) => (Some(names.show(name)), Some(upload_id(entry.upload))),
         };
         let (uploads, prefixes) = split(page, &names, upload);
-        Ok(S3Response::new(ListMultipartUploadsOutput {
-            bucket: Some(i.bucket),
-            key_marker: Some(i.key_marker.map(|m| names.show(&m)).unwrap_or_default()),
-            upload_id_marker: Some(i.upload_id_marker.unwrap_or_default()),
-            next_key_marker: next_key,
-            next_upload_id_marker: next_upload,
-            prefix: Some(names.show(&query.prefix)),
-            delimiter: i.delimiter.map(|d| names.show(&d)),
-            encoding_type: i.encoding_type,
-            max_uploads: Some(query.limit as i32),
-            is_truncated: Some(truncated),
-            uploads: Some(uploads),
-            common_prefixes: Some(prefixes),
-            ..Default::default()
-        }))
+        Ok(listed(
+            ListMultipartUploadsOutput {
+                bucket: Some(i.bucket),
+                key_marker: Some(i.key_marker.map(|m| names.show(&m)).unwrap_or_default()),
+                upload_id_marker: Some(i.upload_id_marker.unwrap_or_default()),
+                next_key_marker: next_key,
+                next_upload_id_marker: next_upload,
+                prefix: Some(names.show(&query.prefix)),
+                delimiter: i.delimiter.map(|d| names.show(&d)),
+                encoding_type: i.encoding_type,
+                max_uploads: Some(query.limit as i32),
+                is_truncated: Some(truncated),
+                uploads: Some(uploads),
+                common_prefixes: Some(prefixes),
+                ..Default::default()
+            },
+            incomplete,
+        ))
     }
+}
+
+/// A page, and whether it lacks what damaged rows of the ledger name. S3 has no word for that, so a header says it: clients that take
+/// what is not listed for gone (mirrors, syncs) can stop there.
+fn listed<T>(output: T, incomplete: bool) -> S3Response<T> {
+    let mut response = S3Response::new(output);
+    if incomplete {
+        let why = HeaderValue::from_static("the ledger is damaged");
+        response.headers.insert(INCOMPLETE, why);
+    }
+    response
 }
 
 fn upload(key: String, entry: UploadEntry) -> MultipartUpload {
@@ -269,6 +293,12 @@ fn decode_token(token: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_with_a_hole_says_so() {
+        let has_header = |incomplete| listed((), incomplete).headers.contains_key("x-cairn-incomplete");
+        assert!(has_header(true) && !has_header(false));
+    }
 
     #[test]
     fn tokens_and_names() {

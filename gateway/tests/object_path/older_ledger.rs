@@ -1,10 +1,13 @@
 //! Copies and older states of the ledger in its place: of two copies only one acts, and one that is behind deletes nothing, serves what it
 //! names, and goes on only when an operator accepts it.
 
+use crate::census::take;
 use crate::orphans::config;
 use crate::support::cluster::{BUCKET, MEMORY_BYTES, World};
 use crate::support::content::{content, drain};
 use bytes::Bytes;
+use gateway::admin::operations::Refusal;
+use gateway::admin::strays::{DropRequest, StrayUnit, UnitName, Why};
 use gateway::archive::restored::{self, Places};
 use gateway::clock::SystemClock;
 use gateway::cluster::disks::Health;
@@ -286,6 +289,27 @@ async fn a_ledger_of_then_finds_units_that_moved_since_and_drops_none() {
         let leftovers = Leftovers::new(then.objects.clone(), Moving::default());
         while leftovers.step().await.unwrap() != Step::Idle {}
         assert_eq!(units().await, before, "asked before: {disks_come}");
+        // An operator sees them, and lets go of those that are needed by their names only.
+        let moving = Moving::default();
+        let strays = then.objects.stray_units(&moving).await.unwrap();
+        let is_needed = |unit: &&StrayUnit| unit.why == Why::Needed;
+        let needed = strays.units.iter().find(is_needed).map(|unit| UnitName {
+            disk: unit.disk.clone(),
+            volume: unit.volume,
+            index: unit.index,
+        });
+        assert_eq!(needed.is_some(), !disks_come, "{strays:?}");
+        if let Some(unit) = needed {
+            let all = DropRequest::default();
+            let plan = then.objects.drop_strays(&moving, &all).await.unwrap();
+            assert!(plan.left > 0 && plan.needed.is_empty(), "{plan:?}");
+            let named = DropRequest {
+                units: vec![unit.clone(), unit],
+                plan: None,
+            };
+            let plan = then.objects.drop_strays(&moving, &named).await.unwrap();
+            assert_eq!((plan.units, plan.needed.len(), plan.left), (1, 1, 0), "{plan:?}");
+        }
         // The newest ledger is put back, and accepted: it lacks nothing.
         let newest = beside(&world, copy(&world)).await;
         newest.objects.find_units().await;
@@ -296,6 +320,76 @@ async fn a_ledger_of_then_finds_units_that_moved_since_and_drops_none() {
         let newest = newest.crash().await;
         assert_reads(&newest, &model).await;
     }
+}
+
+/// Volumes that only the newer ledger knew: their units stay, are counted apart from faults, and go when an operator says so.
+#[tokio::test]
+async fn units_of_volumes_that_are_not_known_stay_until_an_operator_lets_go_of_them() {
+    let (world, mut model) = (World::new("rs(4,2)", 9).await, Model::new());
+    fill(&world, &mut model, "old", 6).await;
+    let (older, of_then) = (copy(&world), model.clone());
+    let drained = world.disk(0);
+    world.objects.decide(drained, Membership::Draining).await.unwrap();
+    move_units(&world).await;
+    fill(&world, &mut model, "new", 6).await;
+    tell(&world).await;
+    world.poll().await;
+    let behind = beside(&world, older).await;
+    behind.objects.find_units().await;
+    let plan = behind.objects.accept_plan().await.unwrap();
+    assert!(plan.unknown_volumes > 0, "{plan:?}");
+    behind.objects.accept(&plan).await.unwrap();
+    let accepted = behind.crash().await;
+
+    let moving = Moving::default();
+    let leftovers = Leftovers::new(accepted.objects.clone(), moving.clone());
+    while leftovers.step().await.unwrap() != Step::Idle {}
+    let found = accepted.objects.stray_units(&moving).await.unwrap();
+    let unknown: Vec<&StrayUnit> = found
+        .units
+        .iter()
+        .filter(|unit| unit.why == Why::UnknownVolume)
+        .collect();
+    let shards: u64 = unknown.iter().map(|unit| unit.shards).sum();
+    assert!(!unknown.is_empty());
+    assert_eq!(shards, plan.unknown_shards);
+    let report = take(&accepted).await;
+    assert_eq!(
+        (report.unknown_units, report.stray_units),
+        (unknown.len() as u64, 0)
+    );
+
+    let wrong = DropRequest {
+        units: vec![UnitName {
+            disk: unknown[0].disk.clone(),
+            volume: unknown[0].volume + 1_000,
+            index: 0,
+        }],
+        plan: None,
+    };
+    let refused = accepted.objects.drop_strays(&moving, &wrong).await;
+    assert!(matches!(refused, Err(Refusal::NotFound(_))), "{refused:?}");
+    let mut all = DropRequest::default();
+    let plan = accepted.objects.drop_strays(&moving, &all).await.unwrap();
+    assert_eq!(
+        (plan.unknown, plan.shards),
+        (unknown.len() as u64, shards),
+        "{plan:?}"
+    );
+    all.plan = Some(plan.plan.clone());
+    accepted
+        .objects
+        .holds
+        .place(Hold::LedgerDamaged, "a row is damaged");
+    let held = accepted.objects.drop_strays(&moving, &all).await;
+    assert!(matches!(held, Err(Refusal::Refused(_))), "{held:?}");
+    accepted.objects.holds.lift(Hold::LedgerDamaged);
+    accepted.objects.drop_strays(&moving, &all).await.unwrap();
+    let again = accepted.objects.drop_strays(&moving, &all).await;
+    assert_eq!(again, Err(Refusal::Outdated), "they are gone");
+    assert_eq!(accepted.objects.stray_units(&moving).await.unwrap().found, 0);
+    assert_eq!(take(&accepted).await.unknown_units, 0);
+    assert_reads(&accepted, &of_then).await;
 }
 
 /// A disk whose superblock was damaged or forged claims what no ledger can be. It is left out; the others are written to, and no counter is

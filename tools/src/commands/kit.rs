@@ -107,6 +107,7 @@ fn check(file: &Path, data: Option<&Path>, passphrase: Option<&str>) -> CommandR
     Authority::open(kit.cluster, &kit.authority)?;
     if let Some(data) = data {
         let (cluster, authority) = Home::at(data).authority_kept()?;
+        Authority::open(cluster, &authority).map_err(|e| format!("{}: {e}", data.display()))?;
         if cluster != kit.cluster {
             return Err(format!(
                 "the kit is of cluster {}, and the directory of {cluster}",
@@ -133,6 +134,7 @@ fn check(file: &Path, data: Option<&Path>, passphrase: Option<&str>) -> CommandR
 /// What a directory and a running gateway know; what neither says is as in the kit that is there.
 async fn of_home(home: &Home, admin: &AdminArgs) -> Result<Kit, Box<dyn std::error::Error + Send + Sync>> {
     let (cluster, authority) = home.authority_kept()?;
+    Authority::open(cluster, &authority)?; // A kit with a key that signs for nobody is no help.
     let before = Kit::read(&home.kit(), None).ok();
     let before = before.filter(|kit| kit.cluster == cluster);
     let nodes = admin.get_json::<NodeList>("/v1/nodes").await;

@@ -207,10 +207,15 @@ fn census_words(census: &CensusReport) -> String {
         true => "nothing missing, nothing unnamed".into(),
         false => found.join(", "),
     };
-    match census.set_aside_blobs {
-        0 => found,
-        blobs => format!("{found}; {blobs} blobs set aside before"),
+    let mut words = found;
+    if census.set_aside_blobs > 0 {
+        words += &format!("; {} blobs set aside before", census.set_aside_blobs);
     }
+    if census.unknown_units > 0 {
+        let units = census.unknown_units;
+        words += &format!("; {units} units of unknown volumes kept (`cairn unnamed units`)");
+    }
+    words
 }
 
 fn render(status: &ScrubStatus, now_ms: u64) -> String {

@@ -7,6 +7,7 @@ use crate::duration::parse_duration;
 use crate::output::{say, show};
 use crate::size::format_size;
 use clap::{Args, Subcommand};
+use gateway::admin::strays::{DropPlan, DropRequest, StrayUnits, UnitName, Why};
 use gateway::admin::unnamed::{
     ObjectName, PurgePlan, PurgeRequest, RestoreRequest, Restored, UnnamedLine, UnnamedPage,
 };
@@ -73,6 +74,34 @@ enum UnnamedCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Show units on disks for which the ledger does not name them
+    Units {
+        #[command(flatten)]
+        admin: AdminArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let go of such units, and of all that is in them
+    DropUnits {
+        #[command(flatten)]
+        admin: AdminArgs,
+        /// Which
+        #[arg(value_name = "DISK/VOLUME.INDEX", value_parser = parse_unit, required_unless_present = "all")]
+        units: Vec<UnitName>,
+        /// All but those with shards that are lacking where the ledger has them
+        #[arg(long, conflicts_with = "units")]
+        all: bool,
+        /// Show the plan, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Set how long it is kept
     Keep {
         #[command(flatten)]
@@ -102,6 +131,18 @@ fn parse_object(text: &str) -> Result<ObjectName, String> {
         bucket: bucket.into(),
         key: key.into(),
     })
+}
+
+fn parse_unit(text: &str) -> Result<UnitName, String> {
+    let parsed = text.rsplit_once('/').and_then(|(disk, unit)| {
+        let (volume, index) = unit.split_once('.')?;
+        Some(UnitName {
+            disk: disk.into(),
+            volume: volume.parse().ok()?,
+            index: index.parse().ok()?,
+        })
+    });
+    parsed.ok_or_else(|| format!("{text:?} is not DISK/VOLUME.INDEX, as disk-1/12.3"))
 }
 
 pub async fn run(args: UnnamedArgs) -> CommandResult {
@@ -145,6 +186,46 @@ pub async fn run(args: UnnamedArgs) -> CommandResult {
                 let _: PurgePlan = admin.post("/v1/unnamed/purge", &request, PLAN_PATIENCE).await?;
                 if !json {
                     say!("they are being deleted: `cairn status` says how many are left");
+                }
+            }
+            if json {
+                say!("{}", serde_json::to_string(&plan)?);
+            }
+            Ok(())
+        }
+        UnnamedCommand::Units { admin, json } => {
+            let units: StrayUnits = admin.get_json("/v1/unnamed/units").await?;
+            match json {
+                true => say!("{}", serde_json::to_string(&units)?),
+                false => show!("{}", render_units(&units)),
+            }
+            Ok(())
+        }
+        UnnamedCommand::DropUnits {
+            admin,
+            units,
+            all: _,
+            dry_run,
+            yes,
+            json,
+        } => {
+            let mut request = DropRequest { units, plan: None };
+            let path = "/v1/unnamed/units/drop";
+            let plan: DropPlan = admin.post(path, &request, PLAN_PATIENCE).await?;
+            if !json {
+                show!("{}", render_drop(&plan));
+            }
+            if !dry_run && plan.units > 0 {
+                if let Some(why) = &plan.refused {
+                    return Err(why.as_str().into());
+                }
+                if !yes && !agreed()? {
+                    return Err("nothing was done".into());
+                }
+                request.plan = Some(plan.plan.clone());
+                let _: DropPlan = admin.post(path, &request, PLAN_PATIENCE).await?;
+                if !json {
+                    say!("they are gone");
                 }
             }
             if json {
@@ -202,6 +283,12 @@ fn render_keep(keep: &Keep) -> String {
 
 fn render(page: &UnnamedPage, now_ms: u64) -> String {
     let mut out = format!("{}\n", render_keep(&page.keep));
+    if page.unknown_units > 0 {
+        out.push_str(&format!(
+            "{} units of volumes that the ledger does not know: `cairn unnamed units`\n",
+            page.unknown_units
+        ));
+    }
     if page.lines.is_empty() {
         return out + "nothing is set aside\n";
     }
@@ -286,6 +373,78 @@ fn render_plan(plan: &PurgePlan) -> String {
     out
 }
 
+fn render_units(found: &StrayUnits) -> String {
+    let mut out = String::new();
+    if found.units.is_empty() {
+        out += "every unit is where the ledger has it\n";
+    } else {
+        out += &format!(
+            "{:<24} {:>8} {:>10}  WHY\n",
+            "DISK/VOLUME.INDEX", "SHARDS", "BYTES"
+        );
+    }
+    for unit in &found.units {
+        let why = match unit.why {
+            Why::UnknownVolume => {
+                "the ledger does not know its volume: kept until `cairn unnamed drop-units`"
+            }
+            Why::Moved => "it moved, and all of it is where the ledger has it: goes by itself",
+            Why::Needed => "not all of it is where the ledger has it: kept",
+        };
+        out += &format!(
+            "{:<24} {:>8} {:>10}  {why}\n",
+            format!("{}/{}.{}", unit.disk, unit.volume, unit.index),
+            unit.shards,
+            format_size(unit.bytes)
+        );
+    }
+    if found.found > found.units.len() as u64 {
+        out += &format!("and {} more\n", found.found - found.units.len() as u64);
+    }
+    if !found.away.is_empty() {
+        out += &format!("not asked, because they are away: {}\n", found.away.join(", "));
+    }
+    out
+}
+
+fn render_drop(plan: &DropPlan) -> String {
+    let mut out = format!(
+        "plan       drop {} units, {} shards, {}, for good\n",
+        plan.units,
+        plan.shards,
+        format_size(plan.bytes)
+    );
+    let mut line = |name: &str, text: String| out.push_str(&format!("{name:<10} {text}\n"));
+    if plan.unknown > 0 {
+        line(
+            "among them",
+            format!(
+                "{} of volumes that only a ledger that was given up may know",
+                plan.unknown
+            ),
+        );
+    }
+    for needed in &plan.needed {
+        line(
+            "LOSES",
+            format!("{needed}: shards that are lacking where the ledger has them"),
+        );
+    }
+    if plan.left > 0 {
+        line(
+            "stay",
+            format!("{} with shards that are lacking elsewhere", plan.left),
+        );
+    }
+    if !plan.away.is_empty() {
+        line("not asked", plan.away.join(", "));
+    }
+    if let Some(why) = &plan.refused {
+        line("refused", why.clone());
+    }
+    out
+}
+
 fn render_restored(restored: &Restored) -> String {
     let mut out = format!("{} is there again, {} bytes\n", restored.object, restored.length);
     restored
@@ -298,6 +457,7 @@ fn render_restored(restored: &Restored) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gateway::admin::strays::StrayUnit;
 
     fn line() -> UnnamedLine {
         UnnamedLine {
@@ -325,6 +485,7 @@ mod tests {
             blobs: 1,
             bytes: 6 << 20,
             stopped: None,
+            unknown_units: 0,
             lines: vec![line()],
             next: None,
         };
@@ -344,7 +505,13 @@ mod tests {
         assert!(text.contains("NOTHING GOES BY ITSELF: too much"), "{text}");
         assert!(text.contains("kept: a/b names it"), "{text}");
         page.lines.clear();
-        assert!(render(&page, 0).contains("nothing is set aside"));
+        page.unknown_units = 7;
+        let text = render(&page, 0);
+        assert!(text.contains("nothing is set aside"), "{text}");
+        assert!(
+            text.contains("7 units of volumes that the ledger does not know"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -370,11 +537,72 @@ mod tests {
     }
 
     #[test]
+    fn units_are_listed_with_why_and_what_dropping_them_costs() {
+        let unit = |index, why| StrayUnit {
+            disk: "disk-1".into(),
+            volume: 12,
+            index,
+            shards: 3,
+            bytes: 3 << 20,
+            why,
+        };
+        let mut units = StrayUnits {
+            units: vec![
+                unit(0, Why::UnknownVolume),
+                unit(1, Why::Moved),
+                unit(2, Why::Needed),
+            ],
+            found: 5,
+            away: vec!["disk-9".into()],
+        };
+        let text = render_units(&units);
+        for part in [
+            "disk-1/12.0",
+            "3 MiB",
+            "goes by itself",
+            "12.2 ",
+            "and 2 more",
+            "disk-9",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        units.units.clear();
+        units.found = 0;
+        assert!(render_units(&units).contains("every unit is where the ledger has it"));
+        let plan = DropPlan {
+            plan: "00".into(),
+            units: 3,
+            shards: 9,
+            bytes: 9 << 20,
+            unknown: 1,
+            needed: vec!["disk-1/12.2".into()],
+            left: 2,
+            away: vec!["disk-9".into()],
+            refused: Some("the ledger is behind".into()),
+        };
+        let text = render_drop(&plan);
+        for part in [
+            "drop 3 units, 9 shards, 9 MiB",
+            "1 of volumes",
+            "LOSES      disk-1/12.2",
+            "stay       2",
+            "refused    the ledger is behind",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
     fn blobs_and_objects_are_parsed() {
         assert_eq!(parse_blob("3/77"), Ok((3, 77)));
         assert!(parse_blob("3").is_err() && parse_blob("a/b").is_err());
         let object = parse_object("b/a/c").map(|name| (name.bucket, name.key));
         assert_eq!(object, Ok(("b".into(), "a/c".into())));
         assert!(parse_object("b/").is_err() && parse_object("b").is_err());
+        let unit = parse_unit("rack/node-1/12.3").map(|unit| (unit.disk, unit.volume, unit.index));
+        assert_eq!(unit, Ok(("rack/node-1".into(), 12, 3)));
+        assert!(
+            parse_unit("disk-1/12").is_err() && parse_unit("12.3").is_err() && parse_unit("a/1.256").is_err()
+        );
     }
 }

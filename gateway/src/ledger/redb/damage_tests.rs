@@ -12,6 +12,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -635,6 +636,36 @@ fn no_lost_block_ends_a_check_or_a_repair_with_a_panic() {
             runtime().block_on(async { _ = store.find_damage().await });
         }
     }
+}
+
+/// Wherever the file was cut, tools and the engine say so and end, and no panic prints its own words.
+#[test]
+fn no_cut_ends_a_check_or_a_repair_with_a_panic() {
+    static UNEXPECTED: AtomicUsize = AtomicUsize::new(0);
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !expects_panic() {
+            UNEXPECTED.fetch_add(1, Ordering::SeqCst);
+            print(panic);
+        }
+    }));
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 2);
+    let directory = tempfile::tempdir().unwrap();
+    let len = original.files[0].1.len();
+    let anywhere: Vec<usize> = (0..rounds(40, 1_000)).map(|_| rng.random_range(0..len)).collect();
+    let at_blocks = (0..len).step_by(BLOCK_BYTES * rounds(20, 1));
+    for cut in anywhere.into_iter().chain(at_blocks).chain([0, 1, len - 1]) {
+        let path = original.put_down(directory.path());
+        std::fs::write(&path, &original.files[0].1[..cut]).unwrap();
+        let checked = offline::check(&path);
+        assert!(!checked.is_ok_and(|report| report.is_clean()), "cut at {cut}");
+        let _planned = offline::plan(&path, &offline::Nowhere);
+        if let Ok(store) = RedbStore::open(&path, CACHE_BYTES) {
+            runtime().block_on(async { _ = store.find_damage().await });
+        }
+    }
+    assert_eq!(UNEXPECTED.load(Ordering::SeqCst), 0);
 }
 
 /// If more is lost than was looked for, nothing is changed.

@@ -34,6 +34,7 @@ use super::log::LogId;
 use super::recent::{Entry, Rows};
 use super::reserve::{Reserve, Unflushed, is_full};
 use crate::ledger::damage::Damage;
+use crate::ledger::group_commit::panic_message;
 use crate::ledger::key;
 use crate::ledger::store::{Direction, Gap, KeyRange, LedgerError, Row, Versioned};
 use ::redb::{
@@ -41,6 +42,7 @@ use ::redb::{
     WriteTransaction,
 };
 use bytes::Bytes;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -111,15 +113,27 @@ pub fn page_in(what: &str) -> Option<u64> {
     what.strip_prefix(PAGE_WORDS)?.split(' ').next()?.parse().ok()
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether what panics on this thread now is an error of its call, which its caller tells: a panic hook need not.
+pub fn expects_panic() -> bool {
+    GUARDED.get()
+}
+
 /// Does what goes through redb; what unwinds out of it is an error of this call.
 pub fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+    let outer = GUARDED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(outer);
+    done.unwrap_or_else(|payload| {
         Err(Failure::Unreadable(match payload.downcast::<DamagedPage>() {
             Ok(page) => format!("{PAGE_WORDS}{} of the ledger is not what was written", page.0),
-            Err(other) => match other.downcast_ref::<String>() {
-                Some(text) => format!("a page of the ledger makes no sense: {text}"),
-                None => "a page of the ledger makes no sense".to_owned(),
-            },
+            Err(other) => {
+                let text = panic_message(&*other);
+                format!("a page of the ledger makes no sense: {text}")
+            }
         }))
     })
 }

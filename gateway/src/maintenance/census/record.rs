@@ -36,6 +36,9 @@ pub struct CensusReport {
     pub surplus_shards: u64,
     /// Units on disks that are not theirs; `leftovers` drops them.
     pub stray_units: u64,
+    /// Units of volumes that the ledger does not know, and that are kept until an operator decides.
+    #[serde(default)]
+    pub unknown_units: u64,
     /// Blobs waiting to be deleted when it ended.
     pub garbage_blobs: u64,
     /// Shards waiting for repair when it ended.
@@ -72,6 +75,7 @@ impl CensusReport {
             set_aside_blobs: row.set_aside,
             surplus_shards: row.surplus,
             stray_units: row.strays,
+            unknown_units: row.unknown_units,
             garbage_blobs: row.garbage,
             suspect_shards: row.suspects,
             clean: row.ended_ms > 0 && found.iter().all(|count| *count == 0),

@@ -57,7 +57,6 @@ pub struct RestoreArgs {
 }
 
 pub async fn run(args: RestoreArgs) -> CommandResult {
-    let began = Instant::now();
     let home = Home::at(&args.data);
     if home.ledger().exists() {
         return Err(format!(
@@ -76,14 +75,24 @@ pub async fn run(args: RestoreArgs) -> CommandResult {
         Some(kit) => home.restore(kit, SystemClock.now_ms())?,
         None => std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?,
     }
-    let nodes: Vec<String> = match (&args.node[..], &kit) {
+    let restored = restore(&args, &home, kit.as_ref()).await;
+    if restored.is_err() && kit.is_some() {
+        // Nothing of it was there before: it can be tried again as it was.
+        home.forget_restored();
+    }
+    restored
+}
+
+async fn restore(args: &RestoreArgs, home: &Home, kit: Option<&Kit>) -> CommandResult {
+    let began = Instant::now();
+    let nodes: Vec<String> = match (&args.node[..], kit) {
         ([], Some(kit)) => kit.nodes.clone(),
         (nodes, _) => nodes.to_vec(),
     };
     if home.is_inhabited() && nodes.is_empty() && args.from_disks {
         return Err("no node is known: give --node HOST:PORT for each".into());
     }
-    let reached = reach(&home, &args.data, &nodes, &args.disk, For::Restoring).await?;
+    let reached = reach(home, &args.data, &nodes, &args.disk, For::Restoring).await?;
     let (cluster, reached) = match reached {
         Some((cluster, reached)) => (Some(cluster), Some(reached)),
         None => (None, None),
@@ -115,16 +124,22 @@ pub async fn run(args: RestoreArgs) -> CommandResult {
     let marks: Vec<LedgerMarks> = marks.into_iter().filter(LedgerMarks::is_plausible).collect();
     // A backup is put back as it is: the gateway takes what it lacks from the archive when it starts, or only reads.
     let generation = match &args.file {
-        None => Some(settle(&home, cluster, &marks).await?),
+        None => Some(settle(home, cluster, &marks).await?),
         Some(_) => None,
     };
-    if let Some(kit) = &kit {
-        home.complete(&kit.name)?;
-    }
     if let Some(reached) = reached {
         reached.release().await?;
     }
+    if let Some(kit) = kit {
+        home.complete(&kit.name)?;
+    }
     report(&restored, &marks, generation, began.elapsed());
+    if kit.is_some() {
+        say!(
+            "Its configuration is the first one again, which listens on this machine alone: look at {}",
+            home.config().display()
+        );
+    }
     Ok(())
 }
 
