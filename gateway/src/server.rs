@@ -6,7 +6,7 @@
 use crate::admin;
 use crate::admin::status::Status;
 use crate::admin::verdict::Since;
-use crate::archive::shipper::{Shipper, Shipping};
+use crate::archive::shipper::{Retiring, Shipper, Shipping};
 use crate::archive::{Archive, SyncStore};
 use crate::budget::Budget;
 use crate::clock::Clock;
@@ -229,6 +229,9 @@ impl Gateway {
         let shipping = shipper
             .clone()
             .map(|shipper| Running::start(Shipping(shipper), stopped.clone()));
+        let retiring = shipper
+            .clone()
+            .map(|shipper| Running::start(Retiring(shipper), stopped.clone()));
         if acts {
             objects.finish_bucket_deletions().await?;
         }
@@ -272,6 +275,7 @@ impl Gateway {
         // Reads only; and whoever only reads wants to know, too.
         workers.push(Running::start(checking, stopped.clone()));
         workers.extend(shipping);
+        workers.extend(retiring);
         workers.push(Running::start(
             Polling::new(objects.disks.clone()),
             stopped.clone(),

@@ -190,3 +190,35 @@ async fn what_is_on_a_disk_is_below_its_limits() {
     // The deleted one has a tombstone.
     assert_eq!(shown(&open(&path)).await, expected);
 }
+
+/// The ids of what is forgotten are not handed out again: a ledger that is behind is known by them.
+#[tokio::test]
+async fn limits_outlive_what_they_were_learned_from() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    formatted(&path);
+    let node = open(&path);
+    let told = LedgerMarks {
+        generation: generation(1, 1),
+        position: 5,
+        ..LedgerMarks::default()
+    };
+    node.obey(DISK, 1, &told, DEADLINE).await.unwrap();
+    let to = UnitAddress {
+        epoch: 9,
+        ..address(20, told.generation)
+    };
+    node.put(&to, shard(&to, 400), DEADLINE).await.unwrap();
+    let later = LedgerMarks { position: 6, ..told };
+    node.obey(DISK, 1, &later, DEADLINE).await.unwrap();
+    node.drop_unit(&to, DEADLINE).await.unwrap();
+    node.shutdown();
+    drop(node);
+    let expected = LedgerMarks {
+        blob_limit: 401,
+        volume_limit: 21,
+        epoch: 9,
+        ..later
+    };
+    assert_eq!(shown(&open(&path)).await, expected);
+}

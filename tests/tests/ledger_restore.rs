@@ -329,4 +329,22 @@ fn a_gateway_comes_back_from_its_kit_and_the_nodes() {
     cluster.wait_until_ready();
     let violations = model.check(&cluster.client(), BUCKET);
     assert!(violations.is_empty(), "{}", violations.join("\n"));
+    // The ledger alone is lost: what the directory has is enough, its own kit or another copy of it.
+    for with_kit in [false, true] {
+        wait_until_shipped(|| cluster.admin_json("/v1/archive"));
+        cluster.kill_gateway();
+        let config = std::fs::read(data.join("cairn.toml")).unwrap();
+        for name in ["ledger.redb", "ledger.redb-log", "ledger.redb-sums"] {
+            std::fs::remove_file(data.join(name)).unwrap();
+        }
+        let kit = kit.display().to_string();
+        let more: &[&str] = if with_kit { &["--kit", &kit] } else { &[] };
+        let (report, _) = restore(&data, more);
+        assert!(report.contains("6 disks answer"), "{report}");
+        assert_eq!(std::fs::read(data.join("cairn.toml")).unwrap(), config);
+        cluster.restart_gateway();
+        cluster.wait_until_ready();
+        let violations = model.check(&cluster.client(), BUCKET);
+        assert!(violations.is_empty(), "{}", violations.join("\n"));
+    }
 }

@@ -209,6 +209,14 @@ impl Home {
         Ok(kit.write(&self.kit(), None)?)
     }
 
+    /// Whether the keys that are here are those of a kit.
+    pub fn is_of(&self, kit: &Kit) -> bool {
+        let kept = self.authority_kept();
+        kept.is_ok_and(|(cluster, authority)| {
+            cluster == kit.cluster && authority.key.trim() == kit.authority.key.trim()
+        })
+    }
+
     /// Removes what [`Home::restore`] and a restore of the ledger made, when that failed.
     pub fn forget_restored(&self) {
         let made = FILES.iter().map(|(name, _)| (*name).to_owned());

@@ -21,6 +21,8 @@ use storage_node::protocol::DiskId;
 
 /// Rows of a queue are counted up to this.
 const COUNT_MAX: usize = 10_000;
+/// An archive that has been behind for so many seconds is told.
+const ARCHIVE_BEHIND_S: u64 = 60;
 
 /// Everything `cairn status` shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -430,6 +432,19 @@ pub fn verdict_now(objects: &Objects, workers: &[WorkerStatus], rebuild: &Rebuil
     verdict::judge(&facts(objects, &ledger, workers, rebuild, &units(objects)))
 }
 
+/// For how many seconds the archive has been behind, and why, when somebody should know.
+fn archive_behind(objects: &Objects) -> Option<(u64, String)> {
+    let archive = objects.archive.status(objects.ledger.position());
+    let is_long = archive.on && archive.behind_s >= ARCHIVE_BEHIND_S;
+    let why = archive.error.or(archive.due);
+    is_long.then(|| {
+        (
+            archive.behind_s,
+            why.unwrap_or_else(|| "its disks are asked where it ends".into()),
+        )
+    })
+}
+
 fn facts(
     objects: &Objects,
     ledger: &LedgerLine,
@@ -475,6 +490,7 @@ fn facts(
         // What a hold keeps, the hold is to be told for.
         unnamed: unnamed.stopped.filter(|_| objects.holds.may_delete()),
         rowless: unnamed.referenced,
+        archive: archive_behind(objects),
     }
 }
 

@@ -201,10 +201,12 @@ impl Objects {
                     Why::UnknownVolume
                 } else {
                     let volume = self.volumes.refresh(stray.info.unit.volume).await?;
-                    match self
-                        .is_spare(disk, client, &volume, &stray.info, kept_below)
-                        .await?
-                    {
+                    // A ledger that lost nothing is right about where its units are.
+                    let is_spare = kept_below == 0
+                        || self
+                            .is_spare(disk, client, &volume, &stray.info, kept_below)
+                            .await?;
+                    match is_spare {
                         true => Why::Moved,
                         false => Why::Needed,
                     }

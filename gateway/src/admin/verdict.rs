@@ -123,6 +123,8 @@ pub struct Facts {
     pub unnamed: Option<String>,
     /// Blobs that objects name and that have no row of their own.
     pub rowless: u64,
+    /// For how many seconds the archive of the ledger has been behind, and why; none if it is not for long.
+    pub archive: Option<(u64, String)>,
 }
 
 /// Since when it is as bad as it is.
@@ -181,6 +183,14 @@ pub fn judge(facts: &Facts) -> Verdict {
     for (worker, why) in &facts.failing {
         let words = format!("the worker {worker} fails: {why}");
         reasons.push(reason(Level::Attention, words, "the gateway's log says more"));
+    }
+    if let Some((behind_s, why)) = &facts.archive {
+        let words = format!(
+            "the archive of the ledger has been behind for {}: {why}; what is committed now is on the gateway's machine alone",
+            span(*behind_s)
+        );
+        let next = "it goes on by itself when enough disks can be written; until then, `cairn ledger backup` writes a copy to keep elsewhere";
+        reasons.push(reason(Level::Attention, words, next));
     }
     if facts.rowless > 0 {
         let blobs = usize::try_from(facts.rowless).unwrap_or(usize::MAX);
@@ -429,6 +439,22 @@ mod tests {
         assert_eq!((verdict.level, verdict.next), (Level::Ok, None));
         assert_eq!(verdict.words, "every volume survives 2 more losses");
         assert!(verdict.at_risk.is_empty() && verdict.hints.is_empty());
+    }
+
+    #[test]
+    fn an_archive_that_is_behind_wants_attention() {
+        let facts = Facts {
+            archive: Some((125, "too few disks".into())),
+            ..Facts::default()
+        };
+        let verdict = judge(&facts);
+        assert_eq!(verdict.level, Level::Attention);
+        assert!(verdict.words.contains("too few disks"), "{verdict:?}");
+        assert!(
+            verdict
+                .next
+                .is_some_and(|next| next.contains("cairn ledger backup"))
+        );
     }
 
     #[test]

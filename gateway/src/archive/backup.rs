@@ -8,7 +8,7 @@
 use super::chain::choose;
 use super::entry::{BODY_BYTES_MAX, Digest, EntryError, HEADER_BYTES, Header, Kind, Writer};
 use super::replay::Bodies;
-use super::scan::{Scan, cut};
+use super::scan::{Scan, bodies};
 use crate::clock::Clock;
 use crate::ledger::changes::Tap;
 use crate::ledger::store::{LedgerError, Store};
@@ -80,26 +80,30 @@ impl Backup {
         let mut out = BytesMut::new();
         if self.until.is_none() {
             match self.scan.piece(&*self.store).await? {
-                Some(rows) => self.entry(&mut out, Kind::Piece, (self.after, self.after), rows),
+                Some(rows) => {
+                    let versions = (self.after, self.after);
+                    self.entry(&mut out, Kind::Piece, versions, rows).await?;
+                }
                 None => self.until = Some(self.store.position()),
             }
         }
-        self.log(&mut out)?;
+        self.log(&mut out).await?;
         if let Some(until) = self.until {
             while self.shipped < until {
                 // It is visible before it is in the tap, for a moment.
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                self.log(&mut out)?;
+                self.log(&mut out).await?;
             }
             let rows = Bytes::copy_from_slice(&self.scan.rows.to_le_bytes());
-            self.entry(&mut out, Kind::End, (self.after, until), rows);
+            self.entry(&mut out, Kind::End, (self.after, until), rows).await?;
             self.done = true;
         }
         Ok(Some(out.freeze()))
     }
 
-    fn log(&mut self, out: &mut BytesMut) -> Result<(), LedgerError> {
-        loop {
+    async fn log(&mut self, out: &mut BytesMut) -> Result<(), LedgerError> {
+        let until = self.store.position();
+        while self.shipped < until {
             let mut taken = self.tap.take(LOG_BYTES);
             if taken.lost_up_to.is_some() {
                 return Err(LedgerError::Unavailable {
@@ -108,7 +112,7 @@ impl Backup {
             }
             taken.batches.retain(|batch| batch.last() > self.shipped);
             let (Some(first), Some(last)) = (taken.batches.first(), taken.batches.last()) else {
-                return Ok(());
+                break;
             };
             let versions = (first.first, last.last());
             let mut body = BytesMut::new();
@@ -116,13 +120,23 @@ impl Backup {
                 .batches
                 .iter()
                 .for_each(|batch| body.extend_from_slice(&batch.body));
-            self.entry(out, Kind::Log, versions, body.freeze());
+            self.entry(out, Kind::Log, versions, body.freeze()).await?;
             self.shipped = versions.1;
         }
+        Ok(())
     }
 
-    fn entry(&mut self, out: &mut BytesMut, kind: Kind, versions: (u64, u64), bytes: Bytes) {
-        let mut parts = cut(bytes, BODY_BYTES_MAX).into_iter().peekable();
+    async fn entry(
+        &mut self,
+        out: &mut BytesMut,
+        kind: Kind,
+        versions: (u64, u64),
+        bytes: Bytes,
+    ) -> Result<(), LedgerError> {
+        let bodies = bodies(bytes).await.map_err(|error| LedgerError::Unavailable {
+            what: error.to_string(),
+        })?;
+        let mut parts = bodies.into_iter().peekable();
         while let Some(body) = parts.next() {
             self.number += 1;
             let header = Header {
@@ -139,11 +153,12 @@ impl Backup {
                 body_bytes: 0,
                 body_digest: [0; 32],
             };
-            let header = header.seal(&body);
+            let header = header.of_body(&body);
             self.before = header.digest();
             out.extend_from_slice(&header.encode());
-            out.extend_from_slice(&body);
+            out.extend_from_slice(&body.bytes);
         }
+        Ok(())
     }
 }
 

@@ -102,13 +102,31 @@ pub enum EntryError {
     /// It is another cluster's.
     #[error("an entry of cluster {0}")]
     OtherCluster(ClusterId),
+    /// No copy of it is known to be wrong, and a disk that may have a right one did not answer.
+    #[error("a disk that may have it did not answer")]
+    Silent,
+}
+
+/// A body, and its digest.
+pub struct Body {
+    /// The body.
+    pub bytes: Bytes,
+    digest: Digest,
+}
+
+impl Body {
+    /// Hashes: megabytes are to be hashed off the reactor.
+    pub fn hash(bytes: Bytes) -> Body {
+        let digest = *blake3::hash(&bytes).as_bytes();
+        Body { bytes, digest }
+    }
 }
 
 impl Header {
     /// For a body.
-    pub fn seal(mut self, body: &[u8]) -> Header {
-        self.body_bytes = body.len() as u32;
-        self.body_digest = *blake3::hash(body).as_bytes();
+    pub fn of_body(mut self, body: &Body) -> Header {
+        self.body_bytes = body.bytes.len() as u32;
+        self.body_digest = body.digest;
         self
     }
 
@@ -302,7 +320,7 @@ mod tests {
             body in proptest::collection::vec(any::<u8>(), 0..300),
             flip: usize,
         ) {
-            let header = header.seal(&body);
+            let header = header.of_body(&Body::hash(body.clone().into()));
             let mut bytes = header.encode();
             prop_assert_eq!(bytes.len(), HEADER_BYTES);
             bytes.extend_from_slice(&body);

@@ -4,10 +4,11 @@
 
 use super::entry::{Digest, EntryError, HEADER_BYTES, Header, Kind, Writer};
 use super::state::Rotten;
+use crate::object::off_reactor;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{
@@ -24,6 +25,12 @@ const ROTTEN_MAX: usize = 1_000;
 const PAGE: usize = 10_000;
 /// Entries from the end on that are looked at to find the last one of the log: others come between while a snapshot is made.
 const TAIL_MAX: usize = 2_048;
+/// So many bytes are hashed in microseconds.
+const CHECKED_HERE_MAX: usize = 64 << 10;
+/// A disk that left so many reads unanswered is not asked any more: there are other copies, and each costs a deadline.
+const UNANSWERED_MAX: u32 = 2;
+/// The greatest number that is believed. An archive that wrote a billion entries a second would take years to get there.
+const NUMBER_MAX: u64 = 1 << 56;
 /// The most entries that are believed to be there: an archive is far smaller.
 const ENTRIES_MAX: usize = 2_000_000;
 
@@ -74,6 +81,16 @@ pub struct Finder {
     deadline: Duration,
     /// Copies that were read and are wrong.
     rotten: Mutex<Vec<Rotten>>,
+    /// How often each disk did not answer a read.
+    unanswered: Mutex<HashMap<DiskId, u32>>,
+}
+
+/// Why there is no stripe from a disk.
+enum Miss {
+    /// It does not have it, or not as it was written.
+    Wrong,
+    /// It did not answer.
+    Silent,
 }
 
 /// How far an archive goes, as far as is known.
@@ -94,6 +111,7 @@ impl Finder {
             sources: sources.collect(),
             deadline: DEADLINE,
             rotten: Mutex::default(),
+            unanswered: Mutex::default(),
         }
     }
 
@@ -244,12 +262,15 @@ impl Finder {
     /// The header of an entry, from whichever copy has it.
     pub(super) async fn header(&self, number: u64, places: &[Place]) -> Result<Header, EntryError> {
         let mut failure = EntryError::Damaged("no disk gives it");
+        let mut is_silent = false;
         for place in places {
-            let Some(block) = self
-                .stripe(number, 0, place, BlockRange { first: 0, count: 1 })
-                .await
-            else {
-                continue;
+            let first = BlockRange { first: 0, count: 1 };
+            let block = match self.stripe(number, 0, place, first).await {
+                Ok(block) => block,
+                Err(miss) => {
+                    is_silent |= matches!(miss, Miss::Silent);
+                    continue;
+                }
             };
             match Header::decode(&block, self.cluster) {
                 Ok(header) if header.number == number => return Ok(header),
@@ -257,45 +278,62 @@ impl Finder {
                 Err(error) => failure = error,
             }
         }
-        Err(failure)
+        Err(if is_silent { EntryError::Silent } else { failure })
     }
 
     /// The body of an entry, from whichever copies have it.
     pub async fn body(&self, header: &Header, places: &[Place]) -> Result<Bytes, EntryError> {
         let stripes = header.total_bytes().div_ceil(SHARD_BYTES_MAX as usize) as u32;
         let mut failure = EntryError::Damaged("no disk gives it");
+        let mut is_silent = false;
         for place in places {
             let mut bytes = BytesMut::with_capacity(header.total_bytes());
             for stripe in 0..stripes {
                 match self.stripe(header.number, stripe, place, BlockRange::ALL).await {
-                    Some(stripe) => bytes.extend_from_slice(&stripe),
-                    None => break,
+                    Ok(stripe) => bytes.extend_from_slice(&stripe),
+                    Err(miss) => {
+                        is_silent |= matches!(miss, Miss::Silent);
+                        break;
+                    }
                 }
             }
             let bytes = bytes.freeze();
             if bytes.get(..HEADER_BYTES) != Some(&header.encode()[..]) {
                 continue;
             }
-            match header.check_body(&bytes) {
+            let own = *header;
+            let checked = match bytes.len() > CHECKED_HERE_MAX {
+                true => off_reactor(move || own.check_body(&bytes)).await,
+                false => Ok(own.check_body(&bytes)),
+            };
+            match checked.unwrap_or(Err(EntryError::Silent)) {
                 Ok(body) => return Ok(body),
                 Err(error) => failure = error,
             }
         }
-        Err(failure)
+        Err(if is_silent { EntryError::Silent } else { failure })
     }
 
     /// Blocks of a stripe from one disk, as they were written.
-    async fn stripe(&self, blob: u64, stripe: u32, place: &Place, blocks: BlockRange) -> Option<Bytes> {
-        let source = self.sources.get(&place.disk)?;
+    async fn stripe(&self, blob: u64, stripe: u32, place: &Place, blocks: BlockRange) -> Result<Bytes, Miss> {
+        let source = self.sources.get(&place.disk).ok_or(Miss::Silent)?;
+        if self.unanswered().get(&place.disk) >= Some(&UNANSWERED_MAX) {
+            return Err(Miss::Silent);
+        }
         let key = ShardKey { blob, stripe };
         let from = address(source, place);
         let read = match source.client.get(&from, key, blocks, self.deadline).await {
             Ok(read) => read,
+            Err(NodeError::Corrupt { .. }) => {
+                self.note_rotten(place, blob);
+                return Err(Miss::Wrong);
+            }
+            Err(NodeError::NotFound | NodeError::Deleted) => return Err(Miss::Wrong),
             Err(error) => {
-                if matches!(error, NodeError::Corrupt { .. }) {
-                    self.note_rotten(place, blob);
+                if error == NodeError::Timeout {
+                    *self.unanswered().entry(place.disk).or_default() += 1;
                 }
-                return None;
+                return Err(Miss::Silent);
             }
         };
         let seed = seal_seed(place.unit, key, read.shard_len);
@@ -303,7 +341,14 @@ impl Finder {
         if !is_right {
             self.note_rotten(place, blob);
         }
-        is_right.then_some(read.payload)
+        match is_right {
+            true => Ok(read.payload),
+            false => Err(Miss::Wrong),
+        }
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, HashMap<DiskId, u32>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_rotten(&self, place: &Place, number: u64) {
@@ -381,19 +426,11 @@ fn address(source: &Source, place: &Place) -> UnitAddress {
 }
 
 impl Found {
-    /// The greatest number that any blob of a system volume has, readable or not.
+    /// The greatest number that any blob of a system volume has, readable or not; of those that can be.
     pub fn newest_number(&self) -> u64 {
         let unreadable = self.unreadable.iter().map(|(number, _)| *number);
         let entries = self.entries.iter().map(|(header, _)| header.number);
-        unreadable.chain(entries).max().unwrap_or(0)
-    }
-
-    /// Entries of other clusters.
-    pub fn of_others(&self) -> HashSet<ClusterId> {
-        let other = |(_, error): &(u64, EntryError)| match error {
-            EntryError::OtherCluster(cluster) => Some(*cluster),
-            _ => None,
-        };
-        self.unreadable.iter().filter_map(other).collect()
+        let numbers = unreadable.chain(entries).filter(|number| *number <= NUMBER_MAX);
+        numbers.max().unwrap_or(0)
     }
 }

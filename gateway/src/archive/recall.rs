@@ -212,7 +212,11 @@ impl Known {
     }
 
     fn put(&mut self, key: Bytes, row: Option<Versioned>) -> Result<(), RecallError> {
-        self.bytes += ROW_OVERHEAD + key.len() + row.as_ref().map_or(0, |row| row.value.len());
+        let bytes_of = |row: &Option<Versioned>| {
+            ROW_OVERHEAD + key.len() + row.as_ref().map_or(0, |row| row.value.len())
+        };
+        self.bytes += bytes_of(&row);
+        self.bytes -= self.rows.get(&key).map_or(0, bytes_of);
         // Bytes of a body would keep all of it in memory.
         let row = row.map(|row| Versioned {
             value: Bytes::copy_from_slice(&row.value),

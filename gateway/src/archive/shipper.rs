@@ -6,22 +6,23 @@
 //!
 //! Invariants:
 //! - What waits in memory is bounded: the engine's tap drops what is too much, and then a snapshot is due.
+//! - Shipped is what a restore would have. After a gap in the log that is what came before it, until a newer snapshot is complete.
 //! - A chain is of one history. After another one, the first entry names none before it.
 //! - A snapshot is complete only when the log up to the end of its scan is written.
 
-use super::chain::{Chain, chains};
+use super::chain::{Chain, chains, choose};
 use super::entry::{BODY_BYTES_MAX, Digest, Header, Kind, Writer};
 use super::finding::{Finder, Found, Places, Source};
 use super::retention;
-use super::scan::{Scan, cut};
+use super::scan::{Scan, bodies};
 use super::state::{Archive, SnapshotStatus};
-use super::system_blobs::SystemBlobs;
+use super::system_blobs::{Renewed, SystemBlobs};
 use crate::cluster::setup;
 use crate::error::{Error, Result};
 use crate::ledger::changes::{Batch, Tap};
 use crate::ledger::model::GenerationRow;
 use crate::ledger::store::{LedgerError, Mutation, Store};
-use crate::ledger::{Ledger, Typed, key};
+use crate::ledger::{Typed, key};
 use crate::maintenance::worker::{Step, Worker};
 use crate::object::Objects;
 use bytes::{Bytes, BytesMut};
@@ -46,7 +47,9 @@ const ENTRIES_MAX: u64 = 20_000;
 const SEARCH_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is counted what the archive takes on the disks.
 const COUNT_PERIOD: Duration = Duration::from_secs(60);
-/// A disk has so long to say it.
+/// How often it is looked for what is old.
+const RETIRE_PERIOD: Duration = Duration::from_secs(5);
+/// A disk has so long to say what it holds.
 const COUNT_DEADLINE: Duration = Duration::from_secs(2);
 /// Copies that are written anew in a step.
 const RENEWED_AT_ONCE: usize = 4;
@@ -71,6 +74,15 @@ struct End {
     log_bytes: u64,
     log_entries: u64,
     due: Option<&'static str>,
+    /// A restore ends at this commit, though later ones are in the archive: the log has a gap, or there is no snapshot.
+    gap: Option<u64>,
+}
+
+impl End {
+    /// The last commit that a restore would have.
+    fn restorable(&self) -> u64 {
+        self.gap.unwrap_or(self.shipped)
+    }
 }
 
 /// A snapshot in the making.
@@ -101,6 +113,8 @@ struct State {
     entries: VecDeque<(Header, Bytes)>,
     /// What the ledger's own log still had, and is not in `entries`.
     backlog: VecDeque<Batch>,
+    /// Commits before the backlog were lost before it was known where the archive ends.
+    missed: bool,
     making: Option<Making>,
     put_off: Option<PutOff>,
     searching_since: Option<Instant>,
@@ -157,6 +171,7 @@ impl Shipper {
             end: None,
             entries: VecDeque::new(),
             backlog: VecDeque::new(),
+            missed: false,
             making: None,
             put_off: None,
             searching_since: None,
@@ -181,7 +196,8 @@ impl Shipper {
         let state = &mut *self.state.lock().await;
         let worked = self.advance(state).await;
         // What came since is of the next second.
-        let waits = worked.is_err() || state.end.is_none();
+        let has_gap = state.end.as_ref().is_none_or(|end| end.gap.is_some());
+        let waits = worked.is_err() || has_gap;
         let error = worked.as_ref().err().map(|error| error.to_string());
         self.archive.change(|status| {
             status.error.clone_from(&error);
@@ -263,9 +279,8 @@ impl Shipper {
             .await?;
         state.writer = writer_of(generation.as_ref());
         let position = self.store.position();
-        let taken = self.tap.take(usize::MAX);
-        let lost = taken.lost_up_to.is_some();
-        let batches = taken.batches;
+        self.take_backlog(state);
+        let (batches, lost) = (&state.backlog, state.missed);
         let chain = chains(&found.entries, &HashSet::new()).into_iter().next();
         let known = chain.as_ref().and_then(of_chain);
         let goes_on = |end: &End| {
@@ -282,15 +297,16 @@ impl Shipper {
         };
         let end = match known.filter(goes_on) {
             Some(end) => {
-                let newer = |batch: &Batch| batch.last() > end.shipped;
-                state.backlog = batches.into_iter().filter(newer).collect();
                 self.renew_newest(state, &finder, &found, &end).await?;
+                state.backlog.retain(|batch| batch.last() > end.shipped);
                 end
             }
             None => {
                 let newest = found.newest_number();
                 let is_first = found.entries.is_empty();
-                let last = batches.last().map(Batch::last);
+                let last = batches.back().map(Batch::last);
+                // The snapshot that is due has them.
+                (state.backlog, state.missed) = (VecDeque::new(), false);
                 End {
                     number: newest + if is_doubtful { DOUBT } else { 0 },
                     digest: [0; 32],
@@ -305,6 +321,7 @@ impl Shipper {
                     } else {
                         "the ledger is not where the archive ends"
                     }),
+                    gap: Some(0),
                 }
             }
         };
@@ -314,13 +331,25 @@ impl Shipper {
             due = end.due,
             "the archive of the ledger goes on"
         );
-        self.archive
-            .note_shipped(if end.due.is_some() { 0 } else { end.shipped });
+        self.archive.note_shipped(end.restorable());
         self.archive.note_rotten(finder.take_rotten());
         state.blobs.take_up(&found);
         state.disks = found.units.keys().map(|place| place.disk).collect();
         state.end = Some(end);
         Ok(true)
+    }
+
+    /// Takes what was committed, for as long as it is not known where the archive ends. Bounded as the tap is.
+    fn take_backlog(&self, state: &mut State) {
+        let taken = self.tap.take(usize::MAX);
+        if taken.lost_up_to.is_some() {
+            (state.backlog, state.missed) = (VecDeque::new(), true);
+        }
+        state.backlog.extend(taken.batches);
+        let bytes: usize = state.backlog.iter().map(|batch| batch.body.len()).sum();
+        if bytes > TAP_BYTES {
+            (state.backlog, state.missed) = (VecDeque::new(), true);
+        }
     }
 
     /// Writes the newest entry once more, if it has too few copies: the process died while it wrote them, or disks are away.
@@ -371,12 +400,13 @@ impl Shipper {
         let finder = Finder::new(self.cluster, sources(&self.objects));
         for copy in rotten {
             match state.blobs.renew(&finder, &copy).await {
-                Ok(true) => {
+                Ok(Renewed::NotNeeded) => {}
+                Ok(Renewed::Written) => {
                     self.objects.metrics.repaired_shards.inc();
                     tracing::info!(entry = copy.number, disk = %copy.disk, "a copy of an entry of the ledger's archive was written anew");
                 }
                 // Another entry may need it: there is one to take its place when a snapshot is newer than both.
-                Ok(false) => {
+                Ok(Renewed::NoCopyIsRight) => {
                     let snapshots = state.end.as_ref().and_then(|end| end.snapshots.first().copied());
                     if let (Some(end), true) = (
                         &mut state.end,
@@ -387,6 +417,8 @@ impl Shipper {
                             "an entry of the ledger's archive is damaged on all its disks: a new snapshot is made"
                         );
                         end.due = end.due.or(Some("an entry is damaged on all its disks"));
+                        end.gap = Some(0); // How far a restore comes without it is not worth finding out.
+                        self.archive.note_shipped(0);
                     }
                 }
                 Err(error) => {
@@ -399,9 +431,17 @@ impl Shipper {
     }
 
     /// Makes an entry. It is written with those that wait.
-    fn make(&self, state: &mut State, kind: Kind, versions: (u64, u64), snapshot: u64, bytes: Bytes) {
+    async fn make(
+        &self,
+        state: &mut State,
+        kind: Kind,
+        versions: (u64, u64),
+        snapshot: u64,
+        bytes: Bytes,
+    ) -> Result<()> {
         let at_ms = self.objects.clock.now_ms();
-        let mut parts = cut(bytes, BODY_BYTES_MAX).into_iter().peekable();
+        // Hashed before anything is numbered: what is left off in the middle was not made.
+        let mut parts = bodies(bytes).await?.into_iter().peekable();
         while let (Some(body), Some(end)) = (parts.next(), &mut state.end) {
             let header = Header {
                 kind,
@@ -417,12 +457,13 @@ impl Shipper {
                 body_bytes: 0,
                 body_digest: [0; 32],
             };
-            let header = header.seal(&body);
+            let header = header.of_body(&body);
             end.number = header.number;
             end.digest = header.digest();
             end.header = Some(header);
-            state.entries.push_back((header, body));
+            state.entries.push_back((header, body.bytes));
         }
+        Ok(())
     }
 
     async fn write_entries(&self, state: &mut State) -> Result<()> {
@@ -446,25 +487,22 @@ impl Shipper {
                         end.log_entries += 1;
                     }
                     if !header.more {
-                        self.note_shipped(state, header.last);
+                        let gap = state.end.as_ref().map_or(Some(0), |end| end.gap);
+                        self.archive.note_shipped(gap.unwrap_or(header.last));
                     }
                 }
                 Kind::Piece => {}
-                Kind::End => self.complete(state, &header).await?,
+                Kind::End => self.complete(state, &header),
             }
         }
         Ok(())
     }
 
-    fn note_shipped(&self, state: &State, version: u64) {
-        // Before a snapshot is complete nothing can be restored.
-        let is_of_use = state.end.as_ref().is_some_and(|end| !end.snapshots.is_empty());
-        self.archive.note_shipped(if is_of_use { version } else { 0 });
-    }
-
-    /// Takes what was committed, and writes it.
+    /// Takes what was committed by now, and writes it.
     async fn ship(&self, state: &mut State) -> Result<()> {
-        loop {
+        let until = self.store.position();
+        // What comes meanwhile is of the next entry: under a steady load there would be no end.
+        while state.end.as_ref().is_some_and(|end| end.shipped < until) {
             let batches = self.take(state);
             let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
                 break;
@@ -478,10 +516,10 @@ impl Shipper {
                     body.freeze()
                 }
             };
+            self.make(state, Kind::Log, versions, 0, body).await?;
             if let Some(end) = &mut state.end {
                 end.shipped = versions.1;
             }
-            self.make(state, Kind::Log, versions, 0, body);
             self.write_entries(state).await?;
         }
         state.shipped_at = Some(Instant::now());
@@ -507,6 +545,7 @@ impl Shipper {
         };
         if let Some(lost) = taken.lost_up_to {
             end.due = Some("what was committed could not be shipped in time");
+            end.gap = Some(end.restorable());
             end.shipped = end.shipped.max(lost);
             state.making = None; // It would lack that log.
         }
@@ -532,7 +571,8 @@ impl Shipper {
                 Some(rows) => {
                     making.bytes += rows.len() as u64;
                     let versions = (making.after, making.after);
-                    self.make(state, Kind::Piece, versions, making.snapshot, rows);
+                    self.make(state, Kind::Piece, versions, making.snapshot, rows)
+                        .await?;
                 }
                 None => making.until = Some(self.store.position()),
             }
@@ -544,7 +584,8 @@ impl Shipper {
             let shipped = state.end.as_ref().map_or(0, |end| end.shipped);
             if shipped >= until && state.making.is_some() {
                 let body = Bytes::copy_from_slice(&rows.to_le_bytes());
-                self.make(state, Kind::End, (after, until.max(after)), snapshot, body);
+                let versions = (after, until.max(after));
+                self.make(state, Kind::End, versions, snapshot, body).await?;
             }
         }
         self.write_entries(state).await?;
@@ -596,12 +637,12 @@ impl Shipper {
         Step::Worked
     }
 
-    /// Takes in that a snapshot is complete, and deletes what is older than the one before.
-    async fn complete(&self, state: &mut State, header: &Header) -> Result<()> {
+    /// Takes in that a snapshot is complete. What is older than the one before goes by itself ([`Retiring`]).
+    fn complete(&self, state: &mut State, header: &Header) {
         let bytes = state.making.take().map_or(0, |making| making.bytes);
         state.put_off = None;
-        let Some(end) = &mut state.end else { return Ok(()) };
-        end.due = None;
+        let Some(end) = &mut state.end else { return };
+        (end.due, end.gap) = (None, None);
         end.snapshots.push(header.snapshot);
         (end.snapshot_bytes, end.log_bytes, end.log_entries) = (bytes, 0, 0);
         let shipped = end.shipped;
@@ -613,28 +654,44 @@ impl Shipper {
                 bytes,
             })
         });
-        self.note_shipped(state, shipped);
+        self.archive.note_shipped(shipped);
         tracing::info!(position, bytes, "a snapshot of the ledger is in its archive");
-        self.delete_old(state, header).await
     }
 
-    async fn delete_old(&self, state: &mut State, newest: &Header) -> Result<()> {
-        let Some(end) = &mut state.end else { return Ok(()) };
-        let Some(floor) = retention::floor(&end.snapshots) else {
-            return Ok(());
+    /// Deletes what is older than the snapshots that are kept. Nothing waits for it: disks that do not answer hold up no commit.
+    async fn retire(&self) -> Result<Step> {
+        let old = {
+            let state = &*self.state.lock().await;
+            let end = state.end.as_ref();
+            end.and_then(|end| {
+                Some(retention::Old {
+                    floor: retention::floor(&end.snapshots)?,
+                    known: end.header?,
+                    in_use: state.blobs.volume().map(|volume| volume.id),
+                    own: state.blobs.own().clone(),
+                })
+            })
         };
-        if !self.objects.holds.may_delete() {
-            return Ok(());
-        }
+        let Some(old) = old.filter(|_| self.objects.holds.may_delete()) else {
+            return Ok(Step::Idle);
+        };
         let finder = Finder::new(self.cluster, sources(&self.objects));
-        let in_use = state.blobs.volume().map(|volume| volume.id);
-        let deleted = retention::delete_below(&finder, floor, newest, in_use).await?;
+        let deleted = retention::delete_below(&finder, &old, || self.objects.holds.may_delete()).await;
         self.archive.note_rotten(finder.take_rotten());
-        if let Some(deleted) = deleted {
-            end.snapshots.retain(|first| *first >= floor);
-            tracing::debug!(deleted, floor, "old entries of the archive are deleted");
+        let Some(deleted) = deleted else {
+            return Ok(Step::Idle);
+        };
+        if let Some(end) = &mut self.state.lock().await.end {
+            end.snapshots.retain(|first| *first >= old.floor);
+            let left = end.snapshots.len();
+            self.archive.change(|status| status.snapshots = left);
         }
-        Ok(())
+        tracing::debug!(
+            deleted,
+            floor = old.floor,
+            "old entries of the archive are deleted"
+        );
+        Ok(Step::Worked)
     }
 }
 
@@ -667,6 +724,7 @@ fn of_chain<T: Clone>(chain: &Chain<T>) -> Option<End> {
     let logs = chain.iter().filter(|(header, _)| header.kind == Kind::Log);
     let whole = logs.clone().filter(|(header, _)| !header.more);
     let shipped = whole.map(|(header, _)| header.last).next_back();
+    let restorable = choose(chain, &HashSet::new(), None).map_or(0, |plan| plan.position);
     let ended = chain.iter().rev().find(|(header, _)| header.kind == Kind::End);
     let since = ended.map_or(0, |(header, _)| header.number);
     let since_then = logs.filter(|(header, _)| header.number > since);
@@ -676,16 +734,19 @@ fn of_chain<T: Clone>(chain: &Chain<T>) -> Option<End> {
     // A part of something that was cut is followed by nothing that could go on with it.
     let is_cut = newest.kind == Kind::Log && newest.more;
     let begins = chain.iter().map(|(header, _)| header.first).next();
+    let shipped = shipped.max(ended.map(|(header, _)| header.first)).or(begins)?;
+    let has_gap = snapshots.is_empty() || is_cut || restorable < shipped;
     Some(End {
         number: newest.number,
         digest: newest.digest(),
         header: Some(*newest),
-        shipped: shipped.max(ended.map(|(header, _)| header.first)).or(begins)?,
+        shipped,
         due: match (snapshots.is_empty(), is_cut) {
             (true, _) => Some("there is none yet"),
             (_, true) => Some("the last entry is not whole"),
-            _ => None,
+            _ => has_gap.then_some("the log since the last one has a gap"),
         },
+        gap: has_gap.then_some(restorable),
         snapshots,
         snapshot_bytes: pieces.map(|(header, _)| header.total_bytes() as u64).sum(),
         log_bytes: since_then
@@ -723,11 +784,6 @@ pub(super) fn is_same_history(
     first.is_some_and(|first| (first.before_number, first.before_nonce) == (archived.number, archived.nonce))
 }
 
-/// The generation that a ledger has.
-pub async fn generation_of(ledger: &Ledger) -> Result<Option<Typed<GenerationRow>>> {
-    Ok(ledger.get::<GenerationRow>(key::generation()).await?)
-}
-
 /// Runs it.
 pub struct Shipping(pub Arc<Shipper>);
 
@@ -750,5 +806,23 @@ impl Worker for Shipping {
             () = self.0.tap.woken() => {}
             () = self.0.archive.wake.notified() => {}
         }
+    }
+}
+
+/// Lets go of what is old in the archive.
+pub struct Retiring(pub Arc<Shipper>);
+
+#[async_trait::async_trait]
+impl Worker for Retiring {
+    fn name(&self) -> &'static str {
+        "archive retention"
+    }
+
+    fn rest(&self) -> Duration {
+        RETIRE_PERIOD
+    }
+
+    async fn step(&self) -> Result<Step> {
+        self.0.retire().await
     }
 }

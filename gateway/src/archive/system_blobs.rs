@@ -3,9 +3,9 @@
 //! A system volume is a group of disks that nobody else knows of: its id is random, its units are found by it. It is used as long as all its
 //! disks can be written; then comes another.
 //!
-//! Invariant: an entry is written when every copy is durable. One that was written in part is written again, whole, elsewhere.
+//! Invariant: an entry is written when every copy is durable. One that was written in part is written again, whole, there or elsewhere.
 
-use super::entry::Header;
+use super::entry::{EntryError, Header};
 use super::finding::{Finder, Found, Place, Places};
 use super::state::Rotten;
 use crate::cluster::disks::no_node;
@@ -47,11 +47,24 @@ pub fn scheme(of: Scheme) -> Result<Scheme> {
         .map_err(|e| Error::Internal(format!("the archive's scheme: {e}")))
 }
 
+/// What became of a copy that was found wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// It was written anew.
+    Written,
+    /// It is right, or is not there any more.
+    NotNeeded,
+    /// There is no right copy of the entry.
+    NoCopyIsRight,
+}
+
 /// Writes to one volume after the other.
 pub struct SystemBlobs {
     objects: Arc<Objects>,
     scheme: Scheme,
     volume: Option<SystemVolume>,
+    /// The volumes that it made.
+    own: HashSet<u64>,
     /// Disks that failed, and when. A volume takes an extent of each of its disks: there must not be one for every attempt.
     failed: HashMap<DiskId, Instant>,
 }
@@ -64,6 +77,7 @@ impl SystemBlobs {
             objects,
             scheme,
             volume: None,
+            own: HashSet::new(),
             failed: HashMap::new(),
         })
     }
@@ -86,6 +100,11 @@ impl SystemBlobs {
     /// The disks in use.
     pub fn volume(&self) -> Option<&SystemVolume> {
         self.volume.as_ref()
+    }
+
+    /// The volumes that this process made.
+    pub fn own(&self) -> &HashSet<u64> {
+        &self.own
     }
 
     fn is_usable(&self, volume: &SystemVolume) -> bool {
@@ -135,6 +154,7 @@ impl SystemBlobs {
             ))
         })?;
         let volume = SystemVolume { id, disks };
+        self.own.insert(id);
         self.volume = Some(volume.clone());
         Ok(volume)
     }
@@ -166,23 +186,29 @@ impl SystemBlobs {
         Err(failure.unwrap_or_else(|| Error::Internal("an entry was not offered to any disk".into())))
     }
 
-    /// Writes a copy of an entry anew, from one that is right, and reads it back. False if no copy is.
-    pub async fn renew(&self, finder: &Finder, copy: &Rotten) -> Result<bool> {
+    /// Writes a copy of an entry anew, from one that is right, and reads it back. An error if a disk that may have a right copy does not
+    /// answer.
+    pub async fn renew(&self, finder: &Finder, copy: &Rotten) -> Result<Renewed> {
         let places = finder.places_of(copy.unit.volume).await;
         let places = places.ok_or_else(|| Error::WriteFailed("a disk does not say what it has".into()))?;
         let is_it = |place: &&Place| place.disk == copy.disk && place.unit == copy.unit;
         let Some(place) = places.iter().find(is_it) else {
-            return Ok(true); // It was dropped meanwhile.
+            return Ok(Renewed::NotNeeded); // It was dropped meanwhile.
         };
         let others: Vec<Place> = places.iter().filter(|place| !is_it(place)).copied().collect();
-        let Ok(header) = finder.header(copy.number, &others).await else {
-            return Ok(false);
+        let silent = || Error::WriteFailed(EntryError::Silent.to_string());
+        let header = match finder.header(copy.number, &others).await {
+            Ok(header) => header,
+            Err(EntryError::Silent) => return Err(silent()),
+            Err(_) => return Ok(Renewed::NoCopyIsRight),
         };
         if finder.is_right(&header, place).await {
-            return Ok(true);
+            return Ok(Renewed::NotNeeded);
         }
-        let Ok(body) = finder.body(&header, &others).await else {
-            return Ok(false);
+        let body = match finder.body(&header, &others).await {
+            Ok(body) => body,
+            Err(EntryError::Silent) => return Err(silent()),
+            Err(_) => return Ok(Renewed::NoCopyIsRight),
         };
         let mut bytes = header.encode();
         bytes.extend_from_slice(&body);
@@ -201,7 +227,7 @@ impl SystemBlobs {
                 .map_err(|error| Error::WriteFailed(format!("the archive of the ledger: {error}")))?;
         }
         match finder.is_right(&header, place).await {
-            true => Ok(true),
+            true => Ok(Renewed::Written),
             false => Err(Error::WriteFailed(
                 "a copy was written and does not read back right".into(),
             )),

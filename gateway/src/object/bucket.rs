@@ -13,6 +13,15 @@ const BUCKETS_AT_ONCE: usize = 1_000;
 /// The most buckets there may be.
 pub const BUCKETS_MAX: usize = 10_000;
 
+/// Buckets as listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buckets {
+    /// In the order of their names.
+    pub found: Vec<BucketInfo>,
+    /// Whether rows of the ledger among them cannot be read: what they name may be there, and is not listed.
+    pub incomplete: bool,
+}
+
 /// A bucket as listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketInfo {
@@ -135,14 +144,15 @@ impl Objects {
     }
 
     /// The buckets, by name.
-    pub async fn list_buckets(&self, prefix: &str, from: &str, limit: usize) -> Result<Vec<BucketInfo>> {
-        let mut found = Vec::new();
+    pub async fn list_buckets(&self, prefix: &str, from: &str, limit: usize) -> Result<Buckets> {
+        let (mut found, mut incomplete) = (Vec::new(), false);
         let mut range = key::buckets(from.max(prefix));
         loop {
             let shown = self
                 .ledger
                 .scan_beside::<BucketRow>(range.clone(), BUCKETS_AT_ONCE)
                 .await?;
+            incomplete |= shown.lacks;
             for (row_key, bucket) in shown.rows {
                 if let Some(name) = key::bucket_name(&row_key)
                     && name.starts_with(prefix)
@@ -158,7 +168,7 @@ impl Objects {
                 None => break,
             }
         }
-        Ok(found)
+        Ok(Buckets { found, incomplete })
     }
 
     async fn has_objects(&self, bucket: u64) -> Result<bool> {

@@ -117,19 +117,23 @@ impl S3Gateway {
             .unwrap_or(10_000);
         let prefix = i.prefix.unwrap_or_default();
         let from = i.continuation_token.unwrap_or_default();
-        let mut found = self.objects.list_buckets(&prefix, &from, most + 1).await?;
+        let buckets = self.objects.list_buckets(&prefix, &from, most + 1).await?;
+        let (mut found, incomplete) = (buckets.found, buckets.incomplete);
         let next = (found.len() > most).then(|| found.split_off(most).swap_remove(0).name);
         let bucket = |b: crate::object::bucket::BucketInfo| Bucket {
             name: Some(b.name),
             creation_date: Some(timestamp(b.created_ms)),
             bucket_region: None,
         };
-        Ok(S3Response::new(ListBucketsOutput {
-            buckets: Some(found.into_iter().map(bucket).collect()),
-            owner: Some(owner()),
-            continuation_token: next,
-            prefix: (!prefix.is_empty()).then_some(prefix),
-        }))
+        Ok(listed(
+            ListBucketsOutput {
+                buckets: Some(found.into_iter().map(bucket).collect()),
+                owner: Some(owner()),
+                continuation_token: next,
+                prefix: (!prefix.is_empty()).then_some(prefix),
+            },
+            incomplete,
+        ))
     }
 
     pub(super) async fn list_v1(&self, req: S3Request<ListObjectsInput>) -> Answer<ListObjectsOutput> {

@@ -20,14 +20,18 @@ fn used(world: &World) -> [u64; 3] {
 }
 
 async fn assert_all_given_back(world: &World) {
+    wait_until_used(world, [0; 3]).await;
+}
+
+async fn wait_until_used(world: &World, wanted: [u64; 3]) {
     for _ in 0..500 {
-        if used(world) == [0; 3] {
+        if used(world) == wanted {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
         std::thread::sleep(Duration::from_millis(1)); // The threads that hash know nothing of a clock that is paused.
     }
-    panic!("never given back: {:?}", used(world));
+    panic!("never {wanted:?}, but {:?}", used(world));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -135,8 +139,7 @@ async fn downloads_hold_memory_until_their_bytes_are_taken() {
     let bytes = content(1, 40 * MIB);
     world.put("object", &bytes).await.unwrap();
     let settle = || tokio::time::sleep(Duration::from_secs(1));
-    settle().await;
-    assert_eq!(used(&world), [0; 3]);
+    assert_all_given_back(&world).await;
     let (_, mut receive) = world
         .objects
         .get(BUCKET, "object", Wanted::All, &Default::default())
@@ -149,8 +152,8 @@ async fn downloads_hold_memory_until_their_bytes_are_taken() {
     assert_eq!(block.len(), 64 << 10, "the first byte waits for one block");
     let piece = receive.next().await.unwrap().unwrap();
     drop((receive, block));
-    settle().await;
-    assert_eq!(used(&world), [0, piece.len() as u64, 0], "the piece that is held");
+    // The piece that is held.
+    wait_until_used(&world, [0, piece.len() as u64, 0]).await;
     drop(piece);
     assert_eq!(used(&world), [0; 3]);
     // Clients that take nothing fill the pool; a newcomer is told to slow down, and all get their bytes in the end.

@@ -237,6 +237,7 @@ async fn buckets_are_listed_by_name() {
             .list_buckets(prefix, from, limit)
             .await
             .unwrap()
+            .found
             .into_iter()
             .map(|b| b.name)
             .collect()

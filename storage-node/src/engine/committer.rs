@@ -180,6 +180,12 @@ impl Committer {
         self.superblock.sequence += 1;
         self.superblock.flushed = self.counters.flushed;
         self.superblock.verified = self.shared.verify_cursor.load(Ordering::Relaxed);
+        // What came to the disk may be forgotten with its last record.
+        let known = self.superblock.ledger;
+        self.superblock.ledger = known.told(&LedgerMarks {
+            generation: known.generation,
+            ..self.shared.seen.marks()
+        });
         superblocks::write(&*self.shared.device, &self.superblock)
     }
 
@@ -222,7 +228,7 @@ impl Committer {
         self.superblock.ledger = marks;
         self.write_superblock()
             .map_err(|error| self.shared.fence_with(&error))?;
-        *self.shared.lock_ledger() = marks;
+        *self.shared.lock_ledger() = self.superblock.ledger;
         Ok(())
     }
 

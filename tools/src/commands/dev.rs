@@ -104,10 +104,12 @@ fn is_blank(data: &std::path::Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
-pub async fn run(args: DevArgs) -> CommandResult {
+pub async fn run(mut args: DevArgs) -> CommandResult {
     let mut stop = std::pin::pin!(super::stop_signal()?);
     // An operator who accepts the ledger as it is has everything opened anew.
-    while serve(&args, stop.as_mut()).await? == Ended::Again {}
+    while serve(&args, stop.as_mut()).await? == Ended::Again {
+        args.take_over = false; // It was said of the first start.
+    }
     tracing::info!("stopped");
     Ok(())
 }

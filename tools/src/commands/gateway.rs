@@ -75,12 +75,12 @@ pub struct GatewayArgs {
     /// The access key, instead of the one that `cairn init` made
     #[arg(long, env = "CAIRN_ACCESS_KEY", value_name = "KEY", requires = "secret_key")]
     access_key: Option<String>,
-    /// Start although nodes heard another gateway of this cluster a moment ago; that one is fenced then
-    #[arg(long)]
-    take_over: bool,
     /// Its secret
     #[arg(long, env = "CAIRN_SECRET_KEY", value_name = "SECRET", hide_env_values = true)]
     secret_key: Option<String>,
+    /// Start although nodes heard another gateway of this cluster a moment ago; that one is fenced then
+    #[arg(long)]
+    take_over: bool,
 }
 
 /// How long a disk may be away, unless somebody says otherwise.
@@ -117,10 +117,12 @@ fn read_config(args: &GatewayArgs) -> Result<GatewaySection, config::Mistakes> {
     })
 }
 
-pub async fn run(args: GatewayArgs) -> CommandResult {
+pub async fn run(mut args: GatewayArgs) -> CommandResult {
     let mut stop = std::pin::pin!(super::stop_signal()?);
     // An operator who accepts the ledger as it is has everything opened anew.
-    while serve(&args, stop.as_mut()).await? == Ended::Again {}
+    while serve(&args, stop.as_mut()).await? == Ended::Again {
+        args.take_over = false; // It was said of the first start.
+    }
     tracing::info!("stopped");
     Ok(())
 }

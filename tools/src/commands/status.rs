@@ -186,7 +186,9 @@ fn archive_row(archive: &ArchiveStatus) -> String {
     }
     let snapshots = match (archive.snapshots, &archive.due) {
         (0, _) => "no snapshot yet".to_owned(),
+        (1, None) => "1 snapshot".into(),
         (count, None) => format!("{count} snapshots"),
+        (1, Some(why)) => format!("1 snapshot, a new one is due: {why}"),
         (count, Some(why)) => format!("{count} snapshots, a new one is due: {why}"),
     };
     let behind = match (archive.behind_s, &archive.error) {

@@ -1,6 +1,6 @@
 //! Against a model: rows that change while a snapshot of them is scanned, asked for at every commit.
 
-use super::super::entry::{BODY_BYTES_MAX, Kind, put_row};
+use super::super::entry::{BODY_BYTES_MAX, Body, Kind, put_row};
 use super::super::scan::cut;
 use super::*;
 use crate::ledger::key;
@@ -64,7 +64,7 @@ impl Maker {
             body_digest: [0; 32],
         };
         assert_eq!(cut(body.clone(), BODY_BYTES_MAX).len(), 1);
-        let header = header.seal(&body);
+        let header = header.of_body(&Body::hash(body.clone()));
         self.before = header.digest();
         self.entries.push((header, self.bodies.len()));
         self.bodies.push(body);

@@ -36,10 +36,10 @@ pub struct RestoreArgs {
     /// Take the archive that is on the cluster's disks
     #[arg(long)]
     from_disks: bool,
-    /// The gateway's directory: without a ledger, and with --kit a new one
+    /// The gateway's directory, without a ledger; with --kit it may be a new one
     #[arg(long, value_name = "DIR", env = "CAIRN_DATA")]
     data: PathBuf,
-    /// The recovery kit, for a cluster of nodes
+    /// The recovery kit, for a cluster of nodes; the one in DIR unless somebody says otherwise
     #[arg(long, value_name = "FILE")]
     kit: Option<PathBuf>,
     /// The passphrase of the kit is the first line of this file
@@ -71,19 +71,28 @@ pub async fn run(args: RestoreArgs) -> CommandResult {
         .as_deref()
         .map(|path| Kit::read(path, passphrase.as_deref()))
         .transpose()?;
-    match &kit {
-        Some(kit) => home.restore(kit, SystemClock.now_ms())?,
-        None => std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?,
+    std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?;
+    // A directory that lost its ledger alone keeps its keys and its configuration.
+    let is_new = kit.as_ref().is_some_and(|kit| !home.is_of(kit));
+    if let Some(kit) = kit.as_ref().filter(|_| is_new) {
+        home.restore(kit, SystemClock.now_ms())?;
     }
-    let restored = restore(&args, &home, kit.as_ref()).await;
-    if restored.is_err() && kit.is_some() {
+    let kit = match kit {
+        None if home.kit().exists() && args.node.is_empty() => {
+            Some(Kit::read(&home.kit(), passphrase.as_deref())?)
+        }
+        kit => kit,
+    };
+    let restored = restore(&args, &home, kit.as_ref(), is_new).await;
+    if restored.is_err() && is_new {
         // Nothing of it was there before: it can be tried again as it was.
         home.forget_restored();
     }
     restored
 }
 
-async fn restore(args: &RestoreArgs, home: &Home, kit: Option<&Kit>) -> CommandResult {
+/// `is_new`: the directory was made of the kit.
+async fn restore(args: &RestoreArgs, home: &Home, kit: Option<&Kit>, is_new: bool) -> CommandResult {
     let began = Instant::now();
     let nodes: Vec<String> = match (&args.node[..], kit) {
         ([], Some(kit)) => kit.nodes.clone(),
@@ -130,11 +139,11 @@ async fn restore(args: &RestoreArgs, home: &Home, kit: Option<&Kit>) -> CommandR
     if let Some(reached) = reached {
         reached.release().await?;
     }
-    if let Some(kit) = kit {
+    if let Some(kit) = kit.filter(|_| is_new) {
         home.complete(&kit.name)?;
     }
     report(&restored, &marks, generation, began.elapsed());
-    if kit.is_some() {
+    if is_new {
         say!(
             "Its configuration is the first one again, which listens on this machine alone: look at {}",
             home.config().display()
