@@ -622,7 +622,7 @@ impl Disks {
         }
         let verdicts = shown
             .iter()
-            .map(|(id, status)| (*id, self.generations.verdict(status.ledger.as_ref())));
+            .map(|(id, status)| (*id, self.generations.verdict(*id, status.ledger.as_ref())));
         let verdicts: HashMap<DiskId, Verdict> = verdicts.collect();
         let mut to_do = Vec::new();
         self.update(is_concerned, |disk| match shown.remove(&disk.id) {

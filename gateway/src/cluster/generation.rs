@@ -39,8 +39,8 @@ use crate::ledger::key::Counter;
 use crate::ledger::model::{CounterRow, GenerationRow};
 use crate::ledger::{CommitBuilder, Ledger, key};
 use crate::maintenance::holds::{Hold, Holds};
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{Beat, DiskId, Generation, LedgerMarks, NodeError, NodeStatus};
@@ -167,6 +167,18 @@ pub enum Behind {
 
 /// Judges a ledger by what a disk knows. `own` is the generation that it took since it was opened, if it did. Pure.
 pub fn judge(base: &Base, own: Option<Generation>, disk: &LedgerMarks) -> std::result::Result<(), Behind> {
+    judge_generation(base, own, disk)?;
+    match own == Some(disk.generation) {
+        true => Ok(()),
+        false => judge_ids(base, disk),
+    }
+}
+
+fn judge_generation(
+    base: &Base,
+    own: Option<Generation>,
+    disk: &LedgerMarks,
+) -> std::result::Result<(), Behind> {
     let known = disk.generation;
     if own == Some(known) {
         return Ok(());
@@ -188,7 +200,7 @@ pub fn judge(base: &Base, own: Option<Generation>, disk: &LedgerMarks) -> std::r
             });
         }
     }
-    judge_ids(base, disk)
+    Ok(())
 }
 
 fn judge_ids(base: &Base, disk: &LedgerMarks) -> std::result::Result<(), Behind> {
@@ -252,6 +264,8 @@ pub struct Generations {
     own: RwLock<Option<Generation>>,
     /// The position that each disk was told of, durably.
     told: Mutex<HashMap<DiskId, u64>>,
+    /// Disks that said once that they obey this gateway.
+    obeyed: Mutex<HashSet<DiskId>>,
 }
 
 impl Generations {
@@ -289,6 +303,7 @@ impl Generations {
             holds,
             own: RwLock::new(None),
             told: Mutex::default(),
+            obeyed: Mutex::default(),
         };
         match behind {
             Some(why) => generations.enter_safe_mode(&why.to_string()),
@@ -383,7 +398,7 @@ impl Generations {
     }
 
     /// What a disk may be used for that says this of itself. One that knows better makes this gateway safe.
-    pub fn verdict(&self, disk: Option<&LedgerMarks>) -> Verdict {
+    pub fn verdict(&self, id: DiskId, disk: Option<&LedgerMarks>) -> Verdict {
         let Some(own) = self.own() else {
             return Verdict::ReadOnly;
         };
@@ -396,7 +411,13 @@ impl Generations {
         if !disk.is_plausible() {
             return Verdict::ReadOnly; // Not a ledger that is newer, but a disk that is wrong.
         }
-        match judge(&self.base, Some(own), disk) {
+        // A disk that lost what it flushed may have forgotten this gateway, and not the ids that it brought.
+        let has_obeyed = self.lock_obeyed().contains(&id);
+        let judged = match has_obeyed {
+            true => judge_generation(&self.base, Some(own), disk),
+            false => judge(&self.base, Some(own), disk),
+        };
+        match judged {
             Ok(()) => Verdict::Untold,
             Err(why) => {
                 self.enter_safe_mode(&why.to_string());
@@ -447,10 +468,16 @@ impl Generations {
                 let mut known = self.told.lock().unwrap_or_else(PoisonError::into_inner);
                 let position = known.entry(disk).or_default();
                 *position = marks.position.max(*position);
+                drop(known);
+                self.lock_obeyed().insert(disk);
             }
             Err(error) => self.refused_by(error),
         }
         told
+    }
+
+    fn lock_obeyed(&self) -> MutexGuard<'_, HashSet<DiskId>> {
+        self.obeyed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a disk knows of this commit, durably.

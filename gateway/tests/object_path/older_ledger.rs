@@ -392,6 +392,37 @@ async fn units_of_volumes_that_are_not_known_stay_until_an_operator_lets_go_of_t
     assert_reads(&accepted, &of_then).await;
 }
 
+/// A disk that lost the last write of its superblock obeys the generation of before again, and has ids that came since: it is told anew,
+/// and the gateway goes on.
+#[tokio::test]
+async fn a_disk_that_forgot_its_gateway_is_told_again() {
+    let (world, mut model) = (World::new("rs(4,2)", 9).await, Model::new());
+    fill(&world, &mut model, "old", 3).await;
+    let world = world.crash().await;
+    let before = world.objects.disks.generations().base().generation;
+    // Volumes that came since the ledger was opened, too.
+    world
+        .objects
+        .decide(world.disk(0), Membership::Draining)
+        .await
+        .unwrap();
+    move_units(&world).await;
+    fill(&world, &mut model, "new", 12).await;
+    tell(&world).await;
+    let forgetful = world.disk(3);
+    world.cluster.node.each(|id, disk| {
+        if id == forgetful {
+            disk.ledger.generation = before;
+            disk.ledger.position = 1;
+        }
+    });
+    world.poll().await;
+    world.poll().await;
+    assert!(!is_safe(&world));
+    fill(&world, &mut model, "later", 3).await;
+    assert_reads(&world, &model).await;
+}
+
 /// A disk whose superblock was damaged or forged claims what no ledger can be. It is left out; the others are written to, and no counter is
 /// moved to its end.
 #[tokio::test]
