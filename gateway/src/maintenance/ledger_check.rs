@@ -18,7 +18,8 @@ use crate::ledger::store::KeyRange;
 use crate::object::Objects;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often the known damage is looked at, and a piece of the pass is done.
 const LOOK: Duration = Duration::from_millis(500);
