@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use gateway::admin::nodes::NodeList;
 use gateway::admin::status::Status;
 use gateway::cluster::authority::Authority;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
@@ -81,8 +82,10 @@ pub async fn run(args: KitArgs) -> CommandResult {
             admin,
             passphrase,
         } => {
-            let kit = of_home(&Home::at(&data), &admin).await?;
-            kit.write(&file, passphrase.read()?.as_deref())?;
+            refuse_other_file(&file)?;
+            let passphrase = passphrase.read()?;
+            let kit = of_home(&Home::at(&data), &admin, passphrase.as_deref()).await?;
+            kit.write(&file, passphrase.as_deref())?;
             show!("{}", describe(&kit));
             say!("written to {}", file.display());
         }
@@ -131,11 +134,45 @@ fn check(file: &Path, data: Option<&Path>, passphrase: Option<&str>) -> CommandR
     Ok(())
 }
 
+/// What every kit begins with, encrypted or not.
+const BEGINNING: &str = "# Cairn recovery kit ";
+
+/// A kit replaces a kit, whole or not, and no other file: credentials, say, or another cluster's key.
+fn refuse_other_file(file: &Path) -> Result<(), String> {
+    let refused = || {
+        let file = file.display();
+        format!("{file} is there and is no recovery kit: it is not replaced; name another file")
+    };
+    match std::fs::metadata(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("{}: {error}", file.display())),
+        Ok(found) if !found.is_file() => Err(refused()),
+        Ok(_) => match read_text(file) {
+            Ok(text) if text.starts_with(BEGINNING) => Ok(()),
+            _ => Err(refused()),
+        },
+    }
+}
+
+/// The kit that is there; none only if there is no file.
+fn kit_before(file: &Path, passphrase: Option<&str>) -> Result<Option<Kit>, String> {
+    match std::fs::symlink_metadata(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        _ => Kit::read(file, passphrase).map(Some).map_err(|error| {
+            format!("{error}; what only this kit knows would be lost: move it away to write one without that")
+        }),
+    }
+}
+
 /// What a directory and a running gateway know; what neither says is as in the kit that is there.
-async fn of_home(home: &Home, admin: &AdminArgs) -> Result<Kit, Box<dyn std::error::Error + Send + Sync>> {
+async fn of_home(
+    home: &Home,
+    admin: &AdminArgs,
+    passphrase: Option<&str>,
+) -> Result<Kit, Box<dyn std::error::Error + Send + Sync>> {
     let (cluster, authority) = home.authority_kept()?;
     Authority::open(cluster, &authority)?; // A kit with a key that signs for nobody is no help.
-    let before = Kit::read(&home.kit(), None).ok();
+    let before = kit_before(&home.kit(), passphrase)?;
     let before = before.filter(|kit| kit.cluster == cluster);
     let nodes = admin.get_json::<NodeList>("/v1/nodes").await;
     let scheme = match &before {
@@ -157,4 +194,94 @@ async fn of_home(home: &Home, admin: &AdminArgs) -> Result<Kit, Box<dyn std::err
         nodes,
         authority,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new() -> Directory {
+            let path = std::env::temp_dir().join(format!("cairn-kit-{:x}", rand::random::<u64>()));
+            std::fs::create_dir(&path).unwrap();
+            Directory(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _left = std::fs::remove_dir_all(&self.0); // Of a test.
+        }
+    }
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        kit: KitArgs,
+    }
+
+    /// As a command; no gateway answers.
+    async fn kit(words: &[&str]) -> Result<(), String> {
+        let line = Line::try_parse_from([&["kit"], words].concat()).unwrap();
+        run(line.kit).await.map_err(|error| error.to_string())
+    }
+
+    const NOBODY: &str = "http://127.0.0.1:1";
+
+    #[tokio::test]
+    async fn a_kit_replaces_a_kit_and_no_other_file() {
+        let directory = Directory::new();
+        let data = directory.0.join("data");
+        let home = Home::at(&data);
+        let made = home.create("rs(4,2)".parse().unwrap(), "here", 1);
+        made.await.unwrap();
+        let write = async |file: &Path| {
+            let (file, data) = (file.to_str().unwrap(), data.to_str().unwrap());
+            kit(&["write", file, "--data", data, "--admin", NOBODY]).await
+        };
+        let credentials = data.join("credentials");
+        let before = std::fs::read(&credentials).unwrap();
+        let error = write(&credentials).await.unwrap_err();
+        assert!(error.contains("is no recovery kit"), "{error}");
+        assert_eq!(std::fs::read(&credentials).unwrap(), before);
+        assert!(write(&directory.0).await.is_err());
+        let file = directory.0.join("kit.txt");
+        write(&file).await.unwrap();
+        std::fs::write(&file, &std::fs::read(&file).unwrap()[..100]).unwrap(); // One that is not whole.
+        write(&file).await.unwrap();
+        assert_eq!(Kit::read(&file, None).unwrap().name, "here");
+    }
+
+    /// What only the kit of before knows is taken from it, or nothing is written.
+    #[tokio::test]
+    async fn a_kit_of_before_that_cannot_be_read_is_not_taken_for_none() {
+        let directory = Directory::new();
+        let data = directory.0.join("data");
+        let home = Home::at(&data);
+        let made = home.create("rs(4,2)".parse().unwrap(), "here", 1);
+        made.await.unwrap();
+        let (file, secret) = (directory.0.join("kit.txt"), directory.0.join("secret"));
+        std::fs::write(&secret, "correct horse\n").unwrap();
+        let mut known = Kit::read(&home.kit(), None).unwrap();
+        known.nodes = vec!["10.0.0.1:9100".into()];
+        known.write(&home.kit(), Some("correct horse")).unwrap();
+        let [file_name, data, secret] = [&file, &data, &secret].map(|path| path.to_str().unwrap());
+        let write = ["write", file_name, "--data", data, "--admin", NOBODY];
+        let error = kit(&write).await.unwrap_err();
+        assert!(error.contains("--passphrase-file"), "{error}");
+        let with_secret = [&write[..], &["--passphrase-file", secret]].concat();
+        kit(&with_secret).await.unwrap();
+        let written = Kit::read(&file, Some("correct horse")).unwrap();
+        assert_eq!((&written.nodes, &written.name[..]), (&known.nodes, "here"));
+        std::fs::write(home.kit(), "# Cairn recovery kit 1\ncut sh").unwrap();
+        let error = kit(&with_secret).await.unwrap_err();
+        assert!(error.contains("move it away"), "{error}");
+        // Without one, what it would have said is asked for.
+        std::fs::remove_file(home.kit()).unwrap();
+        let error = kit(&with_secret).await.unwrap_err();
+        assert!(!error.contains("move it away"), "{error}");
+    }
 }
