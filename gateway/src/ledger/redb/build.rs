@@ -16,6 +16,10 @@ use std::sync::Arc;
 /// Of pages, in memory.
 const CACHE_BYTES: usize = 64 << 20;
 
+/// What is added to a ledger's name for one in the making, by who makes it: two that make one at a time do not meet.
+const UNFINISHED: &str = ".unfinished";
+const UNREPAIRED: &str = ".unrepaired";
+
 /// A ledger in the making.
 pub struct Building {
     tree: Tree,
@@ -29,19 +33,23 @@ impl Building {
         if path.exists() {
             return Err(unavailable(path, &"there is a ledger already"));
         }
-        Building::beside(path)
+        Building::with_reserve(path, Arc::new(Reserve::beside(path)))
     }
 
-    /// The same, where there may be one that it will replace.
-    pub fn beside(path: &Path) -> Result<Building, LedgerError> {
-        Building::with_reserve(path, Arc::new(Reserve::beside(path)))
+    /// The same, in the place of one that is there and that nobody has open but the caller, who has it locked.
+    pub(super) fn to_repair(path: &Path) -> Result<Building, LedgerError> {
+        Building::named(path, UNREPAIRED, Arc::new(Reserve::beside(path)))
     }
 
     /// The same, with the reserve of the one that is there.
     pub(super) fn with_reserve(path: &Path, reserve: Arc<Reserve>) -> Result<Building, LedgerError> {
+        Building::named(path, UNFINISHED, reserve)
+    }
+
+    fn named(path: &Path, suffix: &str, reserve: Arc<Reserve>) -> Result<Building, LedgerError> {
         let failed = |error: io::Error| unavailable(path, &error);
         let mut unfinished = path.as_os_str().to_owned();
-        unfinished.push(".unfinished");
+        unfinished.push(suffix);
         let unfinished = PathBuf::from(unfinished);
         for left in [&unfinished, &sums_path_of(&unfinished)] {
             match std::fs::remove_file(left) {

@@ -3,6 +3,7 @@
 //! Each round damages a copy of a ledger that has rows in every table, opens it, and asks for everything. CI does a few dozens of
 //! rounds, `CAIRN_TEST_LONG=1` all; `CAIRN_TEST_SEED` repeats a run.
 
+use super::faulty::Lost;
 use super::file::{BLOCK_BYTES, sums_path_of};
 use super::*;
 use crate::ledger::key;
@@ -242,10 +243,7 @@ fn ask_everything(path: &Path, model: &Model, seen: &mut Seen) {
                 };
                 rest.start = key::after(&last.key);
             }
-            let is_in_gap = |key: &Bytes| {
-                gaps.iter()
-                    .any(|gap| gap.start <= *key && gap.end.as_ref().is_none_or(|end| key < end))
-            };
+            let is_in_gap = |key: &Bytes| gaps.iter().any(|gap| offline::contains(gap, key));
             let found: BTreeMap<_, _> = rows.into_iter().map(|row| (row.key, row.versioned)).collect();
             for row in &right {
                 match found.get(&row.key) {
@@ -558,11 +556,7 @@ fn a_damaged_tree_is_mended_while_it_is_open() {
                 return;
             };
             // Rows as they were when all was closed: nothing came into the tree since, or it came whole.
-            let lost = |key: &Bytes| {
-                let is_inside =
-                    |part: &Gap| part.start <= *key && part.end.as_ref().is_none_or(|end| key < end);
-                mending.parts().iter().any(is_inside)
-            };
+            let lost = |key: &Bytes| mending.parts().iter().any(|part| offline::contains(part, key));
             let of_then =
                 match mending.position() == original.model.values().map(|row| row.version).max().unwrap() {
                     true => original.model.clone(),
@@ -785,4 +779,327 @@ fn a_repair_keeps_every_row_that_verifies_and_lists_the_others() {
         });
     }
     println!("repairs: {lost} rows lost, {recovered} recovered from damaged pages");
+}
+
+/// Bytes of a block of a file.
+fn block_at(block: usize) -> std::ops::Range<u64> {
+    (block * BLOCK_BYTES) as u64..((block + 1) * BLOCK_BYTES) as u64
+}
+
+/// The key of an object's row, and a block that has it.
+fn block_of_object(original: &Original, rng: &mut StdRng) -> usize {
+    let is_object = |key: &&Bytes| key.starts_with(b"o");
+    let keys: Vec<&Bytes> = original.model.keys().filter(is_object).collect();
+    find(&original.files[0].1, keys.choose(rng).unwrap(), rng).unwrap() / BLOCK_BYTES
+}
+
+/// How many rows a ledger lost; those that it has are right.
+fn missing_of(path: &Path, model: &Model) -> usize {
+    let store = RedbStore::open(path, CACHE_BYTES).unwrap();
+    runtime().block_on(async {
+        let mut missing = 0;
+        for (key, right) in model {
+            match &store.get(vec![key.clone()]).await.unwrap()[0] {
+                Some(found) => assert_eq!(found, right, "{}", key::words(key)),
+                None => missing += 1,
+            }
+        }
+        missing
+    })
+}
+
+/// A sector that the disk lost costs offline tools the rows in it, and nothing else.
+#[test]
+fn a_sector_that_cannot_be_read_is_repaired_as_a_damaged_page_is() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 2);
+    let (blocks, mut repaired) = (original.files[0].1.len() / BLOCK_BYTES, 0);
+    for round in 0..rounds(8, 200) {
+        let block = match round {
+            0 => 0,
+            _ if round % 2 == 0 => rng.random_range(0..blocks),
+            _ => block_of_object(&original, &mut rng),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let path = original.put_down(directory.path());
+        let _lost = Lost::of(&path, block_at(block));
+        let checked = offline::check(&path).unwrap();
+        assert!(!checked.is_clean() && checked.has_sums);
+        assert_eq!(checked.unreadable_blocks, [block as u64]);
+        assert_eq!(checked.damaged_blocks, [block as u64]);
+        let plan = match offline::repair(&path, &offline::Nowhere) {
+            Ok(plan) => plan,
+            // What opening needs: said, and for a restore.
+            Err(LedgerError::Damaged { .. }) => continue,
+            Err(other) => panic!("block {block}: {other}"),
+        };
+        repaired += 1;
+        assert!(plan.not_copied[0].starts_with("1 blocks of "), "{plan:?}");
+        let mut right = original.files[0].1.clone();
+        right[block * BLOCK_BYTES..][..BLOCK_BYTES].fill(0);
+        assert!(std::fs::read(&plan.aside[0]).unwrap() == right);
+        assert!(offline::check(&path).unwrap().is_tree_whole);
+        let missing = missing_of(&path, &original.model);
+        assert!(missing == 0 || !plan.given_up.is_empty(), "{missing}: {plan:?}");
+        assert!(block > 0 || missing == 0, "the header is known from the sums");
+    }
+    assert!(repaired > 4, "{repaired}");
+}
+
+/// A sector that the disk lost is damage that a pass counts, at its place; the pass goes on, and so does the engine.
+#[test]
+fn a_pass_goes_on_behind_a_sector_that_cannot_be_read() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 0);
+    let directory = tempfile::tempdir().unwrap();
+    let path = original.put_down(directory.path());
+    let block = block_of_object(&original, &mut rng);
+    let blocks = (original.files[0].1.len() / BLOCK_BYTES) as u64;
+    let _lost = Lost::of(&path, block_at(block));
+    let store = RedbStore::open(&path, CACHE_BYTES).unwrap();
+    runtime().block_on(async {
+        let checked = store.check_blocks(0, 1 << 20).await.unwrap();
+        assert_eq!((checked.wrong, checked.next), (1, None));
+        assert!(checked.blocks >= blocks);
+    });
+    drop(store);
+    let mut seen = Seen::default();
+    ask_everything(&path, &original.model, &mut seen);
+    assert_eq!(seen.refused, 0, "{seen:?}");
+}
+
+/// The block that is lost is noted, and not the first one of its page.
+#[test]
+fn the_block_that_is_lost_is_the_one_that_is_noted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ledger.redb");
+    let key = Bytes::from_static(b"zz");
+    let value = Bytes::from(vec![0xC7; 10 * BLOCK_BYTES]);
+    runtime().block_on(async {
+        let store = Arc::new(RedbStore::create(&path, CACHE_BYTES).unwrap());
+        let put = |key: Bytes, value: Bytes| Mutation::Put { key, value };
+        // Enough that the row has a page which no other row is found through.
+        let few = (0..300).map(|n: u32| put(n.to_be_bytes().to_vec().into(), vec![1; 90].into()));
+        let mutations = few.chain([put(key.clone(), value)]).collect();
+        let commit = Commit {
+            preconditions: Vec::new(),
+            mutations,
+        };
+        store.commit(commit).await.unwrap();
+        store.shutdown().await;
+    });
+    let content = std::fs::read(&path).unwrap();
+    let at = memchr::memmem::find(&content, &[0xC7; 9 * BLOCK_BYTES]).unwrap();
+    let block = at / BLOCK_BYTES + 5;
+    let _lost = Lost::of(&path, block_at(block));
+    runtime().block_on(async {
+        let store = RedbStore::open(&path, CACHE_BYTES).unwrap();
+        let found = store.get(vec![key]).await;
+        assert!(matches!(found, Err(LedgerError::Damaged { .. })), "{found:?}");
+        store.check_blocks(0, 1 << 20).await.unwrap();
+        assert_eq!(store.damage().unwrap().words(5), [format!("page {block}")]);
+    });
+}
+
+/// Sums of which the disk lost a sector are made anew by the engine; tools go by redb's own.
+#[test]
+fn sums_that_cannot_be_read_are_as_none() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    for late in [0, 2] {
+        let original = original(&mut rng, late);
+        let directory = tempfile::tempdir().unwrap();
+        let path = original.put_down(directory.path());
+        {
+            let _lost = Lost::of(&sums_path_of(&path), 0..512);
+            let checked = offline::check(&path).unwrap();
+            assert!(!checked.has_sums && checked.damaged.is_empty() && checked.is_tree_whole);
+            let plan = offline::plan(&path, &offline::Nowhere).unwrap();
+            assert!(plan.given_up.is_empty(), "{plan:?}");
+            let mut seen = Seen::default();
+            ask_everything(&path, &original.model, &mut seen);
+            assert_eq!(seen.harmless, 1, "{seen:?}");
+        }
+        // They are not there, and a page is damaged: what it may hide is not taken for absent.
+        let path = original.put_down(directory.path());
+        let mut content = original.files[0].1.clone();
+        let block = block_of_object(&original, &mut rng);
+        content[block * BLOCK_BYTES + 8..][..500].fill(0x11);
+        std::fs::write(&path, &content).unwrap();
+        std::fs::remove_file(sums_path_of(&path)).unwrap();
+        let checked = offline::check(&path).unwrap();
+        if !checked.is_tree_whole {
+            let plan = offline::plan(&path, &offline::Nowhere);
+            let is_said = |plan: offline::Plan| plan.given_up[0].contains("no checksums");
+            assert!(plan.is_ok_and(is_said));
+        }
+        // They are there, and are no file: that is said, and they are not taken for absent.
+        std::fs::create_dir(sums_path_of(&path)).unwrap();
+        let refused = offline::plan(&path, &offline::Nowhere);
+        assert!(
+            matches!(refused, Err(LedgerError::Unavailable { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+/// What of the log cannot be read is said to be lost, and the rest is taken up. A log that cannot be opened is not taken for none.
+#[test]
+fn a_log_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 3);
+    let last = original.model.values().map(|row| row.version).max().unwrap();
+    let frame = memchr::memmem::rfind_iter(&original.files[2].1, b"cairnlog")
+        .find(|at| original.files[2].1[at + 24..at + 32] == last.to_le_bytes())
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = original.put_down(directory.path());
+    let log_path = log::path_of(&path);
+    {
+        let _lost = Lost::of(&log_path, block_at(frame / BLOCK_BYTES));
+        let checked = offline::check(&path).unwrap();
+        assert_eq!(
+            (checked.log_commits, checked.log_damage.len()),
+            (2, 1),
+            "{checked:?}"
+        );
+        let plan = offline::plan(&path, &offline::Nowhere).unwrap();
+        assert_eq!(plan.commits, 2);
+        assert!(plan.given_up[0].contains("blocks of"), "{plan:?}");
+    }
+    std::fs::remove_file(&log_path).unwrap();
+    std::fs::create_dir(&log_path).unwrap();
+    for refused in [
+        offline::check(&path).map(drop),
+        offline::repair(&path, &offline::Nowhere).map(drop),
+    ] {
+        assert!(
+            matches!(refused, Err(LedgerError::Unavailable { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+/// Does something when it is asked, and has nothing.
+struct Then<F>(F);
+
+impl<F: Fn()> offline::LostRows for Then<F> {
+    fn rows_of(&self, parts: &[Gap], _: &offline::KnownRows) -> Result<Vec<Option<Vec<Row>>>, String> {
+        self.0();
+        Ok(vec![None; parts.len()])
+    }
+}
+
+/// A ledger with a damaged page that has rows.
+fn put_down_damaged(original: &Original, directory: &Path, rng: &mut StdRng) -> PathBuf {
+    let path = original.put_down(directory);
+    let mut content = original.files[0].1.clone();
+    let is_object = |key: &&Bytes| key.starts_with(b"o");
+    let keys: Vec<&Bytes> = original.model.keys().filter(is_object).collect();
+    let key = keys.choose(rng).unwrap();
+    let places: Vec<usize> = memchr::memmem::find_iter(&content, key).collect();
+    places.iter().for_each(|at| content[*at..at + 9].fill(b'?'));
+    std::fs::write(&path, &content).unwrap();
+    path
+}
+
+/// A gateway that is started while a ledger is repaired commits to the new one, or not at all.
+#[test]
+fn what_is_committed_while_a_ledger_is_repaired_is_not_lost() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 0);
+    for _ in 0..rounds(5, 100) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = put_down_damaged(&original, directory.path(), &mut rng);
+        let (begun, begins) = std::sync::mpsc::channel();
+        let started = path.clone();
+        let gateway = std::thread::spawn(move || {
+            begins.recv().unwrap();
+            let store = loop {
+                match RedbStore::open(&started, CACHE_BYTES) {
+                    Ok(store) => break Arc::new(store),
+                    Err(LedgerError::Unavailable { .. }) => std::thread::yield_now(),
+                    Err(other) => panic!("{other}"),
+                }
+            };
+            runtime().block_on(async {
+                let mutations = vec![Mutation::Put {
+                    key: Bytes::from_static(b"zz"),
+                    value: Bytes::from_static(b"acknowledged"),
+                }];
+                let preconditions = Vec::new();
+                let committed = store
+                    .commit(Commit {
+                        preconditions,
+                        mutations,
+                    })
+                    .await;
+                store.shutdown().await;
+                committed.unwrap();
+            });
+        });
+        offline::repair(&path, &Then(|| begun.send(()).unwrap())).unwrap();
+        gateway.join().unwrap();
+        let store = RedbStore::open(&path, CACHE_BYTES).unwrap();
+        let found = runtime()
+            .block_on(store.get(vec![Bytes::from_static(b"zz")]))
+            .unwrap();
+        assert_eq!(found[0].as_ref().unwrap().value, "acknowledged");
+    }
+}
+
+/// A repair leaves what others make and have alone, and nothing of itself when it fails.
+#[test]
+fn a_repair_that_is_refused_changes_nothing() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 0);
+    let directory = tempfile::tempdir().unwrap();
+    let path = put_down_damaged(&original, directory.path(), &mut rng);
+    let names = || {
+        let entries = std::fs::read_dir(directory.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    // What a gateway makes of a damaged ledger that it has open.
+    let unfinished = directory.path().join("ledger.redb.unfinished");
+    std::fs::write(&unfinished, "of a gateway").unwrap();
+    let store = RedbStore::open(&path, CACHE_BYTES).unwrap();
+    let before = names();
+    let refused = offline::repair(&path, &offline::Nowhere);
+    assert!(
+        matches!(refused, Err(LedgerError::Unavailable { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(names(), before);
+    drop(store);
+    // Another one comes into its place, as when a gateway mends it between this one's opening and locking it.
+    let other = directory.path().join("other");
+    std::fs::write(&other, &original.files[0].1).unwrap();
+    let replace = Then(|| std::fs::rename(&other, &path).unwrap());
+    let refused = offline::repair(&path, &replace);
+    assert!(
+        matches!(refused, Err(LedgerError::Unavailable { .. })),
+        "{refused:?}"
+    );
+    assert!(std::fs::read(&path).unwrap() == original.files[0].1);
+    assert_eq!(std::fs::read(&unfinished).unwrap(), b"of a gateway");
+    let is_new = |name: &std::ffi::OsString| name.to_string_lossy().contains("unrepaired");
+    assert!(!names().iter().any(is_new), "{:?}", names());
+}
+
+/// A file that another one replaced before it was locked is not gone on with.
+#[test]
+fn a_file_that_was_replaced_while_it_was_opened_is_refused() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 0);
+    let directory = tempfile::tempdir().unwrap();
+    let path = original.put_down(directory.path());
+    let reserve = Arc::new(Reserve::beside(&path));
+    let file = file::PageFile::open(&path, reserve, Arc::default(), Arc::default()).unwrap();
+    let other = directory.path().join("other");
+    std::fs::copy(&path, &other).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let opened = ::redb::Builder::new().create_with_backend(file::Backend(file));
+    let refused = opened.map(drop).unwrap_err().to_string();
+    assert!(refused.contains("came into its place"), "{refused}");
 }

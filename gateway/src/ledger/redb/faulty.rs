@@ -10,7 +10,11 @@ use super::tree::{Source, initialise};
 use crate::ledger::store::LedgerError;
 use redb::{Builder, Database, StorageBackend};
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -213,5 +217,43 @@ impl Ground for Plot {
     fn space(&self) -> io::Result<(u64, u64)> {
         let taken = self.own.load(Ordering::SeqCst) + self.others.load(Ordering::SeqCst);
         Ok((self.total, self.total.saturating_sub(taken)))
+    }
+}
+
+/// Bytes of files that cannot be read, as of a disk that lost sectors. Until it is dropped.
+pub struct Lost(u64, u64);
+
+static LOST: Mutex<Vec<(u64, u64, Range<u64>)>> = Mutex::new(Vec::new());
+
+impl Lost {
+    /// Of a file that is there.
+    pub fn of(path: &Path, bytes: Range<u64>) -> Lost {
+        let found = path.metadata().unwrap();
+        LOST.lock().unwrap().push((found.dev(), found.ino(), bytes));
+        Lost(found.dev(), found.ino())
+    }
+
+    /// Fails a read that meets them.
+    pub fn check(file: &File, at: u64, bytes: usize) -> io::Result<()> {
+        let end = at + bytes as u64;
+        let lost = LOST.lock().unwrap();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let found = file.metadata()?;
+        let is_met = |(dev, ino, lost): &(u64, u64, Range<u64>)| {
+            (*dev, *ino) == (found.dev(), found.ino()) && lost.start < end && at < lost.end
+        };
+        match lost.iter().any(is_met) {
+            true => Err(rustix::io::Errno::IO.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        let mut lost = LOST.lock().unwrap();
+        lost.retain(|(dev, ino, _)| (*dev, *ino) != (self.0, self.1));
     }
 }

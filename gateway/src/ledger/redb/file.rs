@@ -25,7 +25,8 @@
 //! redb's own checksums are verified once, all of them, and the sums made anew.
 //!
 //! Invariants:
-//! - redb gets bytes that are what was written last, or an unwinding.
+//! - redb gets bytes that are what was written last, or an unwinding. A block that cannot be read is as one that is not what was
+//!   written: a disk that lost one sector has the others.
 //! - The lock over the sums is held for work in memory only.
 
 use super::reserve::{Reserve, Unflushed, WithReserve};
@@ -33,11 +34,12 @@ use crate::ledger::damage::Damage;
 use ::redb::backends::FileBackend;
 use ::redb::{BackendError, StorageBackend};
 use crc_fast::CrcAlgorithm;
+use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Bound;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -63,6 +65,57 @@ const _: () = assert!(HEADER_AT + HEADER_BYTES <= UNIT_BODY);
 /// What unwinds out of a read of a block that is not what was written.
 #[derive(Debug)]
 pub struct DamagedPage(pub u64);
+
+/// Whether an error says that a disk lost what was to be read, and not that the file cannot be reached.
+pub(super) fn is_lost(error: &io::Error) -> bool {
+    const LOST: [Errno; 6] = [
+        Errno::IO,
+        Errno::NODATA,
+        Errno::ILSEQ,
+        Errno::REMOTEIO,
+        Errno::BADMSG,
+        Errno::UCLEAN,
+    ];
+    Errno::from_io_error(error).is_some_and(|error| LOST.contains(&error))
+}
+
+/// Whether this file is the one that is at a path now.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let (file, found) = (file.metadata()?, path.metadata()?);
+    Ok((file.dev(), file.ino()) == (found.dev(), found.ino()))
+}
+
+/// Fills these bytes from a file. All files of a ledger are read so.
+pub(super) fn read_at(file: &File, out: &mut [u8], at: u64) -> io::Result<()> {
+    #[cfg(test)]
+    super::faulty::Lost::check(file, at, out.len())?;
+    file.read_exact_at(out, at)
+}
+
+/// The same, with zeros in blocks that a disk lost; answers which these are.
+pub(super) fn read_beside(file: &File, out: &mut [u8], at: u64) -> io::Result<Vec<u64>> {
+    match read_at(file, out, at) {
+        Err(error) if is_lost(&error) => {}
+        read => return read.map(|()| Vec::new()),
+    }
+    let mut lost = Vec::new();
+    let mut rest = out;
+    let mut at = at;
+    while !rest.is_empty() {
+        let within = (at % BLOCK_BYTES as u64) as usize;
+        let (bytes, behind) = rest.split_at_mut(rest.len().min(BLOCK_BYTES - within));
+        match read_at(file, bytes, at) {
+            Err(error) if is_lost(&error) => {
+                bytes.fill(0);
+                lost.push(at / BLOCK_BYTES as u64);
+            }
+            read => read?,
+        }
+        at += bytes.len() as u64;
+        rest = behind;
+    }
+    Ok(lost)
+}
 
 /// The checksum of these bytes.
 pub fn sum(bytes: &[u8]) -> u64 {
@@ -112,7 +165,7 @@ pub enum BlockState {
     Whole,
     /// One bit of it was wrong and was set right.
     Corrected,
-    /// It is not what was written.
+    /// It is not what was written, or cannot be read.
     Damaged,
 }
 
@@ -217,6 +270,7 @@ pub struct PageFile {
     /// Locks, and what else redb wants of a file.
     backend: WithReserve<FileBackend>,
     reserve: Arc<Reserve>,
+    path: PathBuf,
     file: File,
     sums_file: File,
     state: RwLock<State>,
@@ -259,6 +313,7 @@ impl PageFile {
         Ok(Arc::new(PageFile {
             backend: WithReserve::new(backend, Some(file.try_clone()?), reserve.clone(), unflushed)?,
             reserve,
+            path: path.to_owned(),
             file,
             sums_file: sums.open(sums_path_of(path))?,
             state: RwLock::new(State::of_blocks(0)),
@@ -288,11 +343,17 @@ impl PageFile {
         Ok(self.file.metadata()?.len().div_ceil(BLOCK_BYTES as u64))
     }
 
-    /// Finds out whether the sums are those of the file.
+    /// Finds out whether the sums are those of the file, and the file is the one of its name: what a repair put in its place before this
+    /// one was locked would be what the next start opens.
     fn identify(&self) -> io::Result<()> {
         let mut is_identified = locked(&self.is_identified);
         if *is_identified {
             return Ok(());
+        }
+        if !is_at(&self.file, &self.path)? {
+            return Err(io::Error::other(
+                "another file came into its place while it was opened",
+            ));
         }
         let bytes = self.file.metadata()?.len();
         if bytes == 0 {
@@ -300,7 +361,9 @@ impl PageFile {
             self.is_checking.store(true, Ordering::Release);
         } else {
             let mut content = vec![0; usize::try_from(self.sums_file.metadata()?.len()).unwrap_or(0)];
-            self.sums_file.read_exact_at(&mut content, 0)?;
+            if !read_beside(&self.sums_file, &mut content, 0)?.is_empty() {
+                content.clear(); // They are made anew.
+            }
             if let Some(mut state) = read_sums(&content)
                 && self.has_header(&mut state)?
             {
@@ -319,7 +382,7 @@ impl PageFile {
     /// Whether the file's header is the one that the sums know; sets it right if it is but for some bits.
     fn has_header(&self, state: &mut State) -> io::Result<bool> {
         let mut header = [0; HEADER_BYTES];
-        self.file.read_exact_at(&mut header, 0)?;
+        read_at(&self.file, &mut header, 0)?;
         if header == state.header {
             return Ok(true);
         }
@@ -346,12 +409,12 @@ impl PageFile {
     pub fn make_sums(&self) -> io::Result<()> {
         let blocks = self.blocks()? as usize;
         let mut state = State::of_blocks(blocks);
-        self.file.read_exact_at(&mut state.header, 0)?;
+        read_at(&self.file, &mut state.header, 0)?;
         state.header_sum_before = sum(&state.header);
         let mut bytes = vec![0; 256 * BLOCK_BYTES];
         for first in (1..blocks).step_by(256) {
             let bytes = &mut bytes[..(blocks - first).min(256) * BLOCK_BYTES];
-            self.file.read_exact_at(bytes, (first * BLOCK_BYTES) as u64)?;
+            read_at(&self.file, bytes, (first * BLOCK_BYTES) as u64)?;
             for (block, bytes) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
                 state.set(block, block_sum(bytes));
             }
@@ -412,14 +475,29 @@ impl PageFile {
             if block == 0 || self.holds(block, bytes) {
                 continue;
             }
-            if self.check_block(block)? != BlockState::Damaged {
-                self.file.read_exact_at(bytes, block * BLOCK_BYTES as u64)?;
-            }
-            if !self.holds(block, bytes) {
+            let is_whole = self.check_block(block)? != BlockState::Damaged;
+            if !is_whole || !self.read_block(block, bytes)? || !self.holds(block, bytes) {
                 self.unwind(block);
             }
         }
         Ok(())
+    }
+
+    /// What is at a place, which may be of several blocks; unwinds from the first one that is lost.
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let lost = read_beside(&self.file, out, offset)?;
+        if let Some(block) = lost.first() {
+            self.unwind(*block);
+        }
+        Ok(())
+    }
+
+    /// Whether it can be read.
+    fn read_block(&self, block: u64, bytes: &mut [u8]) -> io::Result<bool> {
+        match read_at(&self.file, bytes, block * BLOCK_BYTES as u64) {
+            Err(error) if is_lost(&error) => Ok(false),
+            read => read.map(|()| true),
+        }
     }
 
     fn unwind(&self, block: u64) -> ! {
@@ -435,19 +513,22 @@ impl PageFile {
     /// Reads a block from the file and sees whether it is what was written; sets one wrong bit right.
     pub fn check_block(&self, block: u64) -> io::Result<BlockState> {
         let mut bytes = [0; BLOCK_BYTES];
-        let at = block * BLOCK_BYTES as u64;
-        self.file.read_exact_at(&mut bytes, at)?;
+        if !self.read_block(block, &mut bytes)? {
+            return Ok(BlockState::Damaged);
+        }
         if block == 0 || self.holds(block, &bytes) {
             return Ok(BlockState::Whole);
         }
         let _alone = self.correcting.write().unwrap_or_else(PoisonError::into_inner);
-        self.file.read_exact_at(&mut bytes, at)?;
+        if !self.read_block(block, &mut bytes)? {
+            return Ok(BlockState::Damaged);
+        }
         if self.holds(block, &bytes) {
             return Ok(BlockState::Whole);
         }
         let expected = self.state().sums.get(block as usize).copied().unwrap_or(0);
         if correct(&mut bytes, expected) && self.holds(block, &bytes) {
-            self.file.write_all_at(&bytes, at)?;
+            self.file.write_all_at(&bytes, block * BLOCK_BYTES as u64)?;
             self.damage.note_corrected(block);
             return Ok(BlockState::Corrected);
         }
@@ -466,15 +547,14 @@ impl StorageBackend for Backend {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.0.identify()?;
-        let read = self.0.backend.read(offset, out);
-        match (read, self.0.is_checking()) {
-            (Ok(()), true) => self.0.check(offset, out),
-            // A sector that cannot be read is lost, and the others are not.
-            (Err(error), true) if offset > 0 && error.kind() != io::ErrorKind::UnexpectedEof => {
-                self.0.unwind(offset / BLOCK_BYTES as u64)
-            }
-            (read, _) => read,
+        if !self.0.is_checking() {
+            return read_at(&self.0.file, out, offset);
         }
+        match offset {
+            0 => read_at(&self.0.file, out, 0)?, // Without its header there is no tree.
+            _ => self.0.read(offset, out)?,
+        }
+        self.0.check(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -6,10 +6,12 @@
 //!
 //! Invariants:
 //! - A check changes no file. A repair first copies the files aside, and the new ledger comes under the name when it is whole.
+//! - A repair has the ledger locked from before it reads it until the new one is in its place, as a gateway has.
+//! - What cannot be read is damaged, or is why nothing is done; it is never taken for absent.
 //! - What is given up is listed before it is.
 
-use super::file::BLOCK_BYTES;
-use super::overlay::{Found, Still};
+use super::file::{BLOCK_BYTES, read_beside, sums_path_of};
+use super::overlay::{Found, Still, read_whole};
 use super::tree::{Failure, Table, Tree, damaged, unavailable, unseal};
 use super::{Building, Rows, log};
 use crate::ledger::key;
@@ -19,6 +21,9 @@ use bytes::Bytes;
 use prost::Message;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Rows at a time.
@@ -72,6 +77,8 @@ pub struct Report {
     pub correctable_blocks: Vec<u64>,
     /// Blocks that are not what was written. One that no row is lost by is not in use.
     pub damaged_blocks: Vec<u64>,
+    /// Those of them that the disk cannot read, in use or not.
+    pub unreadable_blocks: Vec<u64>,
     /// Rows that were read and verified.
     pub rows: u64,
     /// Rows and parts of the key space that cannot be read, in words.
@@ -92,6 +99,7 @@ impl Report {
             && self.log_damage.is_empty()
             && self.references.is_empty()
             && self.correctable_blocks.is_empty()
+            && self.unreadable_blocks.is_empty()
     }
 }
 
@@ -114,6 +122,8 @@ pub struct Plan {
     pub given_up: Vec<String>,
     /// Files that the old ones are copied to.
     pub aside: Vec<PathBuf>,
+    /// What of them could not be read and is zeros in the copies, in words.
+    pub not_copied: Vec<String>,
     /// The version of the last commit of the new ledger.
     pub position: u64,
 }
@@ -122,6 +132,10 @@ struct Opened {
     still: Still,
     tree: Tree,
     log_id: Option<log::LogId>,
+    /// What the log holds, with wrong bits set right.
+    log: Vec<u8>,
+    /// Blocks of it that cannot be read, and are zeros in that.
+    log_blocks_lost: usize,
     /// The log has commits that the tree has not.
     log_matters: bool,
     position: u64,
@@ -129,18 +143,39 @@ struct Opened {
 
 fn open(path: &Path) -> Result<Opened, LedgerError> {
     let failed = |error: std::io::Error| unavailable(path, &error);
-    let still = Still::open(path).map_err(failed)?;
+    let before = Still::open(path).map_err(failed)?;
     let tree = Tree::of(Box::new(Still::open(path).map_err(failed)?))?;
+    // Sums are read before the file is locked: a gateway that ended in between has left others.
+    let still = Still::open(path).map_err(failed)?;
+    if !still.has_sums_of(&before) {
+        return Err(unavailable(
+            path,
+            &"it was written while it was opened: try again",
+        ));
+    }
     let described = tree.describe().map_err(|failure| damaged(path, &failure))?;
+    let log_path = log::path_of(path);
+    let log = read_whole(&log_path).map_err(|error| unavailable(&log_path, &error))?;
+    let (mut log, log_blocks_lost) = log.unwrap_or_default();
+    if let Some(id) = &described.log {
+        log::correct(id, &mut log, described.sequence);
+    }
     // Of a format before, in memory.
     tree.migrate().map_err(|failure| damaged(path, &failure))?;
     Ok(Opened {
         still,
         tree,
         log_id: described.log,
+        log,
+        log_blocks_lost: log_blocks_lost.len(),
         log_matters: described.log_matters,
         position: described.sequence,
     })
+}
+
+/// Whether a key is in a part.
+pub(super) fn contains(part: &Gap, key: &Bytes) -> bool {
+    part.start <= *key && part.end.as_ref().is_none_or(|end| key < end)
 }
 
 fn words_of(gap: &Gap) -> String {
@@ -182,15 +217,21 @@ fn read_log(path: &Path, opened: &Opened) -> (Vec<log::Logged>, Vec<String>, u64
         return Default::default();
     };
     let log_path = log::path_of(path);
-    let mut content = std::fs::read(&log_path).unwrap_or_default();
-    log::correct(id, &mut content, opened.position);
-    let salvaged = log::salvage(id, &content, opened.position);
+    let salvaged = log::salvage(id, &opened.log, opened.position);
     let (mut lost, mut next) = (Vec::new(), opened.position + 1);
-    if opened.log_matters && content.len() != 2 * log::HALF_BYTES {
+    if opened.log_matters && opened.log.len() != 2 * log::HALF_BYTES {
         let (shown, last) = (log_path.display(), salvaged.commits.last());
         let after = last.map_or(opened.position, |(version, _)| *version);
         lost.push(format!(
             "{shown} is not there or was cut short: what was committed after {after} is lost"
+        ));
+    }
+    if opened.log_matters && opened.log_blocks_lost > 0 {
+        lost.push(format!(
+            "{} blocks of {} cannot be read: commits after {} that were in them",
+            opened.log_blocks_lost,
+            log_path.display(),
+            opened.position
         ));
     }
     for (version, _) in &salvaged.commits {
@@ -208,13 +249,12 @@ fn read_log(path: &Path, opened: &Opened) -> (Vec<log::Logged>, Vec<String>, u64
 }
 
 /// The last commits that the tree has, as far as the log still has them.
-fn last_commits(path: &Path, opened: &Opened) -> Vec<log::Logged> {
-    let content = opened.log_id.map(|id| (id, std::fs::read(log::path_of(path))));
-    let Some((id, Ok(content))) = content else {
+fn last_commits(opened: &Opened) -> Vec<log::Logged> {
+    let Some(id) = &opened.log_id else {
         return Vec::new();
     };
     let mut next = opened.position;
-    let mut all = log::salvage(&id, &content, 0).commits;
+    let mut all = log::salvage(id, &opened.log, 0).commits;
     all.retain(|(version, _)| *version <= opened.position);
     let mut last = Vec::new();
     while let Some(commit) = all.pop_if(|(version, _)| *version >= next && next > 0) {
@@ -234,7 +274,7 @@ pub fn check(path: &Path) -> Result<Report, LedgerError> {
     let still = Still::open(path).map_err(|error| unavailable(path, &error))?;
     report.has_sums = still.has_sums();
     report.blocks = still.blocks().map_err(|error| unavailable(path, &error))?;
-    (report.correctable_blocks, report.damaged_blocks) = wrong_blocks(&still).map_err(failed)?;
+    look_at_blocks(&still, &mut report).map_err(|error| unavailable(path, &error))?;
     // Also finds out whether somebody has it open.
     let whole = still.database().map(|mut database| {
         // Dropped while it unwinds, if it does: redb then does not try to close what it could not read.
@@ -281,17 +321,19 @@ pub fn check(path: &Path) -> Result<Report, LedgerError> {
     Ok(report)
 }
 
-fn wrong_blocks(still: &Still) -> Result<(Vec<u64>, Vec<u64>), Failure> {
-    let (mut correctable, mut damaged) = (Vec::new(), Vec::new());
-    for block in 0..still.blocks()? {
-        let mut bytes = still.read_raw(block)?;
-        match still.check(block, &mut bytes) {
+fn look_at_blocks(still: &Still, report: &mut Report) -> io::Result<()> {
+    for block in 0..report.blocks {
+        let (found, is_readable) = still.look_at(block)?;
+        match found {
             Found::Whole => {}
-            Found::OneBit => correctable.push(block),
-            Found::Damaged => damaged.push(block),
+            Found::OneBit => report.correctable_blocks.push(block),
+            Found::Damaged => report.damaged_blocks.push(block),
+        }
+        if !is_readable {
+            report.unreadable_blocks.push(block);
         }
     }
-    Ok((correctable, damaged))
+    Ok(())
 }
 
 /// The bucket that a row names, and blobs.
@@ -344,10 +386,7 @@ impl References {
     }
 
     fn dangling(&self, gaps: &[Gap]) -> Vec<String> {
-        let is_lost = |key: &Bytes| {
-            gaps.iter()
-                .any(|gap| gap.start <= *key && gap.end.as_ref().is_none_or(|end| key < end))
-        };
+        let is_lost = |key: &Bytes| gaps.iter().any(|gap| contains(gap, key));
         let any_bucket_lost = gaps
             .iter()
             .any(|gap| gap.end.as_ref().is_none_or(|end| end[..] > b"b"[..]) && gap.start[..] < b"c"[..]);
@@ -377,32 +416,73 @@ impl References {
 
 /// Says what a repair would do, and changes nothing.
 pub fn plan(path: &Path, elsewhere: &dyn LostRows) -> Result<Plan, LedgerError> {
-    gather(path, elsewhere, &mut |_, _| Ok(()))
+    gather(path, &open(path)?, elsewhere, &mut |_, _| Ok(()))
 }
 
 /// Builds the ledger anew from what can be had of it, and puts it in the place of the old one, which is copied aside.
 pub fn repair(path: &Path, elsewhere: &dyn LostRows) -> Result<Plan, LedgerError> {
-    let building = Building::beside(path)?;
-    let mut plan = gather(path, elsewhere, &mut |rows, position| {
-        building.apply(rows, position)
-    })?;
-    let failed = |error: std::io::Error| unavailable(path, &error);
-    for file in [
-        path.to_owned(),
-        super::file::sums_path_of(path),
-        log::path_of(path),
-    ] {
-        if file.exists() {
-            let aside = aside_of(&file);
-            std::fs::copy(&file, &aside).map_err(failed)?;
-            std::fs::File::open(&aside)
-                .and_then(|copy| copy.sync_all())
-                .map_err(failed)?;
-            plan.aside.push(aside);
+    // Locked until the new one is in its place: a gateway that is started meanwhile is refused, and commits nothing that would be lost.
+    let opened = open(path)?;
+    let building = Building::to_repair(path)?;
+    match gather_and_copy(path, &opened, elsewhere, &building) {
+        Ok(plan) => building.finish().map(|()| plan),
+        Err(error) => {
+            building.abandon();
+            Err(error)
         }
     }
-    building.finish()?;
-    Ok(plan)
+}
+
+fn gather_and_copy(
+    path: &Path,
+    opened: &Opened,
+    elsewhere: &dyn LostRows,
+    building: &Building,
+) -> Result<Plan, LedgerError> {
+    let mut plan = gather(path, opened, elsewhere, &mut |rows, position| {
+        building.apply(rows, position)
+    })?;
+    for file in [path.to_owned(), sums_path_of(path), log::path_of(path)] {
+        let copied = copy_aside(&file, &mut plan);
+        copied.map_err(|error| unavailable(&file, &error))?;
+    }
+    // A lock is of a file, and not of a name.
+    match opened.still.is_in_place() {
+        Ok(true) => Ok(plan),
+        Ok(false) => Err(unavailable(path, &"another ledger came into its place meanwhile")),
+        Err(error) => Err(unavailable(path, &error)),
+    }
+}
+
+/// Bytes that are copied at once.
+const COPIED_AT_ONCE: usize = 1 << 20;
+
+/// Copies a file, if it is there, durably, with zeros for blocks that cannot be read.
+fn copy_aside(path: &Path, plan: &mut Plan) -> io::Result<()> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let aside = aside_of(path);
+    let mut copy = File::create_new(&aside)?;
+    let found = file.metadata()?;
+    copy.set_permissions(std::fs::Permissions::from_mode(found.permissions().mode()))?;
+    let (mut bytes, mut lost) = (vec![0; COPIED_AT_ONCE], 0);
+    for at in (0..found.len()).step_by(COPIED_AT_ONCE) {
+        let left = usize::try_from(found.len() - at).unwrap_or(COPIED_AT_ONCE);
+        let bytes = &mut bytes[..left.min(COPIED_AT_ONCE)];
+        lost += read_beside(&file, bytes, at)?.len();
+        io::Write::write_all(&mut copy, bytes)?;
+    }
+    copy.sync_all()?;
+    if lost > 0 {
+        plan.not_copied.push(format!(
+            "{lost} blocks of {} cannot be read, and are zeros in the copy",
+            path.display()
+        ));
+    }
+    plan.aside.push(aside);
+    Ok(())
 }
 
 /// A name that is free.
@@ -451,11 +531,22 @@ impl Witnesses {
 
 type Sink<'a> = dyn FnMut(&Rows, u64) -> Result<(), LedgerError> + 'a;
 
-fn gather(path: &Path, elsewhere: &dyn LostRows, sink: &mut Sink<'_>) -> Result<Plan, LedgerError> {
+fn gather(
+    path: &Path,
+    opened: &Opened,
+    elsewhere: &dyn LostRows,
+    sink: &mut Sink<'_>,
+) -> Result<Plan, LedgerError> {
     let failed = |failure: Failure| damaged(path, &failure);
     let mut plan = Plan::default();
-    let opened = open(path)?;
-    let (commits, lost_commits, last_torn) = read_log(path, &opened);
+    if !opened.still.has_sums()
+        && let Err(why) = verify(&opened.still)
+    {
+        plan.given_up.push(format!(
+            "rows that a damaged page may hide: there are no checksums of the file's blocks, and redb's own do not hold: {why}"
+        ));
+    }
+    let (commits, lost_commits, last_torn) = read_log(path, opened);
     let last = commits.last().map_or(opened.position, |(version, _)| *version);
     plan.position = last.max(last_torn);
     let table = opened.tree.table().map_err(failed)?;
@@ -488,7 +579,7 @@ fn gather(path: &Path, elsewhere: &dyn LostRows, sink: &mut Sink<'_>) -> Result<
             &KnownRows {
                 position: opened.position,
                 witnesses: witnesses.rows(),
-                last_commits: last_commits(path, &opened),
+                last_commits: last_commits(opened),
             },
         ),
     };
@@ -502,16 +593,12 @@ fn gather(path: &Path, elsewhere: &dyn LostRows, sink: &mut Sink<'_>) -> Result<
                 plan.fetched += rows.len() as u64;
                 plan.fetched_parts += 1;
                 // All that was there then, and nothing else.
-                let is_outside =
-                    |key: &Bytes| *key < gap.start || gap.end.as_ref().is_some_and(|end| key >= end);
-                recovered.retain(|key, _| is_outside(key));
+                recovered.retain(|key, _| !contains(gap, key));
                 let rows = rows.into_iter().map(|row| (row.key, Some(row.versioned)));
                 sink(&rows.collect(), plan.position)?;
             }
             None => {
-                let inside =
-                    |key: &&Bytes| gap.start <= **key && gap.end.as_ref().is_none_or(|end| *key < end);
-                let found = recovered.keys().filter(inside).count();
+                let found = recovered.keys().filter(|key| contains(gap, key)).count();
                 match (gap.is_one_row, found) {
                     (true, 1) => {}
                     (true, _) => plan.given_up.push(words_of(gap)),
@@ -537,6 +624,18 @@ fn gather(path: &Path, elsewhere: &dyn LostRows, sink: &mut Sink<'_>) -> Result<
     Ok(plan)
 }
 
+/// Whether redb's own checksums hold, where its blocks have none: a lookup that a damaged page leads astray would find nothing.
+fn verify(still: &Still) -> Result<(), String> {
+    let mut database = still.another_database().map_err(|error| error.to_string())?;
+    // Dropped while it unwinds, if it does.
+    let whole = super::tree::guarded(move || Ok(database.check_integrity()?));
+    match whole {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("it would go back to an earlier commit".to_owned()),
+        Err(failure) => Err(failure.to_string()),
+    }
+}
+
 /// Rows of the damaged page that hides a part of the key space, as far as they verify by their seals. Of that page only: others may have
 /// these rows as they were before.
 fn salvage_page(still: &Still, table: &Table, gap: &Gap) -> Result<Vec<(Bytes, Versioned)>, Failure> {
@@ -560,9 +659,8 @@ fn salvage_page(still: &Still, table: &Table, gap: &Gap) -> Result<Vec<(Bytes, V
         };
         let reaches = ((block - start) as usize) * BLOCK_BYTES;
         if entries.iter().any(|(end, _)| *end > reaches) {
-            let is_inside = |key: &Bytes| gap.start <= *key && gap.end.as_ref().is_none_or(|end| key < end);
             let rows = entries.into_iter().map(|(_, row)| row);
-            return Ok(rows.filter(|(key, _)| is_inside(key)).collect());
+            return Ok(rows.filter(|(key, _)| contains(gap, key)).collect());
         }
     }
     Ok(Vec::new())

@@ -1,18 +1,21 @@
 //! A tree's file as offline tools see it: nothing of it is changed. What redb writes stays in memory, over the file; wrong bits are set
-//! right in what is read.
+//! right in what is read. A block that a disk lost is damaged, and the others are read.
 //!
-//! Invariant: the files are never written.
+//! Invariants:
+//! - The files are never written.
+//! - A file is absent if it is not found, and not because it cannot be read.
 
-use super::file::{BLOCK_BYTES, DamagedPage, State, block_sum, correct, read_sums, sum, sums_path_of};
+use super::file::{
+    BLOCK_BYTES, DamagedPage, State, block_sum, correct, is_at, read_beside, read_sums, sum, sums_path_of,
+};
 use super::tree::{Failure, Source, guarded, open_error, unavailable};
 use crate::ledger::store::LedgerError;
-use ::redb::backends::FileBackend;
+use ::redb::backends::{FileBackend, InMemoryBackend};
 use ::redb::{BackendError, Builder, Database, StorageBackend};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Bound;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,7 +36,7 @@ pub enum Found {
     Whole,
     /// One bit is wrong.
     OneBit,
-    /// More is.
+    /// More is, or it cannot be read.
     Damaged,
 }
 
@@ -43,12 +46,14 @@ impl Still {
         // A lock is taken by those who may write.
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let mut header = [0; 320];
-        file.read_exact_at(&mut header, 0)?;
-        let sums = std::fs::read(sums_path_of(path)).ok();
-        let sums = sums.and_then(|content| read_sums(&content)).filter(|sums| {
+        let is_header_lost = !read_beside(&file, &mut header, 0)?.is_empty();
+        // Sums that a disk lost a part of are as none: redb has checksums of its own.
+        let sums = read_whole(&sums_path_of(path))?.filter(|(_, lost)| lost.is_empty());
+        let sums = sums.and_then(|(content, _)| read_sums(&content)).filter(|sums| {
             let pairs = header.iter().zip(&sums.header);
             let bits: u32 = pairs.map(|(one, other)| (one ^ other).count_ones()).sum();
-            bits <= HEADER_BITS_MAX || sum(&header) == sums.header_sum_before
+            // All blocks are checked against sums of another file, should they be that: no block would hold.
+            is_header_lost || bits <= HEADER_BITS_MAX || sum(&header) == sums.header_sum_before
         });
         let path = path.to_owned();
         Ok(Still { path, file, sums })
@@ -64,34 +69,51 @@ impl Still {
         Ok(self.file.metadata()?.len().div_ceil(BLOCK_BYTES as u64))
     }
 
-    /// Bytes of the file from a block on, at most so many, with wrong bits set right where they can be, and whether all hold.
+    /// Whether this file has the same sums as another one: nothing was written between their openings.
+    pub fn has_sums_of(&self, other: &Still) -> bool {
+        let known = |still: &Still| {
+            still
+                .sums
+                .as_ref()
+                .map(|state| (state.header, state.header_sum_before))
+        };
+        known(self) == known(other)
+    }
+
+    /// Whether this file is what is at its path now.
+    pub fn is_in_place(&self) -> io::Result<bool> {
+        is_at(&self.file, &self.path)
+    }
+
+    /// Bytes of the file from a block on, at most so many, with wrong bits set right where they can be, and whether all hold. Those of a
+    /// block that cannot be read are zeros.
     pub fn read(&self, block: u64, bytes: usize) -> io::Result<(Vec<u8>, bool)> {
         let at = block * BLOCK_BYTES as u64;
         let left = self.file.metadata()?.len().saturating_sub(at);
         let mut out = vec![0; bytes.min(usize::try_from(left).unwrap_or(bytes))];
-        self.file.read_exact_at(&mut out, at)?;
+        let lost = read_beside(&self.file, &mut out, at)?;
         let mut all_hold = true;
         for (block, bytes) in (block..).zip(out.chunks_mut(BLOCK_BYTES)) {
-            all_hold &= self.check(block, bytes) != Found::Damaged;
+            // The header is known from the sums.
+            let is_lost = lost.contains(&block) && (block > 0 || self.sums.is_none());
+            all_hold &= !is_lost && self.check(block, bytes) != Found::Damaged;
         }
         Ok((out, all_hold))
     }
 
-    /// A block as it is.
-    pub fn read_raw(&self, block: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; BLOCK_BYTES];
-        let left = self
-            .file
-            .metadata()?
-            .len()
-            .saturating_sub(block * BLOCK_BYTES as u64);
-        bytes.truncate(usize::try_from(left).unwrap_or(BLOCK_BYTES));
-        self.file.read_exact_at(&mut bytes, block * BLOCK_BYTES as u64)?;
-        Ok(bytes)
+    /// What is found of a block, and whether it can be read at all.
+    pub fn look_at(&self, block: u64) -> io::Result<(Found, bool)> {
+        let at = block * BLOCK_BYTES as u64;
+        let left = self.file.metadata()?.len().saturating_sub(at);
+        let mut bytes = vec![0; BLOCK_BYTES.min(usize::try_from(left).unwrap_or(BLOCK_BYTES))];
+        match read_beside(&self.file, &mut bytes, at)?.is_empty() {
+            true => Ok((self.check(block, &mut bytes), true)),
+            false => Ok((Found::Damaged, false)),
+        }
     }
 
     /// Looks at a block, and sets one wrong bit right in it.
-    pub fn check(&self, block: u64, bytes: &mut [u8]) -> Found {
+    fn check(&self, block: u64, bytes: &mut [u8]) -> Found {
         let Some(sums) = &self.sums else {
             return Found::Whole;
         };
@@ -117,14 +139,24 @@ impl Still {
         }
     }
 
-    /// redb on it, whose writes are forgotten.
+    /// redb on it, whose writes are forgotten. It has the file locked as a gateway has.
     pub fn database(&self) -> Result<Database, LedgerError> {
         let failed = |error: io::Error| unavailable(&self.path, &error);
-        let backend = FileBackend::new(self.file.try_clone().map_err(failed)?);
-        let backend = backend.map_err(|error| open_error(&self.path, error))?;
+        let locks = FileBackend::new(self.file.try_clone().map_err(failed)?);
+        let locks = locks.map_err(|error| open_error(&self.path, error))?;
+        self.database_under(Box::new(locks))
+    }
+
+    /// The same for who has the file locked already.
+    pub fn another_database(&self) -> Result<Database, LedgerError> {
+        self.database_under(Box::new(InMemoryBackend::new()))
+    }
+
+    fn database_under(&self, locks: Box<dyn StorageBackend>) -> Result<Database, LedgerError> {
+        let failed = |error: io::Error| unavailable(&self.path, &error);
         let overlay = Overlay {
             still: Still::open(&self.path).map_err(failed)?,
-            backend,
+            locks,
             over: Mutex::new(Over {
                 blocks: HashMap::new(),
                 len: self.file.metadata().map_err(failed)?.len(),
@@ -150,6 +182,17 @@ impl Source for Still {
     }
 }
 
+/// All of a file, with zeros in blocks that a disk lost, and which these are; none if there is no such file.
+pub(super) fn read_whole(path: &Path) -> io::Result<Option<(Vec<u8>, Vec<u64>)>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let mut content = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+    let lost = read_beside(&file, &mut content, 0)?;
+    Ok(Some((content, lost)))
+}
+
 struct Over {
     blocks: HashMap<u64, Vec<u8>>,
     len: u64,
@@ -157,7 +200,8 @@ struct Over {
 
 struct Overlay {
     still: Still,
-    backend: FileBackend,
+    /// A file's, or nobody's.
+    locks: Box<dyn StorageBackend>,
     over: Mutex<Over>,
 }
 
@@ -238,30 +282,30 @@ impl StorageBackend for Overlay {
     }
 
     fn close(&self) -> io::Result<()> {
-        self.backend.close()
+        self.locks.close()
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.backend.try_lock_range(start, end)
+        self.locks.try_lock_range(start, end)
     }
 
     fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.backend.try_lock_shared_range(start, end)
+        self.locks.try_lock_shared_range(start, end)
     }
 
     fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.backend.lock_range(start, end)
+        self.locks.lock_range(start, end)
     }
 
     fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.backend.lock_shared_range(start, end)
+        self.locks.lock_shared_range(start, end)
     }
 
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.backend.unlock_range(start, end)
+        self.locks.unlock_range(start, end)
     }
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.backend.query_lock_range(start, end)
+        self.locks.query_lock_range(start, end)
     }
 }
