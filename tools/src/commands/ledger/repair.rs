@@ -17,6 +17,7 @@ use gateway::ledger::redb::RedbStore;
 use gateway::ledger::redb::offline::{self, LostRows, Nowhere, Plan};
 use std::path::PathBuf;
 use std::sync::Arc;
+use storage_node::protocol::LedgerMarks;
 
 const CACHE: usize = 64 << 20;
 
@@ -67,7 +68,9 @@ pub async fn run(args: RepairArgs) -> CommandResult {
         let planned = tokio::task::spawn_blocking(move || offline::plan(&planning, &*asked)).await?;
         plan = planned.map_err(|error| CannotRead(error.to_string()))?;
     }
-    let repaired = ask_and_repair(&args, path, plan, elsewhere).await;
+    let marks = reached.as_ref().map(|reached| plausible(&reached.marks));
+    let marks = marks.unwrap_or_default();
+    let repaired = ask_and_repair(&args, path, plan, elsewhere, &marks).await;
     if let Some(reached) = reached {
         reached.release().await?;
     }
@@ -107,6 +110,7 @@ async fn ask_and_repair(
     path: PathBuf,
     plan: Plan,
     elsewhere: Arc<dyn LostRows + Send + Sync>,
+    marks: &[LedgerMarks],
 ) -> CommandResult {
     match args.json {
         true => say!("{}", serde_json::to_string_pretty(&plan)?),
@@ -121,10 +125,13 @@ async fn ask_and_repair(
     let repairing = path.clone();
     let plan = tokio::task::spawn_blocking(move || offline::repair(&repairing, &*elsewhere)).await??;
     if !plan.given_up.is_empty() {
-        settle(path).await?;
+        settle(path, marks).await?;
     }
     for aside in &plan.aside {
         say!("copied     {}", aside.display());
+    }
+    for unread in &plan.not_copied {
+        say!("not copied {unread}");
     }
     say!(
         "done       the ledger is at commit {}; start the gateway, and have it look: `cairn scrub start`",
@@ -133,14 +140,19 @@ async fn ask_and_repair(
     Ok(())
 }
 
-/// A ledger without something that was given up is as one that was restored: what it does not name is not deleted, and its archive is
-/// another one's from then on.
-async fn settle(path: PathBuf) -> CommandResult {
+/// What disks know of the ledger. A disk that knows what no ledger could have told it counts for nothing.
+fn plausible(marks: &[LedgerMarks]) -> Vec<LedgerMarks> {
+    marks.iter().copied().filter(LedgerMarks::is_plausible).collect()
+}
+
+/// A ledger without something that was given up is as one that was restored: what it does not name is not deleted, no id is handed out
+/// again that a disk has seen, and its archive is another one's from then on.
+async fn settle(path: PathBuf, marks: &[LedgerMarks]) -> CommandResult {
     let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, CACHE)).await??);
     let ledger = Ledger::new(store.clone());
     let settled = match setup::find(&ledger).await {
         Ok(Some((cluster, _))) => {
-            restored::settle(&ledger, cluster, &[], Places::ToBeFound, Default::default())
+            restored::settle(&ledger, cluster, marks, Places::ToBeFound, Default::default())
                 .await
                 .map(drop)
         }
@@ -191,4 +203,47 @@ fn render(plan: &Plan) -> String {
         lines.push("given up   nothing".to_owned());
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gateway::ledger::key::{self, Counter};
+    use gateway::ledger::model::{CounterRow, GenerationRow};
+    use storage_node::protocol::Generation;
+
+    /// No id is handed out again that a disk has seen, and disks obey what comes after a repair with losses.
+    #[tokio::test]
+    async fn a_repair_with_losses_goes_on_above_what_disks_know() {
+        let directory = std::env::temp_dir().join(format!("cairn-repair-{:x}", rand::random::<u64>()));
+        let home = Home::at(&directory);
+        let made = home.create("rs(4,2)".parse().unwrap(), "here", 1);
+        made.await.unwrap();
+        let marks = |number, blob_limit| LedgerMarks {
+            generation: Generation { number, nonce: 7 },
+            blob_limit,
+            volume_limit: 300,
+            ..LedgerMarks::default()
+        };
+        let known = [marks(40, 5_000), marks(u64::MAX, u64::MAX), marks(41, 4_000)];
+        settle(home.ledger(), &plausible(&known)).await.unwrap();
+        let store = RedbStore::open(home.ledger(), CACHE).unwrap();
+        let ledger = Ledger::new(Arc::new(store));
+        let generation = ledger
+            .get::<GenerationRow>(key::generation())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(generation.row.number, 42);
+        for (counter, next) in [(Counter::Blob, 5_000), (Counter::Volume, 300)] {
+            let row = ledger
+                .get::<CounterRow>(key::counter(counter))
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(row.row.next, next, "{counter:?}");
+        }
+        drop(ledger);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }
