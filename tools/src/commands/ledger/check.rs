@@ -43,11 +43,11 @@ pub async fn run(args: CheckArgs) -> CommandResult {
 }
 
 async fn online(args: &CheckArgs) -> CommandResult {
-    let status: Status = args.admin.get_json("/v1/status").await?;
-    let damage = status
-        .ledger
-        .damage
-        .ok_or("this gateway's ledger is not one that is looked through")?;
+    let status = args.admin.get_json::<Status>("/v1/status").await;
+    let status = status.map_err(|error| CannotRead(error.to_string()))?;
+    let damage = status.ledger.damage;
+    let damage =
+        damage.ok_or_else(|| CannotRead("this gateway's ledger is not one that is looked through".into()))?;
     match args.json {
         true => say!("{}", serde_json::to_string_pretty(&damage)?),
         false => say!("{}", known(&damage)),
@@ -119,10 +119,35 @@ fn render(report: &Report) -> String {
         }
     };
     list("damaged", &report.damaged);
+    let unreadable: Vec<String> = report
+        .unreadable_blocks
+        .iter()
+        .map(|block| format!("block {block}"))
+        .collect();
+    list("unreadable", &unreadable);
     list("log", &report.log_damage);
     list("dangling", &report.references);
     if report.is_clean() {
         lines.push("nothing is wrong".to_owned());
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        check: CheckArgs,
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_does_not_answer_is_no_damaged_ledger() {
+        let line = Line::try_parse_from(["check", "--admin", "http://127.0.0.1:1"]).unwrap();
+        let error = run(line.check).await.unwrap_err();
+        assert!(error.downcast_ref::<CannotRead>().is_some(), "{error}");
+    }
 }
