@@ -661,7 +661,13 @@ impl Iterator for Scan<'_> {
                 Direction::Forward => entries.next(),
                 Direction::Backward => entries.next_back(),
             };
-            Ok(entry.transpose()?)
+            let Some((key, row)) = entry.transpose()? else {
+                return Ok(None);
+            };
+            // Of a page that makes no sense these may unwind, too.
+            let key = Bytes::copy_from_slice(key.value());
+            let row = self.table.unsealed(&key, row.value());
+            Ok(Some((key, row)))
         });
         let (key, row) = match entry {
             Ok(entry) => entry?,
@@ -670,8 +676,7 @@ impl Iterator for Scan<'_> {
                 return Some(Err(failure));
             }
         };
-        let key = Bytes::copy_from_slice(key.value());
-        match self.table.unsealed(&key, row.value()) {
+        match row {
             Ok(versioned) => Some(Ok(Row { key, versioned })),
             Err(failure) => {
                 self.damaged_key = Some(key);
