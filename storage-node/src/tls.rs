@@ -15,6 +15,7 @@ pub use verify::{fingerprint, refusal};
 use crate::protocol::ClusterId;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -75,6 +76,9 @@ impl Credentials {
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| TlsError::new("the key", e))?;
         let peer = Peer::of(&certificate)
             .ok_or_else(|| TlsError("the certificate names neither a node nor a gateway".into()))?;
+        // Also whether the key is the certificate's: nobody would believe it.
+        CertifiedKey::from_der(vec![certificate.clone()], key.clone_key(), &provider())
+            .map_err(|e| TlsError::new("the certificate and its key", e))?;
         Ok(Credentials {
             peer,
             authority,

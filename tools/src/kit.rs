@@ -141,7 +141,7 @@ pub fn is_encrypted(text: &str) -> bool {
 
 /// The passphrase in a file: its first line.
 pub fn read_passphrase(path: &Path) -> Result<String, String> {
-    let text = read_text(path)?;
+    let text = read_text(path).map_err(|error| format!("the passphrase: {error}"))?;
     match text.lines().next() {
         Some(line) if !line.is_empty() => Ok(line.to_owned()),
         _ => Err(format!("{}: the first line is empty", path.display())),

@@ -6,6 +6,7 @@
 //! Invariant: an entry is used only if every entry between it and the snapshot's first one is there, as the one after it names it.
 
 use super::entry::{Digest, Header, Kind, Writer};
+use crate::clock::rfc3339;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
@@ -26,7 +27,7 @@ pub enum ChainError {
         newest: u64,
     },
     /// The archive does not go back so far.
-    #[error("the archive does not go back to that time: its oldest state is of {oldest_ms} ms since 1970")]
+    #[error("the archive does not go back to that time: its oldest state is of {}", rfc3339(*oldest_ms))]
     NotSoOld {
         /// The oldest state that it has.
         oldest_ms: u64,

@@ -11,10 +11,10 @@
 //! - Entries are read one after the other; in memory is what is asked for, and no more than a bound of it.
 
 use super::chain::{Chain, Plan, chains, until_commit};
-use super::entry::{Digest, Header, Writer, parse_log, parse_rows};
+use super::entry::{Digest, Header, Kind, Writer, parse_log, parse_rows};
 use super::finding::{Finder, Places};
 use super::replay::{Bodies, groups, joined};
-use crate::ledger::redb::offline::{KnownRows, LostRows};
+use crate::ledger::redb::offline::{KnownRows, LostCommits, LostRows};
 use crate::ledger::store::{Gap, Mutation, Row, Versioned};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashSet};
@@ -48,6 +48,11 @@ pub enum RecallError {
     /// It has other rows where the ledger's can be read.
     #[error("the archive is of another history of this ledger")]
     OtherHistory,
+    /// The ledger has nothing left of its log that the archive could be known by.
+    #[error(
+        "nothing is left of the ledger's log to know its archive by: a restore from the disks has what that has"
+    )]
+    NothingToCompare,
     /// It is too much.
     #[error("more is damaged than can be repaired row by row: restore the ledger")]
     TooMuch,
@@ -75,6 +80,67 @@ impl LostRows for FromArchive {
         let recalled = recall(&self.found, &asked, &self.finder);
         self.runtime.block_on(recalled).map_err(|error| error.to_string())
     }
+
+    fn commits_of(&self, lost: &LostCommits, known: &[Logged]) -> Result<Vec<Logged>, String> {
+        let recalled = recall_commits(&self.found, lost, known, &self.finder);
+        self.runtime.block_on(recalled).map_err(|error| error.to_string())
+    }
+}
+
+/// A commit, and its version.
+type Logged = (u64, Vec<Mutation>);
+
+/// Commits that a ledger's own log lost, from the first on without a gap, as far as the archive has them. It is believed if it has one that
+/// the log still has, and none that is another one there.
+pub async fn recall_commits<T: Clone + Send + Sync>(
+    found: &[(Header, T)],
+    lost: &LostCommits,
+    known: &[Logged],
+    bodies: &impl Bodies<T>,
+) -> Result<Vec<Logged>, RecallError> {
+    let known: BTreeMap<u64, &Vec<Mutation>> = known.iter().map(|(version, own)| (*version, own)).collect();
+    let last = lost.last.unwrap_or(u64::MAX);
+    let from = known.keys().next().map_or(lost.first, |own| lost.first.min(*own));
+    let until = known.keys().next_back().map_or(last, |own| last.max(*own));
+    let mut failure = RecallError::NotThere(lost.first);
+    for ours in chains(found, &HashSet::new()) {
+        let is_asked = |(header, _): &&(Header, T)| {
+            header.kind == Kind::Log && header.last >= from && header.first <= until
+        };
+        let log: Chain<T> = ours.iter().filter(is_asked).cloned().collect();
+        let (mut commits, mut bytes) = (BTreeMap::new(), 0);
+        let (mut is_vouched_for, mut is_other) = (false, false);
+        for group in groups(&log) {
+            let header = &group[0].0;
+            // What cannot be read is a gap.
+            let Ok(body) = joined(group, bodies).await else {
+                continue;
+            };
+            bytes += body.len();
+            if bytes > BYTES_MAX {
+                return Err(RecallError::TooMuch);
+            }
+            for (version, mutations) in parse_log(body, header.first, header.last).unwrap_or_default() {
+                match known.get(&version) {
+                    Some(own) if **own == mutations => is_vouched_for = true,
+                    Some(_) => is_other = true,
+                    None => _ = commits.insert(version, mutations),
+                }
+            }
+        }
+        if is_other {
+            failure = RecallError::OtherHistory;
+            continue;
+        }
+        let run = (lost.first..=last).map_while(|version| Some((version, commits.remove(&version)?)));
+        let run: Vec<Logged> = run.collect();
+        match (is_vouched_for, run.is_empty()) {
+            (true, false) => return Ok(run),
+            (false, false) => failure = RecallError::NothingToCompare,
+            (_, true) => {}
+        }
+    }
+    Err(failure)
 }
 
 /// The rows of each part at that commit; none of one of which that is not known.

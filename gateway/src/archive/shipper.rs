@@ -11,7 +11,7 @@
 //! - A snapshot is complete only when the log up to the end of its scan is written.
 
 use super::chain::{Chain, chains, choose};
-use super::entry::{BODY_BYTES_MAX, Digest, Header, Kind, Writer};
+use super::entry::{BODY_BYTES_MAX, Body, Digest, EntryError, Header, Kind, Writer};
 use super::finding::{Finder, Found, Places, Source};
 use super::retention;
 use super::scan::{Scan, bodies};
@@ -29,7 +29,7 @@ use bytes::{Bytes, BytesMut};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use storage_node::protocol::{ClusterId, DiskId};
+use storage_node::protocol::{ClusterId, DiskId, SHARD_BYTES_MAX};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -111,7 +111,7 @@ struct State {
     end: Option<End>,
     /// Entries to be written, in order.
     entries: VecDeque<(Header, Bytes)>,
-    /// What the ledger's own log still had, and is not in `entries`.
+    /// What was taken, and is not in `entries`.
     backlog: VecDeque<Batch>,
     /// Commits before the backlog were lost before it was known where the archive ends.
     missed: bool,
@@ -296,15 +296,14 @@ impl Shipper {
                 && is_same_history(writer, end.shipped, generation.as_ref(), &new)
         };
         let end = match known.filter(goes_on) {
-            Some(end) => {
-                self.renew_newest(state, &finder, &found, &end).await?;
+            Some(end) if self.renew_newest(state, &finder, &found, &end, since).await? => {
                 state.backlog.retain(|batch| batch.last() > end.shipped);
                 end
             }
-            None => {
+            _ => {
                 let newest = found.newest_number();
                 let is_first = found.entries.is_empty();
-                let last = batches.back().map(Batch::last);
+                let last = state.backlog.back().map(Batch::last);
                 // The snapshot that is due has them.
                 (state.backlog, state.missed) = (VecDeque::new(), false);
                 End {
@@ -352,21 +351,40 @@ impl Shipper {
         }
     }
 
-    /// Writes the newest entry once more, if it has too few copies: the process died while it wrote them, or disks are away.
-    async fn renew_newest(&self, state: &mut State, finder: &Finder, found: &Found, end: &End) -> Result<()> {
-        let Some(header) = end.header else { return Ok(()) };
+    /// Writes the newest entry once more, if it has too few copies: the process died while it wrote them, or disks are away. False if no
+    /// copy is whole: it was never written then, and nothing can follow it.
+    async fn renew_newest(
+        &self,
+        state: &mut State,
+        finder: &Finder,
+        found: &Found,
+        end: &End,
+        since: Instant,
+    ) -> Result<bool> {
+        let Some(header) = end.header else { return Ok(true) };
         let is_it = |(other, _): &&(Header, Places)| other.digest() == header.digest();
         let places = found.entries.iter().find(is_it).map(|(_, places)| places.clone());
         let places = places.unwrap_or_default();
         let copies = super::system_blobs::scheme(self.objects.scheme)?.total_shards();
         let disks: HashSet<DiskId> = places.iter().map(|place| place.disk).collect();
-        if disks.len() < copies {
-            let body = finder.body(&header, &places).await;
-            let body =
-                body.map_err(|error| Error::Internal(format!("the newest entry of the archive: {error}")))?;
-            state.entries.push_back((header, body));
+        // Its last stripe may be missing on a disk that has its first.
+        let is_long = header.total_bytes() > SHARD_BYTES_MAX as usize;
+        if disks.len() >= copies && !is_long {
+            return Ok(true);
         }
-        Ok(())
+        match finder.body(&header, &places).await {
+            Ok(body) => {
+                state.entries.push_back((header, body));
+                Ok(true)
+            }
+            Err(error @ EntryError::Silent) if since.elapsed() < SEARCH_PATIENCE => Err(Error::Internal(
+                format!("the newest entry of the archive: {error}"),
+            )),
+            Err(error) => {
+                tracing::info!(entry = header.number, %error, "the newest entry of the archive is not whole");
+                Ok(false)
+            }
+        }
     }
 
     /// Counts what the archive takes on the disks: it is among what they hold, and no objects.
@@ -430,7 +448,7 @@ impl Shipper {
         }
     }
 
-    /// Makes an entry. It is written with those that wait.
+    /// Makes entries of this. They are written with those that wait.
     async fn make(
         &self,
         state: &mut State,
@@ -439,9 +457,15 @@ impl Shipper {
         snapshot: u64,
         bytes: Bytes,
     ) -> Result<()> {
+        let parts = bodies(bytes).await?;
+        self.make_of(state, kind, versions, snapshot, parts);
+        Ok(())
+    }
+
+    /// The same, of bodies that are hashed.
+    fn make_of(&self, state: &mut State, kind: Kind, versions: (u64, u64), snapshot: u64, bodies: Vec<Body>) {
         let at_ms = self.objects.clock.now_ms();
-        // Hashed before anything is numbered: what is left off in the middle was not made.
-        let mut parts = bodies(bytes).await?.into_iter().peekable();
+        let mut parts = bodies.into_iter().peekable();
         while let (Some(body), Some(end)) = (parts.next(), &mut state.end) {
             let header = Header {
                 kind,
@@ -463,7 +487,6 @@ impl Shipper {
             end.header = Some(header);
             state.entries.push_back((header, body.bytes));
         }
-        Ok(())
     }
 
     async fn write_entries(&self, state: &mut State) -> Result<()> {
@@ -503,7 +526,8 @@ impl Shipper {
         let until = self.store.position();
         // What comes meanwhile is of the next entry: under a steady load there would be no end.
         while state.end.as_ref().is_some_and(|end| end.shipped < until) {
-            let batches = self.take(state);
+            self.take(state);
+            let batches = next_of(&state.backlog);
             let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
                 break;
             };
@@ -516,7 +540,10 @@ impl Shipper {
                     body.freeze()
                 }
             };
-            self.make(state, Kind::Log, versions, 0, body).await?;
+            let parts = bodies(body).await?;
+            // From here on without a pause: a commit is either waiting, or in an entry.
+            self.make_of(state, Kind::Log, versions, 0, parts);
+            state.backlog.drain(..batches.len());
             if let Some(end) = &mut state.end {
                 end.shipped = versions.1;
             }
@@ -526,31 +553,23 @@ impl Shipper {
         Ok(())
     }
 
-    /// Consecutive batches for an entry.
-    fn take(&self, state: &mut State) -> Vec<Batch> {
-        if !state.backlog.is_empty() {
-            let (mut bytes, mut batches) = (0, Vec::new());
-            while let Some(batch) = state.backlog.front() {
-                bytes += batch.body.len();
-                if bytes > SHIP_BYTES && !batches.is_empty() {
-                    break;
-                }
-                batches.extend(state.backlog.pop_front());
-            }
-            return batches;
-        }
-        let mut taken = self.tap.take(SHIP_BYTES);
-        let Some(end) = &mut state.end else {
-            return Vec::new();
+    /// Takes what waits in the tap, unless there is more of what was taken before.
+    fn take(&self, state: &mut State) {
+        let (true, Some(end)) = (state.backlog.is_empty(), &mut state.end) else {
+            return;
         };
+        let taken = self.tap.take(SHIP_BYTES);
         if let Some(lost) = taken.lost_up_to {
             end.due = Some("what was committed could not be shipped in time");
             end.gap = Some(end.restorable());
             end.shipped = end.shipped.max(lost);
             state.making = None; // It would lack that log.
         }
-        taken.batches.retain(|batch| batch.last() > end.shipped);
-        taken.batches
+        let newer = taken
+            .batches
+            .into_iter()
+            .filter(|batch| batch.last() > end.shipped);
+        state.backlog.extend(newer);
     }
 
     /// Begins a snapshot that is due, goes on with it, or ends it.
@@ -693,6 +712,17 @@ impl Shipper {
         );
         Ok(Step::Worked)
     }
+}
+
+/// As many of these as go into an entry.
+fn next_of(backlog: &VecDeque<Batch>) -> Vec<Batch> {
+    let mut bytes = 0;
+    let fits = |batch: &&Batch| {
+        let is_first = bytes == 0;
+        bytes += batch.body.len();
+        is_first || bytes <= SHIP_BYTES
+    };
+    backlog.iter().take_while(fits).cloned().collect()
 }
 
 fn put_off(state: &mut State, error: &LedgerError) {

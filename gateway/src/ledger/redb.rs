@@ -103,6 +103,9 @@ impl RedbStore {
             return Err(failed(Failure::Damaged("its log was cut short".into())));
         }
         if let (true, Some(id)) = (described.log_matters, &described.log) {
+            if log::is_of_another(id, &content) {
+                return Err(failed(Failure::Damaged("its log is another ledger's".into())));
+            }
             let corrected = log::correct(id, &mut content, described.sequence);
             (0..corrected).for_each(|_| tree.damage().note_corrected_log());
         }

@@ -470,6 +470,40 @@ async fn a_gap_in_the_log_is_not_forgotten() {
     assert_eq!(world.restore(&path, &[]).await, world.store.position());
 }
 
+/// The process died in the middle of an entry of several stripes: the archive goes on without it.
+#[tokio::test]
+async fn an_entry_that_was_never_whole_stops_nothing() {
+    let mut world = World::new("rs(2,1)", 4, 11).await;
+    world.commit().await;
+    world.settle().await;
+    for number in 0..3 {
+        let put = Mutation::Put {
+            key: key(number),
+            value: vec![number as u8; 900 << 10].into(),
+        };
+        world.commit_these(vec![put]).await;
+    }
+    world.step().await;
+    let finder = Finder::new(world.cluster, world.sources(&[]));
+    let found = finder.find(0).await;
+    let (newest, _) = found.entries.last().unwrap();
+    assert!(newest.total_bytes() > 2 << 20, "it has several stripes");
+    let last = newest.total_bytes().div_ceil(1 << 20) as u32 - 1;
+    world.node.each(|_, disk| {
+        for (unit, held) in &mut disk.units {
+            if unit.is_system() {
+                held.shards
+                    .retain(|key, _| (key.blob, key.stripe) != (newest.number, last));
+            }
+        }
+    });
+    world.restart().await;
+    world.commit().await;
+    world.settle().await;
+    let path = world.directory.path().join("restored.redb");
+    assert_eq!(world.restore(&path, &[]).await, world.store.position());
+}
+
 /// Two snapshots and the log since the older one are kept, and no more.
 #[tokio::test]
 async fn what_is_older_than_two_snapshots_goes() {

@@ -311,3 +311,35 @@ async fn another_history_is_not_believed() {
     let gone = Err(RecallError::NotThere(position as u64));
     assert_eq!(ask(&[], Some(writer(9))).await, gone);
 }
+
+/// Commits that a ledger's own log lost, between others that it has.
+#[tokio::test]
+async fn lost_commits_are_had_from_the_archive_of_this_history_alone() {
+    let mut rng = StdRng::seed_from_u64(5);
+    let ours = history(&mut rng, 1);
+    let other = history(&mut rng, 1);
+    let commit = |version: u64| (version, ours.commits[version as usize - 1].clone());
+    let shipped = ours
+        .maker
+        .entries
+        .iter()
+        .filter(|(header, _)| header.kind == Kind::Log);
+    let (first, last) = (2, shipped.map(|(header, _)| header.last).max().unwrap());
+    let lost = LostCommits {
+        first,
+        last: Some(last - 1),
+        why: "",
+    };
+    for known in [vec![commit(1)], vec![commit(last)], vec![commit(1), commit(last)]] {
+        let found = recall_commits(&ours.maker.entries, &lost, &known, &ours.maker).await;
+        let wanted: Vec<Logged> = (first..last).map(commit).collect();
+        assert_eq!(found, Ok(wanted));
+        let found = recall_commits(&other.maker.entries, &lost, &known, &other.maker).await;
+        assert_eq!(found, Err(RecallError::OtherHistory));
+    }
+    let found = recall_commits(&ours.maker.entries, &lost, &[], &ours.maker).await;
+    assert_eq!(found, Err(RecallError::NothingToCompare));
+    let all = LostCommits { last: None, ..lost };
+    let found = recall_commits(&ours.maker.entries, &all, &[commit(1)], &ours.maker).await;
+    assert_eq!(found.unwrap().last(), Some(&commit(last)));
+}

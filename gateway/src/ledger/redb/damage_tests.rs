@@ -991,6 +991,85 @@ impl<F: Fn()> offline::LostRows for Then<F> {
         self.0();
         Ok(vec![None; parts.len()])
     }
+
+    fn commits_of(&self, _: &offline::LostCommits, _: &[log::Logged]) -> Result<Vec<log::Logged>, String> {
+        Ok(Vec::new())
+    }
+}
+
+/// Has these commits.
+struct Commits(Vec<log::Logged>);
+
+impl offline::LostRows for Commits {
+    fn rows_of(&self, parts: &[Gap], _: &offline::KnownRows) -> Result<Vec<Option<Vec<Row>>>, String> {
+        Ok(vec![None; parts.len()])
+    }
+
+    fn commits_of(
+        &self,
+        lost: &offline::LostCommits,
+        known: &[log::Logged],
+    ) -> Result<Vec<log::Logged>, String> {
+        assert!(known.iter().all(|commit| self.0.contains(commit)));
+        let is_asked = |version: u64| version >= lost.first && lost.last.is_none_or(|last| version <= last);
+        let asked = self.0.iter().filter(|(version, _)| is_asked(*version));
+        Ok(asked.cloned().collect())
+    }
+}
+
+/// A damaged frame of the log: what is had from elsewhere is in the new ledger, and nothing is given up.
+#[test]
+fn commits_that_the_log_lost_are_had_from_elsewhere() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let original = original(&mut rng, 5);
+    let content = &original.files[2].1;
+    let id: log::LogId = content[8..24].try_into().unwrap();
+    let all = log::salvage(&id, content, 0).commits;
+    let directory = tempfile::tempdir().unwrap();
+    let path = original.put_down(directory.path());
+    let read = async |path: &Path| {
+        let store = RedbStore::open(path, CACHE_BYTES).unwrap();
+        let keys = original.model.keys().cloned().collect();
+        let found = store.get(keys).await.unwrap();
+        let right = found.iter().zip(original.model.values());
+        right
+            .filter(|(found, right)| found.as_ref() == Some(*right))
+            .count()
+    };
+    let frames: Vec<usize> = memchr::memmem::find_iter(content, b"cairnlog")
+        .filter(|at| at.is_multiple_of(4096))
+        .collect();
+    for frame in frames {
+        original.put_down(directory.path());
+        let mut damaged = content.clone();
+        damaged[frame + 60..frame + 70].fill(0xA5);
+        std::fs::write(log::path_of(&path), &damaged).unwrap();
+        let without = offline::plan(&path, &offline::Nowhere).unwrap();
+        let plan = offline::repair(&path, &Commits(all.clone())).unwrap();
+        assert_eq!(plan.given_up, Vec::<String>::new());
+        assert_eq!(plan.fetched_commits > 0, !without.given_up.is_empty());
+        assert_eq!(runtime().block_on(read(&path)), original.model.len());
+        std::fs::read_dir(directory.path())
+            .unwrap()
+            .for_each(|file| std::fs::remove_file(file.unwrap().path()).unwrap());
+    }
+}
+
+/// The log of another ledger is no log of this one: nothing is taken for whole without its own.
+#[test]
+fn the_log_of_another_ledger_is_refused() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let (own, other) = (original(&mut rng, 3), original(&mut rng, 3));
+    let directory = tempfile::tempdir().unwrap();
+    let path = own.put_down(directory.path());
+    std::fs::write(log::path_of(&path), &other.files[2].1).unwrap();
+    let checked = offline::check(&path).unwrap();
+    assert!(!checked.is_clean() && checked.log_damage[0].contains("another ledger's"));
+    let opened = RedbStore::open(&path, CACHE_BYTES);
+    assert!(matches!(opened, Err(LedgerError::Damaged { .. })), "{opened:?}");
+    assert!(std::fs::read(log::path_of(&path)).unwrap() == other.files[2].1);
+    let plan = offline::plan(&path, &offline::Nowhere).unwrap();
+    assert!(!plan.given_up.is_empty());
 }
 
 /// A ledger with a damaged page that has rows.

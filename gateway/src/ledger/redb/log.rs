@@ -343,6 +343,15 @@ pub fn recover(id: &LogId, content: &[u8], settled: u64) -> Result<Vec<Logged>, 
     Ok(recovered)
 }
 
+/// Whether the content of a log has frames, and none of them is this ledger's. A log that holds nothing is anybody's.
+pub fn is_of_another(id: &LogId, content: &[u8]) -> bool {
+    let heads = content
+        .chunks(FRAME_ALIGN)
+        .filter(|head| head.starts_with(&MAGIC));
+    let mut ids = heads.filter_map(|head| head.get(8..24)).peekable();
+    ids.peek().is_some() && ids.all(|other| other != &id[..])
+}
+
 /// What can be had of a damaged log.
 pub struct Salvaged {
     /// Commits that a tree with this last version does not have.

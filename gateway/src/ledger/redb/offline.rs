@@ -41,6 +41,30 @@ pub trait LostRows {
     /// The rows of each of these parts of the key space as they were at this commit, none of one of which that is not known; or why
     /// nothing is. Blocks.
     fn rows_of(&self, parts: &[Gap], known: &KnownRows) -> Result<Vec<Option<Vec<Row>>>, String>;
+
+    /// Commits that the log lost, from the first of them on, as far as they are known without a gap; or why none is. `known`: commits that
+    /// the log still has; whoever has others of the same versions has another ledger's. Blocks.
+    fn commits_of(&self, lost: &LostCommits, known: &[log::Logged]) -> Result<Vec<log::Logged>, String>;
+}
+
+/// Commits that a log lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostCommits {
+    /// The version of the first.
+    pub first: u64,
+    /// The version of the last; none if it is not known how many there were.
+    pub last: Option<u64>,
+    /// What happened to them.
+    pub why: &'static str,
+}
+
+impl std::fmt::Display for LostCommits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.last {
+            Some(last) => write!(f, "commits {} to {last}{}", self.first, self.why),
+            None => write!(f, "commits from {} on{}", self.first, self.why),
+        }
+    }
 }
 
 /// What is left of a ledger, for who has its lost rows.
@@ -60,6 +84,10 @@ pub struct Nowhere;
 impl LostRows for Nowhere {
     fn rows_of(&self, parts: &[Gap], _: &KnownRows) -> Result<Vec<Option<Vec<Row>>>, String> {
         Ok(vec![None; parts.len()])
+    }
+
+    fn commits_of(&self, _: &LostCommits, _: &[log::Logged]) -> Result<Vec<log::Logged>, String> {
+        Ok(Vec::new())
     }
 }
 
@@ -117,8 +145,10 @@ pub struct Plan {
     pub fetched_parts: u64,
     /// and why there were none, if they were asked for.
     pub not_fetched: Option<String>,
-    /// Commits of the log that are taken up.
+    /// Commits of the log that are taken up,
     pub commits: u64,
+    /// and those of them that were had from elsewhere.
+    pub fetched_commits: u64,
     /// What is given up, in words.
     pub given_up: Vec<String>,
     /// Files that the old ones are copied to.
@@ -213,41 +243,54 @@ pub(super) fn for_each_page(
     }
 }
 
-/// What the log has that the tree has not, each readable commit; and what it lost, in words.
-fn read_log(path: &Path, opened: &Opened) -> (Vec<log::Logged>, Vec<String>, u64) {
+/// What can be read of a log.
+#[derive(Default)]
+struct LogRead {
+    /// Commits that the tree has not.
+    commits: Vec<log::Logged>,
+    /// What it lost of them.
+    lost: Vec<LostCommits>,
+    /// Why it may have lost more, in words.
+    doubts: Vec<String>,
+    /// The last version of a frame that is damaged.
+    last_torn: u64,
+}
+
+fn read_log(path: &Path, opened: &Opened) -> LogRead {
     let Some(id) = &opened.log_id else {
-        return Default::default();
+        return LogRead::default();
     };
-    let log_path = log::path_of(path);
+    let shown = log::path_of(path);
     let salvaged = log::salvage(id, &opened.log, opened.position);
-    let (mut lost, mut next) = (Vec::new(), opened.position + 1);
-    if opened.log_matters && opened.log.len() != 2 * log::HALF_BYTES {
-        let (shown, last) = (log_path.display(), salvaged.commits.last());
-        let after = last.map_or(opened.position, |(version, _)| *version);
-        lost.push(format!(
-            "{shown} is not there or was cut short: what was committed after {after} is lost"
-        ));
-    }
-    if opened.log_matters && opened.log_blocks_lost > 0 {
-        lost.push(format!(
-            "{} blocks of {} cannot be read: commits after {} that were in them",
-            opened.log_blocks_lost,
-            log_path.display(),
-            opened.position
-        ));
-    }
+    let mut read = LogRead::default();
+    let mut next = opened.position + 1;
+    let mut lose = |first, last, why| read.lost.push(LostCommits { first, last, why });
     for (version, _) in &salvaged.commits {
         if *version > next {
-            lost.push(format!("commits {next} to {}", version - 1));
+            lose(next, Some(version - 1), "");
         }
         next = version + 1;
     }
-    let damaged = salvaged.damaged.iter().filter(|(first, _)| *first >= next);
-    lost.extend(
-        damaged.map(|(first, last)| format!("commits {first} to {last}, which a crash may have torn")),
-    );
-    let last = salvaged.damaged.iter().map(|(_, last)| *last).max().unwrap_or(0);
-    (salvaged.commits, lost, last)
+    for (first, last) in salvaged.damaged.iter().filter(|(first, _)| *first >= next) {
+        lose(*first, Some(*last), ", which a crash may have torn");
+    }
+    if opened.log_matters && opened.log.len() != 2 * log::HALF_BYTES {
+        lose(next, None, ": the log is not there or was cut short");
+    } else if opened.log_matters && log::is_of_another(id, &opened.log) {
+        lose(next, None, ": the log is another ledger's");
+    }
+    if opened.log_matters && opened.log_blocks_lost > 0 {
+        read.doubts.push(format!(
+            "{} blocks of {} cannot be read: commits after {} that were in them",
+            opened.log_blocks_lost,
+            shown.display(),
+            opened.position
+        ));
+    }
+    let last_torn = salvaged.damaged.iter().map(|(_, last)| *last).max();
+    read.last_torn = last_torn.unwrap_or(0);
+    read.commits = salvaged.commits;
+    read
 }
 
 /// The last commits that the tree has, as far as the log still has them.
@@ -314,10 +357,11 @@ pub fn check(path: &Path) -> Result<Report, LedgerError> {
         }
     };
     report.damaged.extend(gaps.iter().take(LISTED_MAX).map(words_of));
-    let (commits, lost, _) = read_log(path, &opened);
-    report.log_commits = commits.len() as u64;
-    report.log_damage = lost;
-    for (version, mutations) in commits {
+    let log = read_log(path, &opened);
+    report.log_commits = log.commits.len() as u64;
+    report.log_damage = log.lost.iter().map(LostCommits::to_string).collect();
+    report.log_damage.extend(log.doubts);
+    for (version, mutations) in log.commits {
         for mutation in mutations {
             match mutation {
                 Mutation::Put { key, value } => references.take_in(&Row {
@@ -567,9 +611,11 @@ fn gather(
             "rows that a damaged page may hide: there are no checksums of the file's blocks, and redb's own do not hold: {why}"
         ));
     }
-    let (commits, lost_commits, last_torn) = read_log(path, opened);
+    let mut log = read_log(path, opened);
+    fetch_commits(opened, &mut log, elsewhere, &mut plan);
+    let commits = log.commits;
     let last = commits.last().map_or(opened.position, |(version, _)| *version);
-    plan.position = last.max(last_torn);
+    plan.position = last.max(log.last_torn);
     let table = opened.tree.table().map_err(failed)?;
     let (mut refused, mut witnesses) = (None, Witnesses::default());
     let gaps = for_each_page(&table, |rows| {
@@ -638,11 +684,39 @@ fn gather(
         plan.position,
     )?;
     plan.commits = commits.len() as u64;
-    plan.given_up.extend(lost_commits);
+    plan.given_up.extend(log.lost.iter().map(LostCommits::to_string));
+    plan.given_up.extend(log.doubts);
     for some in commits.chunks(PAGE) {
         sink(&super::writer::rows_of(some.to_vec()), plan.position)?;
     }
     Ok(plan)
+}
+
+/// Takes what the log lost from elsewhere, where that has it.
+fn fetch_commits(opened: &Opened, log: &mut LogRead, elsewhere: &dyn LostRows, plan: &mut Plan) {
+    let Some(id) = opened.log_id.as_ref().filter(|_| !log.lost.is_empty()) else {
+        return;
+    };
+    let known = log::salvage(id, &opened.log, 0).commits;
+    let mut lost = Vec::new();
+    for range in std::mem::take(&mut log.lost) {
+        let fetched = match elsewhere.commits_of(&range, &known) {
+            Ok(fetched) => fetched,
+            Err(why) => {
+                plan.not_fetched = Some(why);
+                Vec::new()
+            }
+        };
+        let next = fetched.last().map_or(range.first, |(version, _)| version + 1);
+        plan.fetched_commits += fetched.len() as u64;
+        log.commits.extend(fetched);
+        // How many there were is not known: there may be later ones.
+        if range.last.is_none_or(|last| next <= last) {
+            lost.push(LostCommits { first: next, ..range });
+        }
+    }
+    log.lost = lost;
+    log.commits.sort_by_key(|(version, _)| *version);
 }
 
 /// Whether redb's own checksums hold, where its blocks have none: a lookup that a damaged page leads astray

@@ -922,12 +922,12 @@ async fn a_log_that_is_gone_is_told_of() {
         }
         let report = offline::check(&path).unwrap();
         assert!(
-            !report.is_clean() && report.log_damage[0].contains("is lost"),
+            !report.is_clean() && report.log_damage[0].contains("cut short"),
             "{left:?}: {report:?}"
         );
         let plan = offline::plan(&path, &offline::Nowhere).unwrap();
         assert!(
-            plan.given_up.iter().any(|what| what.contains("is lost")),
+            plan.given_up.iter().any(|what| what.contains("cut short")),
             "{left:?}: {plan:?}"
         );
     }

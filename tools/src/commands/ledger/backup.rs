@@ -68,7 +68,7 @@ fn describe(path: &Path, backup: BackupFile) -> Result<String, std::io::Error> {
         path.display(),
         backup.cluster,
         backup.position,
-        super::restore::time(backup.at_ms),
+        gateway::clock::rfc3339(backup.at_ms),
         format_size(path.metadata()?.len()),
     ))
 }

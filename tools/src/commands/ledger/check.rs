@@ -74,7 +74,7 @@ fn known(damage: &DamageLine) -> String {
     lines.push(match &damage.last_pass {
         Some(pass) => format!(
             "last pass  ended {}: {} rows, {} that could not be read; {} blocks, {} not what was written, in use or not",
-            super::restore::time(pass.ended_ms),
+            gateway::clock::rfc3339(pass.ended_ms),
             pass.rows,
             pass.gaps,
             pass.blocks,

@@ -15,6 +15,7 @@ use gateway::cluster::setup;
 use gateway::ledger::Ledger;
 use gateway::ledger::redb::RedbStore;
 use gateway::ledger::redb::offline::{self, LostRows, Nowhere, Plan};
+use gateway::ledger::store::LedgerError;
 use std::path::PathBuf;
 use std::sync::Arc;
 use storage_node::protocol::LedgerMarks;
@@ -54,7 +55,7 @@ pub async fn run(args: RepairArgs) -> CommandResult {
     // What a ledger that is whole needs nobody for.
     let planning = path.clone();
     let planned = tokio::task::spawn_blocking(move || offline::plan(&planning, &Nowhere)).await?;
-    let mut plan = planned.map_err(|error| CannotRead(error.to_string()))?;
+    let mut plan = planned.map_err(|error| cannot_repair(&error, &args))?;
     let (mut elsewhere, mut reached): (Arc<dyn LostRows + Send + Sync>, _) = (Arc::new(Nowhere), None);
     let is_lost = !plan.given_up.is_empty() || !plan.recovered.is_empty();
     if is_lost && !args.without_archive {
@@ -66,7 +67,7 @@ pub async fn run(args: RepairArgs) -> CommandResult {
     if reached.is_some() {
         let (planning, asked) = (path.clone(), elsewhere.clone());
         let planned = tokio::task::spawn_blocking(move || offline::plan(&planning, &*asked)).await?;
-        plan = planned.map_err(|error| CannotRead(error.to_string()))?;
+        plan = planned.map_err(|error| cannot_repair(&error, &args))?;
     }
     let marks = reached.as_ref().map(|reached| plausible(&reached.marks));
     let marks = marks.unwrap_or_default();
@@ -75,6 +76,18 @@ pub async fn run(args: RepairArgs) -> CommandResult {
         reached.release().await?;
     }
     repaired
+}
+
+/// What a repair cannot begin with, a restore may.
+fn cannot_repair(error: &LedgerError, args: &RepairArgs) -> CannotRead {
+    let data = args.data.display();
+    CannotRead(match error {
+        LedgerError::Damaged { .. } => format!(
+            "{error}\n  too much of it is damaged for a repair: move the files of the ledger away, keep them, and have it restored: \
+             `cairn ledger restore --from-disks --data {data}`"
+        ),
+        _ => error.to_string(),
+    })
 }
 
 /// The archive on the disks of the cluster.
@@ -192,6 +205,12 @@ fn render(plan: &Plan) -> String {
         lines.push(format!(
             "archive    {} rows of {} damaged parts, as they were written",
             plan.fetched, plan.fetched_parts
+        ));
+    }
+    if plan.fetched_commits > 0 {
+        lines.push(format!(
+            "archive    {} commits that the log lost, as they were written",
+            plan.fetched_commits
         ));
     }
     if let Some(why) = &plan.not_fetched {

@@ -12,7 +12,7 @@ use clap::Args;
 use gateway::archive::finding::{Finder, Found};
 use gateway::archive::replay::{self, Restored};
 use gateway::archive::restored::{self, Places};
-use gateway::clock::{Clock, SystemClock};
+use gateway::clock::{Clock, SystemClock, parse_rfc3339, rfc3339};
 use gateway::ledger::Ledger;
 use gateway::ledger::redb::RedbStore;
 use std::path::PathBuf;
@@ -62,6 +62,24 @@ pub async fn run(args: RestoreArgs) -> CommandResult {
         return Err(format!(
             "{} is there: move it away first, and keep it until the restored one is known to be right",
             home.ledger().display()
+        )
+        .into());
+    }
+    // Its log may have the last commits of a ledger whose other file is gone.
+    let log = args.data.join("ledger.redb-log");
+    if log.exists() {
+        return Err(format!(
+            "{} is there, and may have commits of the last second that nothing else has: put back the ledger.redb that belongs to it, or move \
+             it away first, and keep it",
+            log.display()
+        )
+        .into());
+    }
+    let now_ms = SystemClock.now_ms();
+    if let Some(at) = args.at.filter(|at| *at > now_ms.saturating_add(999)) {
+        return Err(format!(
+            "--at {} is yet to come: leave it out for the newest state",
+            rfc3339(at)
         )
         .into());
     }
@@ -118,7 +136,7 @@ async fn restore(args: &RestoreArgs, home: &Home, kit: Option<&Kit>, is_new: boo
         None => {
             let (cluster, reached) = cluster
                 .zip(reached.as_ref())
-                .ok_or("there are no disks to restore from")?;
+                .ok_or("there are no disks to restore from: give --kit FILE for a cluster of nodes, or --disk PATH for each disk")?;
             let finder = Finder::new(cluster, reached.sources.iter().cloned());
             let found = finder.find(0).await;
             report_found(&found, reached);
@@ -191,7 +209,7 @@ fn report(restored: &Restored, marks: &[LedgerMarks], generation: Option<u64>, t
         "The ledger is restored: commit {}, of {}{generation}.\n  \
          from a snapshot of commit {} with {} rows, and {} entries of the log after it, in {:.1} s",
         restored.position,
-        time(restored.at_ms),
+        rfc3339(restored.at_ms),
         restored.snapshot,
         restored.rows,
         restored.log_entries,
@@ -231,27 +249,7 @@ fn report(restored: &Restored, marks: &[LedgerMarks], generation: Option<u64>, t
     }
 }
 
-/// A time for people, in UTC.
-pub fn time(at_ms: u64) -> String {
-    let seconds = at_ms / 1_000;
-    let (days, of_day) = ((seconds / 86_400) as i64, seconds % 86_400);
-    // Howard Hinnant's days_from_civil, the other way.
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (day, month) = (
-        doy - (153 * mp + 2) / 5 + 1,
-        if mp < 10 { mp + 3 } else { mp - 9 },
-    );
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Seconds since 1970, or a time as [`time`] writes it, in milliseconds since 1970: to its end.
+/// Seconds since 1970, or a time as `rfc3339` writes it, in milliseconds since 1970: to its end.
 fn parse_time(text: &str) -> Result<u64, String> {
     if let Ok(seconds) = text.parse::<u64>() {
         return seconds
@@ -259,33 +257,10 @@ fn parse_time(text: &str) -> Result<u64, String> {
             .and_then(|ms| ms.checked_add(999))
             .ok_or_else(|| "too late".into());
     }
-    let wrong = || format!("{text:?} is neither seconds since 1970 nor a time as 2026-11-30T16:00:00Z");
-    let numbers: Option<Vec<i64>> = text
-        .strip_suffix('Z')
-        .ok_or_else(wrong)?
-        .split(['-', 'T', ':'])
-        .map(|part| part.parse().ok())
-        .collect();
-    let numbers = numbers.ok_or_else(wrong)?;
-    let [
-        year,
-        month @ 1..=12,
-        day @ 1..=31,
-        hour @ 0..=23,
-        minute @ 0..=59,
-        second @ 0..=60,
-    ] = numbers[..]
-    else {
-        return Err(wrong());
-    };
-    let y = if month <= 2 { year - 1 } else { year };
-    let (era, yoe) = (y.div_euclid(400), y.rem_euclid(400));
-    let doy = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
-    let days = era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719_468;
-    let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second;
-    u64::try_from(seconds)
-        .map(|seconds| seconds * 1_000 + 999)
-        .map_err(|_| wrong())
+    let at = parse_rfc3339(text).ok_or_else(|| {
+        format!("{text:?} is neither seconds since 1970 nor a time as 2026-11-30T16:00:00Z")
+    })?;
+    Ok(at / 1_000 * 1_000 + 999)
 }
 
 #[cfg(test)]
@@ -294,12 +269,12 @@ mod tests {
 
     #[test]
     fn times_are_read_as_they_are_written() {
-        assert_eq!(time(0), "1970-01-01T00:00:00Z");
-        assert_eq!(time(1_796_000_000_000), "2026-11-30T00:53:20Z");
-        assert_eq!(time(951_827_696_000), "2000-02-29T12:34:56Z");
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(1_796_000_000_000), "2026-11-30T00:53:20Z");
+        assert_eq!(rfc3339(951_827_696_000), "2000-02-29T12:34:56Z");
         for seconds in (0..4_000_000_000_u64).step_by(123_456_789) {
             let ms = seconds * 1_000;
-            assert_eq!(parse_time(&time(ms)), Ok(ms + 999), "{seconds}");
+            assert_eq!(parse_time(&rfc3339(ms)), Ok(ms + 999), "{seconds}");
             assert_eq!(parse_time(&seconds.to_string()), Ok(ms + 999));
         }
         for wrong in ["", "yesterday", "2026-13-01T00:00:00Z", "2026-11-30 16:00"] {
