@@ -197,6 +197,16 @@ fn lose_the_ledger(disks: usize, archive: &str) {
     } else {
         cluster.restart();
     }
+    // It only reads until disks were asked where units are, and starts anew then.
+    wait_until(
+        "the ledger is settled",
+        Duration::from_secs(60),
+        || {
+            let ready = cluster.admin("/health/ready");
+            ready.is_ok_and(|answer| answer.status == 200)
+        },
+        || format!("{:?}", cluster.admin("/health/ready").map(|answer| answer.body)),
+    );
     let client = cluster.client();
     let (missing, before) = lost(&client, &written, ended);
     println!("{missing} acknowledged objects are lost, of the last {before:?}");

@@ -70,6 +70,8 @@ struct End {
     shipped: u64,
     /// The first entries of the complete snapshots of this chain.
     snapshots: Vec<u64>,
+    /// Entries below this number were let go of.
+    floor: u64,
     snapshot_bytes: u64,
     log_bytes: u64,
     log_entries: u64,
@@ -312,6 +314,7 @@ impl Shipper {
                     header: None,
                     shipped: last.unwrap_or(position),
                     snapshots: Vec::new(),
+                    floor: 0,
                     snapshot_bytes: 0,
                     log_bytes: 0,
                     log_entries: 0,
@@ -684,7 +687,7 @@ impl Shipper {
             let end = state.end.as_ref();
             end.and_then(|end| {
                 Some(retention::Old {
-                    floor: retention::floor(&end.snapshots)?,
+                    floor: retention::floor(&end.snapshots).filter(|floor| *floor > end.floor)?,
                     known: end.header?,
                     in_use: state.blobs.volume().map(|volume| volume.id),
                     own: state.blobs.own().clone(),
@@ -702,6 +705,7 @@ impl Shipper {
         };
         if let Some(end) = &mut self.state.lock().await.end {
             end.snapshots.retain(|first| *first >= old.floor);
+            end.floor = old.floor;
             let left = end.snapshots.len();
             self.archive.change(|status| status.snapshots = left);
         }
@@ -710,7 +714,7 @@ impl Shipper {
             floor = old.floor,
             "old entries of the archive are deleted"
         );
-        Ok(Step::Worked)
+        Ok(Step::Idle)
     }
 }
 
@@ -778,6 +782,7 @@ fn of_chain<T: Clone>(chain: &Chain<T>) -> Option<End> {
         },
         gap: has_gap.then_some(restorable),
         snapshots,
+        floor: 0,
         snapshot_bytes: pieces.map(|(header, _)| header.total_bytes() as u64).sum(),
         log_bytes: since_then
             .clone()

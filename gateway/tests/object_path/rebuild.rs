@@ -5,7 +5,8 @@ use crate::support::cluster::World;
 use crate::support::content::content;
 use crate::support::memory_node::{Faults, flip_bit};
 use bytes::Bytes;
-use gateway::ledger::model::Membership;
+use gateway::ledger::model::{Membership, VolumeRow};
+use gateway::ledger::{CommitBuilder, key};
 use gateway::maintenance::absence::Absence;
 use gateway::maintenance::leftovers::Leftovers;
 use gateway::maintenance::rebuild::pace::{FLOOR, Wanted};
@@ -438,6 +439,42 @@ async fn a_drain_does_not_end_where_another_unit_has_come_to_be() {
         assert_eq!(disks.len(), volume.disks.len(), "{volume:?}");
         assert!(!disks.contains(&world.disk(1)), "{volume:?}");
     }
+    assert_eq!(world.get("object").await.unwrap(), bytes);
+}
+
+/// A ledger that was accepted takes units where disks have them, and two of a volume may be on one machine: one of them moves on.
+#[tokio::test]
+async fn units_of_a_volume_that_share_a_machine_are_spread() {
+    let world = World::new("rs(2,2)", 5).await;
+    let bytes = content(1, 300_000);
+    world.put("object", &bytes).await.unwrap();
+    for volume in world.objects.volumes.all() {
+        let (from, to) = (volume.disks[3], volume.disks[2]);
+        let held = world
+            .cluster
+            .node
+            .with(from, |disk| disk.units.remove(&volume.unit(3)));
+        if let Some(held) = held {
+            world
+                .cluster
+                .node
+                .with(to, |disk| disk.units.insert(volume.unit(3), held));
+        }
+        let row_key = key::volume(volume.id);
+        let found = world.objects.ledger.get::<VolumeRow>(row_key.clone()).await;
+        let mut row = found.unwrap().unwrap().row;
+        row.disks[3] = row.disks[2].clone();
+        let commit = CommitBuilder::new().put(row_key, &row);
+        world.objects.ledger.commit(commit.build()).await.unwrap();
+    }
+    let world = world.crash().await;
+    assert!(world.objects.to_rebuild().0 > 0, "it is to be done");
+    maintenance(&world).settle().await;
+    for volume in world.objects.volumes.all() {
+        let disks: HashSet<DiskId> = volume.disks.iter().copied().collect();
+        assert_eq!(disks.len(), volume.disks.len(), "{volume:?}");
+    }
+    assert_eq!(world.objects.to_rebuild().0, 0);
     assert_eq!(world.get("object").await.unwrap(), bytes);
 }
 

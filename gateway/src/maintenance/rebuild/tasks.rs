@@ -1,10 +1,12 @@
 //! What is to be done: which units are not where they should be, or not whole there, and whose turn it is.
 
-use crate::cluster::disks::Health;
+use crate::cluster::disks::{Health, Level};
 use crate::ledger::model::Membership;
 use crate::object::Objects;
 use crate::placement::volumes::Volume;
+use std::collections::HashSet;
 use std::sync::Arc;
+use storage_node::protocol::DiskId;
 
 /// What is to be done with a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +36,25 @@ pub struct Task {
 impl Objects {
     /// What a unit needs, if it needs anything.
     pub fn need(&self, volume: &Volume, index: u8) -> Option<Need> {
+        let is_crowded = || self.crowded(volume) == Some(index);
+        self.need_of_disk(volume, index)
+            .or_else(|| is_crowded().then_some(Need::Drain))
+    }
+
+    /// A unit that shares its machine with another one of its volume, and could be on one that has none of them. The ledger places none
+    /// so; one that was accepted or restored takes units where disks have them.
+    fn crowded(&self, volume: &Volume) -> Option<u8> {
+        let machine = |id: &DiskId| self.disks.get(*id).map_or(id.0, |disk| disk.domain(Level::Node));
+        let mut seen = HashSet::new();
+        let shared = volume.disks.iter().position(|disk| !seen.insert(machine(disk)))?;
+        let index = u8::try_from(shared).ok()?;
+        let mut targets = self.volumes.targets(volume.scheme).into_iter();
+        targets
+            .any(|target| self.may_take(volume, index, target.disk))
+            .then_some(index)
+    }
+
+    fn need_of_disk(&self, volume: &Volume, index: u8) -> Option<Need> {
         let disk = self.disks.get(*volume.disks.get(usize::from(index))?);
         let Some(disk) = disk else { return Some(Need::Move) };
         match (disk.membership, &disk.health) {
@@ -48,9 +69,16 @@ impl Objects {
     /// Which units of a volume are not where they should be, or not whole there.
     fn needs(&self, volume: &Volume) -> Vec<(u8, Need)> {
         let indices = 0..volume.disks.len() as u8;
-        indices
-            .filter_map(|index| Some((index, self.need(volume, index)?)))
-            .collect()
+        let needs = indices.filter_map(|index| Some((index, self.need_of_disk(volume, index)?)));
+        let needs: Vec<(u8, Need)> = needs.collect();
+        match needs.is_empty() {
+            false => needs,
+            true => self
+                .crowded(volume)
+                .map(|index| (index, Need::Drain))
+                .into_iter()
+                .collect(),
+        }
     }
 
     /// How many units are to be made whole on another disk, and about how many bytes they have.
