@@ -48,9 +48,9 @@ pub enum RecallError {
     /// It has other rows where the ledger's can be read.
     #[error("the archive is of another history of this ledger")]
     OtherHistory,
-    /// The ledger has nothing left of its log that the archive could be known by.
+    /// The ledger has nothing left of its log, after the loss, that the archive could be known by.
     #[error(
-        "nothing is left of the ledger's log to know its archive by: a restore from the disks has what that has"
+        "nothing is left of the ledger's log after the loss to know its archive by: a restore from the disks has what that has"
     )]
     NothingToCompare,
     /// It is too much.
@@ -90,8 +90,9 @@ impl LostRows for FromArchive {
 /// A commit, and its version.
 type Logged = (u64, Vec<Mutation>);
 
-/// Commits that a ledger's own log lost, from the first on without a gap, as far as the archive has them. It is believed if it has one that
-/// the log still has, and none that is another one there.
+/// Commits that a ledger's own log lost, from the first on without a gap, as far as the archive has them. It is believed if it has a later
+/// one that the log still has, and none that is another one there. An earlier one alone says nothing: a copy of the ledger that went on by
+/// itself has that, too.
 pub async fn recall_commits<T: Clone + Send + Sync>(
     found: &[(Header, T)],
     lost: &LostCommits,
@@ -122,7 +123,7 @@ pub async fn recall_commits<T: Clone + Send + Sync>(
             }
             for (version, mutations) in parse_log(body, header.first, header.last).unwrap_or_default() {
                 match known.get(&version) {
-                    Some(own) if **own == mutations => is_vouched_for = true,
+                    Some(own) if **own == mutations => is_vouched_for |= version > lost.first,
                     Some(_) => is_other = true,
                     None => _ = commits.insert(version, mutations),
                 }
