@@ -40,7 +40,7 @@ const TAP_BYTES: usize = 32 << 20;
 /// So many bytes are shipped at once.
 const SHIP_BYTES: usize = BODY_BYTES_MAX;
 /// A snapshot is due when the log since the last one is larger than it, and than this.
-const LOG_BYTES_MIN: u64 = 16 << 20;
+const LOG_BYTES_MIN: u64 = 64 << 20;
 /// And when there are so many entries since then: a restore reads each.
 const ENTRIES_MAX: u64 = 20_000;
 /// Where the archive ends is not known while too many disks are away. For so long they are waited for.

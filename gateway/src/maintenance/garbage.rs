@@ -8,7 +8,7 @@ use super::worker::{Step, Worker};
 use crate::cluster::disks::Health;
 use crate::error::Result;
 use crate::ledger::model::GarbageRow;
-use crate::ledger::{CommitBuilder, Typed, key};
+use crate::ledger::{CONFLICT_RETRIES, CommitBuilder, Typed, key};
 use crate::object::Objects;
 use crate::object::readers::BlobKey;
 use bytes::Bytes;
@@ -174,6 +174,43 @@ impl Garbage {
                 Ok(false)
             }
         }
+    }
+}
+
+impl Objects {
+    /// A unit has shards of these blobs. Where its disk had confirmed that it deleted them, it is asked again: it lied about a flush,
+    /// or is a copy of an earlier state of itself.
+    pub async fn delete_again(&self, volume: u64, index: u8, blobs: &[u64]) -> Result<()> {
+        let keys: Vec<Bytes> = blobs.iter().map(|blob| key::garbage(volume, *blob)).collect();
+        for _ in 0..CONFLICT_RETRIES {
+            let rows = self.ledger.get_many::<GarbageRow>(keys.clone()).await?;
+            let (mut commit, mut count) = (CommitBuilder::new(), 0);
+            for (row_key, row) in keys.iter().zip(rows) {
+                let Some(Typed { mut row, version }) = row else {
+                    continue;
+                };
+                // None pending: all are.
+                if row.pending.is_empty() || row.pending.contains(&u32::from(index)) {
+                    continue;
+                }
+                row.pending.push(u32::from(index));
+                commit = commit.expect(row_key, Some(version)).put(row_key.clone(), &row);
+                count += 1;
+            }
+            if count == 0 {
+                return Ok(());
+            }
+            if self.commit_unless_changed(commit).await? {
+                tracing::info!(
+                    volume,
+                    index,
+                    blobs = count,
+                    "a disk still has blobs that it had deleted: it is asked again"
+                );
+                return Ok(());
+            }
+        }
+        Ok(()) // What stays is set aside by a later census.
     }
 }
 

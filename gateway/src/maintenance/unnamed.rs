@@ -273,7 +273,7 @@ impl Objects {
     }
 
     /// Commits under the lease. False if something changed meanwhile: whoever comes next decides on what is there then.
-    async fn commit_unless_changed(&self, commit: CommitBuilder) -> Result<bool> {
+    pub(super) async fn commit_unless_changed(&self, commit: CommitBuilder) -> Result<bool> {
         match self
             .ledger
             .commit(self.lease.fence(commit).build())

@@ -5,7 +5,8 @@ use crate::support::cluster::{BUCKET, World};
 use crate::support::content::{content, stalled};
 use crate::support::memory_node::Faults;
 use crate::support::store::{When, puts, puts_volume};
-use gateway::ledger::model::{IdRangeRow, LeaseRow, Membership, ObjectRow, VolumeRow};
+use bytes::Bytes;
+use gateway::ledger::model::{GarbageRow, IdRangeRow, LeaseRow, Membership, ObjectRow, VolumeRow};
 use gateway::ledger::{CommitBuilder, Typed, key};
 use gateway::maintenance::census::Census;
 use gateway::maintenance::census::record::CensusReport;
@@ -287,6 +288,43 @@ async fn garbage_on_its_way_is_not_found_again() {
     world.heal().await;
     world.collect().await;
     assert!(take(&world).await.clean);
+}
+
+/// A disk confirmed a delete, lost it, and was compared while the garbage row waited for another disk: the row was no more than that,
+/// and went, and the shard stayed until the census of the next day.
+#[tokio::test]
+async fn a_delete_that_a_disk_confirmed_and_lost_is_asked_for_again() {
+    let world = filled().await;
+    let held = |disk| world.cluster.node.with(disk, |d| d.shards().count());
+    let refusing = Faults {
+        delete: Some(storage_node::protocol::NodeError::Overloaded),
+        ..Faults::default()
+    };
+    world.cluster.node.each(|_, disk| disk.faults = refusing.clone());
+    world.delete("4-0").await.unwrap();
+    world.collect().await;
+    let garbage: Vec<(Bytes, Typed<GarbageRow>)> =
+        world.objects.ledger.scan(key::table(b'g'), 10).await.unwrap();
+    let (volume, _) = key::volume_and_blob(&garbage[0].0).unwrap();
+    let volume = world.objects.volumes.get(volume).await.unwrap();
+    let (away, liar) = (volume.disks[0], volume.disks[1]);
+    let units = world.cluster.node.with(liar, |d| d.units.clone());
+    world.heal().await;
+    world
+        .cluster
+        .node
+        .with(away, |disk| disk.faults = refusing.clone());
+    world.collect().await;
+    let (before, with_blob) = (held(liar), units.values().map(|unit| unit.shards.len()).sum());
+    assert!(before < with_blob, "its delete is confirmed");
+    world.cluster.node.with(liar, |d| d.units = units);
+    assert_eq!(held(liar), with_blob);
+    assert_eq!(take(&world).await.unnamed_blobs, 0, "it is garbage");
+    world.heal().await;
+    world.collect().await;
+    assert_eq!(held(liar), before);
+    let report = take(&world).await;
+    assert!(report.clean, "{report:?}");
 }
 
 #[tokio::test]

@@ -12,8 +12,9 @@
 //!
 //! That nothing names it may still be the ledger's fault. So it is set aside (`maintenance/unnamed`), no more.
 //!
-//! Invariant: nothing is deleted here. A blob whose id was never handed out is not even set aside: the ledger is older than the
-//! disks, and would hand it out again.
+//! Invariant: nothing is deleted here; a garbage row may wait again for a disk that has what it had deleted. A
+//! blob whose id was never handed out is not even set aside: the ledger is older than the disks, and would hand it
+//! out again.
 
 use super::{Census, Unit};
 use crate::error::Result;
@@ -198,6 +199,8 @@ impl Census {
         blobs.extend(&ahead);
         let mut held = held;
         held.retain(|blob, _| blobs.contains(blob));
+        let candidates: Vec<u64> = held.keys().copied().collect();
+        self.objects.delete_again(volume, unit.index, &candidates).await?;
         self.objects.retain_without_rows(volume, &mut held).await?;
         if let Err(error) = retain_there(unit, &mut held).await {
             return Ok(Err(error));
