@@ -108,6 +108,17 @@ pub trait StorageClient: Send + Sync + 'static {
         deadline: Duration,
     ) -> Result<(), NodeError>;
 
+    /// Has a disk refuse every change for the ledger that it obeys now, with [`NodeError::Overloaded`], for so long (a minute at most),
+    /// or until it is told of another ledger; returns when the changes before are done. Zero ends it. In memory: a disk that is
+    /// opened anew has forgotten it.
+    async fn still(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        lasts: Duration,
+        deadline: Duration,
+    ) -> Result<(), NodeError>;
+
     /// Says that a gateway is there; the node remembers the last one in memory.
     async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError>;
 

@@ -440,6 +440,7 @@ impl Engine {
             headers: found.headers,
             summaries: Default::default(),
             checked: Instant::now(),
+            still: None,
             granted: Default::default(),
             starved: false,
             flusher: Flusher::start(shared.clone()).map_err(|e| e.to_string())?,
@@ -718,6 +719,12 @@ impl Engine {
     pub async fn obey(&self, marks: &LedgerMarks, deadline: Duration) -> Result<(), NodeError> {
         self.shared.check_serving()?;
         self.queue(self.itself(), Change::Obey(*marks), deadline).await
+    }
+
+    /// Has it refuse changes for the ledger that it obeys now, for so long; zero ends that. See [`crate::client::StorageClient::still`].
+    pub async fn still(&self, lasts: Duration, deadline: Duration) -> Result<(), NodeError> {
+        self.shared.check_serving()?;
+        self.queue(self.itself(), Change::Still(lasts), deadline).await
     }
 
     /// Which ledger it obeys. The limits are those of what came to the disk, too.

@@ -390,6 +390,18 @@ impl StorageClient for HttpClient {
         self.post_json(path, marks, deadline).await
     }
 
+    async fn still(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        lasts: Duration,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+        let path = wire::still_path(disk, incarnation);
+        self.post_json(path, &wire::Still { lasts_ms }, deadline).await
+    }
+
     async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
         self.post_json(wire::BEAT_PATH.into(), beat, deadline).await
     }

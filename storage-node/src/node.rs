@@ -636,6 +636,16 @@ impl StorageClient for Node {
         self.opened(disk, incarnation)?.obey(marks, deadline).await
     }
 
+    async fn still(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        lasts: Duration,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.opened(disk, incarnation)?.still(lasts, deadline).await
+    }
+
     async fn beat(&self, beat: &Beat, _deadline: Duration) -> Result<(), NodeError> {
         let heard = Some((beat.clone(), Instant::now()));
         *self.shelf.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;

@@ -294,6 +294,7 @@ enum Target {
     Verify(DiskId, u64),
     Admit(DiskId, u64),
     Obey(DiskId, u64),
+    Still(DiskId, u64),
     Beat,
     Unit(UnitAddress),
     Shard(UnitAddress, ShardKey),
@@ -329,6 +330,7 @@ fn parse_path(path: &str, ledger: Generation) -> Result<Target, NodeError> {
         ["v1", "format"] => Ok(Target::Format),
         ["v1", "beat"] => Ok(Target::Beat),
         ["v1", "disks", disk, inc, "obey"] => Ok(Target::Obey(parse(disk)?, parse(inc)?)),
+        ["v1", "disks", disk, inc, "still"] => Ok(Target::Still(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "units"] => Ok(Target::Units(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "findings"] => Ok(Target::Findings(parse(disk)?, parse(inc)?)),
         ["v1", "disks", disk, inc, "verify"] => Ok(Target::Verify(parse(disk)?, parse(inc)?)),
@@ -436,6 +438,14 @@ async fn handle(
             let marks = json_body(request).await?;
             client
                 .obey(disk, incarnation, &marks, deadline)
+                .await
+                .map(|()| done())
+        }
+        (&Method::POST, Target::Still(disk, incarnation)) => {
+            let still: wire::Still = json_body(request).await?;
+            let lasts = Duration::from_millis(still.lasts_ms);
+            client
+                .still(disk, incarnation, lasts, deadline)
                 .await
                 .map(|()| done())
         }

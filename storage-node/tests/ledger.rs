@@ -138,6 +138,36 @@ async fn a_disk_changes_nothing_for_an_older_ledger_or_another_copy() {
 }
 
 #[tokio::test]
+async fn a_disk_stands_still_for_the_ledger_it_obeys_until_it_is_told_of_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    formatted(&path);
+    let node = open(&path);
+    let (first, second) = (generation(3, 30), generation(4, 40));
+    let still = async |lasts| node.still(DISK, 1, lasts, DEADLINE).await.unwrap();
+    still(DEADLINE).await;
+    assert!(
+        changes(&node, Generation::NONE).await.iter().all(Result::is_ok),
+        "it obeys nobody"
+    );
+    node.obey(DISK, 1, &marks(first, 50), DEADLINE).await.unwrap();
+    still(DEADLINE).await;
+    assert_eq!(changes(&node, first).await, vec![Err(NodeError::Overloaded); 5]);
+    let told = node.obey(DISK, 1, &marks(first, 51), DEADLINE).await;
+    assert_eq!(told, Err(NodeError::Overloaded));
+    assert!(node.units(DISK, 1, DEADLINE).await.is_ok(), "it answers");
+    // It is over when whoever asked says so, when its time is, and when another ledger is obeyed.
+    still(Duration::ZERO).await;
+    assert!(changes(&node, first).await.iter().all(Result::is_ok));
+    still(Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert!(changes(&node, first).await.iter().all(Result::is_ok));
+    still(DEADLINE).await;
+    node.obey(DISK, 1, &marks(second, 50), DEADLINE).await.unwrap();
+    assert!(changes(&node, second).await.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
 async fn marks_only_grow_and_a_position_is_one_of_its_generation() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");

@@ -269,6 +269,16 @@ impl StorageClient for Lying {
         self.node.obey(disk, incarnation, marks, deadline).await
     }
 
+    async fn still(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        lasts: Duration,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.node.still(disk, incarnation, lasts, deadline).await
+    }
+
     async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
         self.node.beat(beat, deadline).await
     }

@@ -161,6 +161,17 @@ impl StorageClient for Answering {
             .await
     }
 
+    async fn still(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        lasts: Duration,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        self.while_it_answers(self.node.still(disk, incarnation, lasts, deadline))
+            .await
+    }
+
     async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
         self.node.beat(beat, deadline).await
     }

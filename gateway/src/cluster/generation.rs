@@ -12,7 +12,9 @@
 //! ids that were never handed out             this is older than the disk: behind
 //! a newer epoch of a unit that is its own    this does not know of a move: behind
 //! ```
-//! Whoever acted before goes on until disks are told: so ids and epochs are looked at once they were. Disks are told how far the ledger is
+//! Whoever acted before could go on until disks are told, and delete what a copy that looked a moment ago still names. So disks are
+//! first asked to stand still: they change nothing for whoever they obey until they are told, or some seconds have passed. Where a node
+//! does not know that, ids and epochs are looked at once more after telling. Disks are told how far the ledger is
 //! every few seconds, and its archive on them has what was committed a second ago. So where that ends is looked at, too: a ledger that
 //! lacks only what was committed since disks were told is behind its archive.
 //!
@@ -56,6 +58,10 @@ const SURVEY_DEADLINE: Duration = Duration::from_secs(2);
 const SEARCH_MAX: Duration = Duration::from_secs(2);
 /// and a disk has so long for each answer.
 const SEARCH_DEADLINE: Duration = Duration::from_millis(500);
+/// Disks change nothing for whoever acts, while it is looked how far that is, for so long;
+const STILL: Duration = Duration::from_secs(10);
+/// where looking takes longer, it is begun again, so often.
+const STILL_ATTEMPTS: usize = 3;
 /// Telling a disk is a write of its superblock.
 const TELL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -277,23 +283,34 @@ impl Generations {
         identity: Identity,
         holds: Holds,
     ) -> Result<Generations> {
-        let survey = wait_for_silence(nodes, &identity).await?;
-        let mut base = Base::of(ledger).await?;
-        let mut behind = first_behind(&base, &survey);
-        if behind.is_none() {
-            behind = behind_archive(ledger, &base, nodes, &survey).await;
+        let mut survey = wait_for_silence(nodes, &identity).await?;
+        let (mut base, mut has_caught_up) = (Base::of(ledger).await?, false);
+        let mut behind = None;
+        for _ in 0..STILL_ATTEMPTS {
+            let began = Instant::now();
+            let is_held = hold_still(nodes, &survey, STILL).await;
+            if is_held {
+                survey = self::survey(nodes).await; // Nobody goes on from here.
+            }
+            behind = match first_behind(&base, &survey) {
+                None => behind_archive(ledger, &base, nodes, &survey).await,
+                behind => behind,
+            };
+            if let Some(why) = &behind
+                && let Some(wanted) = wanted(why, &survey)
+                && catch_up(ledger, nodes, &survey, wanted).await
+            {
+                tracing::warn!(%why, position = ledger.position(), "the ledger was behind, and has caught up from its archive; \
+                     what was acknowledged in the second before its end may be missing: `cairn unnamed list` has it, and nothing of it is deleted");
+                base = Base::of(ledger).await?;
+                has_caught_up = true;
+                behind = first_behind(&base, &survey);
+            }
+            if !is_held || began.elapsed() < STILL / 2 {
+                break; // The disks are as they were looked at, for as long as telling them takes.
+            }
         }
-        if let Some(why) = &behind
-            && let Some(wanted) = wanted(why, &survey)
-            && catch_up(ledger, nodes, &survey, wanted).await
-        {
-            tracing::warn!(%why, position = ledger.position(), "the ledger was behind, and has caught up from its archive; \
-                 what was acknowledged in the second before its end may be missing: `cairn unnamed list` has it, and nothing of it is deleted");
-            base = Base::of(ledger).await?;
-            base.keep_unnamed();
-            behind = first_behind(&base, &survey);
-        }
-        if identity.takes_over {
+        if has_caught_up || identity.takes_over {
             base.keep_unnamed();
         }
         let generations = Generations {
@@ -306,7 +323,10 @@ impl Generations {
             obeyed: Mutex::default(),
         };
         match behind {
-            Some(why) => generations.enter_safe_mode(&why.to_string()),
+            Some(why) => {
+                generations.enter_safe_mode(&why.to_string());
+                hold_still(nodes, &survey, Duration::ZERO).await;
+            }
             None if base.is_restored => generations.wait_for_places(),
             None => generations.take_next(nodes, &survey).await?,
         }
@@ -636,6 +656,24 @@ async fn catch_up(ledger: &Ledger, nodes: &Nodes, survey: &[NodeStatus], wanted:
             false
         }
     }
+}
+
+/// Has disks change nothing for the ledger that they obey, for so long, once what they were asked before is done. Whether any does.
+async fn hold_still(nodes: &Nodes, survey: &[NodeStatus], lasts: Duration) -> bool {
+    let each = nodes.all();
+    let each = each.iter().zip(survey).flat_map(|(node, status)| {
+        let disks = status.disks.iter().filter(|disk| disk.ledger.is_some());
+        disks.map(move |disk| (node.client.clone(), disk.disk, disk.incarnation))
+    });
+    let asked = each.map(async |(client, disk, incarnation)| {
+        let still = client.still(disk, incarnation, lasts, SURVEY_DEADLINE).await;
+        // One that goes on is judged when it is told; a node of before there was this does not know it.
+        still
+            .inspect_err(|error| tracing::debug!(%disk, %error, "not held still"))
+            .is_ok()
+    });
+    let held = futures::future::join_all(asked).await;
+    held.contains(&true)
 }
 
 async fn survey(nodes: &Nodes) -> Vec<NodeStatus> {

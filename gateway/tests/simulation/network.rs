@@ -502,6 +502,32 @@ impl StorageClient for Link {
         self.way.carry(&self.life, name, deadline, request).await
     }
 
+    async fn still(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        lasts: Duration,
+        deadline: Duration,
+    ) -> Result<(), NodeError> {
+        let name = Name::new(format!("still {disk}"));
+        // The engine's clock is the real one: it stands still for as long as it may, and is told when that is over here.
+        let ordered = if lasts.is_zero() { lasts } else { Duration::MAX };
+        let request = move |machine: Arc<Machine>| async move {
+            let still = move |engine: Arc<storage_node::engine::Engine>| async move {
+                let ended = Arc::downgrade(&engine);
+                tokio::spawn(async move {
+                    tokio::time::sleep(lasts).await;
+                    if let Some(engine) = ended.upgrade() {
+                        let _gone = engine.still(Duration::ZERO, deadline).await; // Then it has forgotten it, too.
+                    }
+                });
+                engine.still(ordered, deadline).await
+            };
+            machine.with_opened(disk, incarnation, still).await
+        };
+        self.way.carry(&self.life, name, deadline, request).await
+    }
+
     async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {
         let beat = beat.clone();
         let name = Name::new(format!("beat of {}", beat.instance));

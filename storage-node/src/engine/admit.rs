@@ -34,6 +34,7 @@ impl Committer {
     ) -> Result<Vec<RecordHead>, NodeError> {
         let address = &request.address;
         self.shared.check_ledger(address)?;
+        self.check_still(address.ledger)?;
         self.shared.check_epoch(address)?;
         let dropped = self
             .decided(pending)
@@ -48,7 +49,7 @@ impl Committer {
                 .admit_put(batch, pending, address, shard)
                 .map(|head| vec![head]),
             Change::Delete(blobs) => self.admit_delete(batch, pending, address, blobs),
-            Change::Admit(..) | Change::Obey(_) => Ok(Vec::new()), // Are no records.
+            Change::Admit(..) | Change::Obey(_) | Change::Still(_) => Ok(Vec::new()), // Are no records.
             Change::DropUnit => {
                 let draft = self.mark_draft(RecordKind::UnitDropped, address.unit, 0, address.epoch);
                 let head = self.append(batch, SYSTEM_UNIT, draft, Purpose::Delete)?;

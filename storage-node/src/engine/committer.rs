@@ -32,6 +32,8 @@ use std::time::{Duration, Instant};
 /// The most bytes of one batch.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
 const BATCH_REQUESTS_MAX: usize = 1024;
+/// A disk stands still so long at most, whatever it was asked.
+const STILL_MAX: Duration = Duration::from_secs(60);
 /// How long to sleep while readers keep a freed extent busy.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(5);
 
@@ -69,6 +71,8 @@ pub struct Committer {
     pub(super) headers: Vec<ExtentHeader>,
     pub(super) summaries: Summaries,
     pub(super) checked: Instant,
+    /// Nothing is changed for this ledger until then.
+    pub(super) still: Option<(Generation, Instant)>,
     /// Extents whose space the filesystem granted since the disk was opened.
     pub(super) granted: HashSet<u32>,
     /// It refused to, the last time.
@@ -195,6 +199,7 @@ impl Committer {
         if current != Generation::NONE && ledger != current {
             return Err(NodeError::OtherLedger { current });
         }
+        self.check_still(ledger)?;
         let known = self.superblock.admission;
         if known != admission && admission.number <= known.number {
             let what = format!(
@@ -212,6 +217,21 @@ impl Committer {
         Ok(())
     }
 
+    /// Refuses changes for the ledger that the disk obeys now, for so long.
+    fn stand_still(&mut self, lasts: Duration) {
+        let ledger = self.superblock.ledger.generation;
+        let until = Instant::now() + lasts.min(STILL_MAX);
+        self.still = (!lasts.is_zero() && ledger != Generation::NONE).then_some((ledger, until));
+    }
+
+    /// Refuses a change for this ledger while the disk stands still for it.
+    pub(super) fn check_still(&self, ledger: Generation) -> Result<(), NodeError> {
+        match self.still {
+            Some((of, until)) if of == ledger && Instant::now() < until => Err(NodeError::Overloaded),
+            _ => Ok(()),
+        }
+    }
+
     /// Says in the superblock which ledger the disk obeys; never an older one, nor another copy of the same.
     fn obey(&mut self, told: LedgerMarks) -> Result<(), NodeError> {
         let known = self.superblock.ledger;
@@ -219,6 +239,7 @@ impl Committer {
             let current = known.generation;
             return Err(NodeError::OtherLedger { current });
         }
+        self.check_still(told.generation)?;
         let marks = known.told(&told);
         if marks == known {
             return Ok(());
@@ -337,6 +358,15 @@ impl Committer {
             }
             if let Change::Obey(marks) = request.change {
                 let _ = request.reply.send(self.obey(marks)); // The same.
+                continue;
+            }
+            if let Change::Still(lasts) = request.change {
+                self.stand_still(lasts);
+                // Answered with the batch: what came before is done then.
+                pending.admitted.push(Admitted {
+                    reply: request.reply,
+                    records: Vec::new(),
+                });
                 continue;
             }
             match self.admit(&mut batch, &mut pending, &request) {

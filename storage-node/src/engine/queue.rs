@@ -33,6 +33,8 @@ pub enum Change {
     Admit(Admission, Generation),
     /// Obey this ledger.
     Obey(LedgerMarks),
+    /// Refuse changes for the ledger that it obeys now, for so long.
+    Still(Duration),
 }
 
 /// A change, where it goes, and who waits for it.
@@ -52,7 +54,7 @@ impl Request {
         match &self.change {
             Change::Put(shard) => shard.payload.len() + 1024,
             Change::Delete(blobs) => blobs.len() * 128,
-            Change::DropUnit | Change::Admit(..) | Change::Obey(_) => 128,
+            Change::DropUnit | Change::Admit(..) | Change::Obey(_) | Change::Still(_) => 128,
         }
     }
 }

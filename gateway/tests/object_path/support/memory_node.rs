@@ -97,6 +97,8 @@ pub struct MemoryDisk {
     pub opening: Opening,
     /// Which ledger it obeys.
     pub ledger: LedgerMarks,
+    /// It changes nothing for this ledger until then.
+    still: Option<(Generation, tokio::time::Instant)>,
     /// Whether it was admitted in that opening: it serves nothing before.
     pub is_admitted: bool,
     /// How it was told to be verified.
@@ -130,6 +132,7 @@ impl MemoryDisk {
                 ..Opening::default()
             },
             ledger: LedgerMarks::default(),
+            still: None,
             is_admitted: false,
             orders: Vec::new(),
         }
@@ -138,6 +141,7 @@ impl MemoryDisk {
     /// Its node is started again.
     pub fn reopen(&mut self) {
         self.opening.id += 1;
+        self.still = None;
         self.is_admitted = false;
     }
 
@@ -206,8 +210,17 @@ impl MemoryDisk {
     fn check_ledger(&self, address: &UnitAddress) -> Result<(), NodeError> {
         let current = self.ledger.generation;
         match current == Generation::NONE || current == address.ledger {
-            true => Ok(()),
+            true => self.check_still(address.ledger),
             false => Err(NodeError::OtherLedger { current }),
+        }
+    }
+
+    fn check_still(&self, ledger: Generation) -> Result<(), NodeError> {
+        match self.still {
+            Some((of, until)) if of == ledger && tokio::time::Instant::now() < until => {
+                Err(NodeError::Overloaded)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -402,6 +415,8 @@ pub fn verify(unit: UnitId, shard: &SealedShard) -> Result<(), String> {
 pub struct MemoryNode {
     disks: Mutex<BTreeMap<DiskId, MemoryDisk>>,
     before_obey: tokio::sync::Mutex<Option<BoxFuture<'static, ()>>>,
+    /// Whether it is a node of before disks could stand still.
+    pub knows_no_stillness: std::sync::atomic::AtomicBool,
 }
 
 impl MemoryNode {
@@ -409,6 +424,7 @@ impl MemoryNode {
         MemoryNode {
             disks: Mutex::new(disks.into_iter().map(|id| (id, MemoryDisk::new())).collect()),
             before_obey: tokio::sync::Mutex::default(),
+            knows_no_stillness: Default::default(),
         }
     }
 
@@ -667,11 +683,13 @@ impl StorageClient for MemoryNode {
         marks: &LedgerMarks,
         _deadline: Duration,
     ) -> Result<(), NodeError> {
-        let mut before = self.before_obey.lock().await;
-        if let Some(before) = before.take() {
-            before.await;
+        // Whoever it obeys goes on meanwhile.
+        if self.with(disk, |d| d.ledger.generation != marks.generation) {
+            let mut before = self.before_obey.lock().await;
+            if let Some(before) = before.take() {
+                before.await;
+            }
         }
-        drop(before);
         self.on(disk, |d| {
             if d.incarnation != incarnation {
                 return Err(NodeError::WrongDisk);
@@ -680,7 +698,31 @@ impl StorageClient for MemoryNode {
                 let current = d.ledger.generation;
                 return Err(NodeError::OtherLedger { current });
             }
+            d.check_still(marks.generation)?;
             d.ledger = d.ledger.told(marks);
+            Ok(())
+        })
+    }
+
+    async fn still(
+        &self,
+        disk: DiskId,
+        incarnation: u64,
+        lasts: Duration,
+        _deadline: Duration,
+    ) -> Result<(), NodeError> {
+        if self.knows_no_stillness.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(NodeError::BadRequest {
+                what: "no such path".into(),
+            });
+        }
+        self.on(disk, |d| {
+            if d.incarnation != incarnation {
+                return Err(NodeError::WrongDisk);
+            }
+            let ledger = d.ledger.generation;
+            let is_on = !lasts.is_zero() && ledger != Generation::NONE;
+            d.still = is_on.then(|| (ledger, tokio::time::Instant::now() + lasts));
             Ok(())
         })
     }

@@ -50,7 +50,9 @@ fn number_of(request: &Request) -> u64 {
     match &request.change {
         Change::Put(shard) => shard.key.blob,
         Change::Delete(blobs) => blobs[0],
-        Change::DropUnit | Change::Admit(..) | Change::Obey(_) => panic!("no test asks for it"),
+        Change::DropUnit | Change::Admit(..) | Change::Obey(_) | Change::Still(_) => {
+            panic!("no test asks for it")
+        }
     }
 }
 
