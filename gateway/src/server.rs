@@ -208,6 +208,7 @@ impl Gateway {
             hedges: Tokens::hedges(),
             retries: Tokens::retries(),
             suspects: Default::default(),
+            newer_epochs: Default::default(),
             relocations: Default::default(),
             gate: Default::default(),
             codecs: Codecs::new(config.kernel),

@@ -240,7 +240,11 @@ impl Census {
             for unit in &units {
                 match self.compare(unit, &piece, cycle).await? {
                     Ok(difference) => found.push((unit.index, difference)),
-                    Err(NodeError::StaleEpoch { .. }) => return Ok(Looked::Moved),
+                    Err(NodeError::StaleEpoch { current }) => {
+                        let (id, index) = (volume.id, unit.index);
+                        self.objects.note_newer_epoch(id, index, current).await?;
+                        return Ok(Looked::Moved);
+                    }
                     Err(error) => {
                         self.objects.disks.report(unit.address.disk, &error);
                         tracing::debug!(volume = volume.id, unit.index, %error, "a unit could not be compared");

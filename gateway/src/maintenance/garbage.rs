@@ -165,6 +165,10 @@ impl Garbage {
             .await
         {
             Ok(()) | Err(NodeError::NotFound) => Ok(true),
+            Err(NodeError::StaleEpoch { current }) => {
+                self.objects.note_newer_epoch(volume.id, index, current).await?;
+                Ok(false)
+            }
             Err(error) => {
                 // Of one that is suspect too little was asked to hold it against it.
                 if error != NodeError::Timeout || deadline >= DELETE_DEADLINE {

@@ -7,6 +7,7 @@
 pub mod absence;
 pub mod adding;
 pub mod census;
+pub mod epochs;
 pub mod garbage;
 pub mod holds;
 pub mod ledger_check;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use storage_node::protocol::BlockRange;
+use storage_node::protocol::{BlockRange, NodeError};
 
 const BATCH: usize = 64;
 
@@ -100,6 +100,9 @@ impl Repair {
         };
         let (disks, address) = (&self.objects.disks, volume.address(index, &disk));
         if let Err(error) = disks.put_shard(&disk, &address, shard, CUT_OFF_MAX).await {
+            if let NodeError::StaleEpoch { current } = error {
+                self.objects.note_newer_epoch(volume.id, index, current).await?;
+            }
             return Ok(Outcome::Failed(format!(
                 "disk {}: not written: {error}",
                 disk.label

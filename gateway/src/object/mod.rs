@@ -104,6 +104,8 @@ pub struct Objects {
     pub retries: Tokens,
     /// Shards queued for repair.
     pub suspects: Suspects,
+    /// Units whose disks know newer epochs than the ledger.
+    pub newer_epochs: crate::maintenance::epochs::NewerEpochs,
     /// Units that are to be on another disk.
     pub relocations: Relocations,
     /// Counts requests and commits in progress; closed at shutdown.

@@ -22,6 +22,44 @@ async fn assert_empty(world: &World) {
     assert_eq!((census.blobs, world.cluster.node.shard_count()), (0, 0));
 }
 
+/// A copy of the ledger that was given up moved a unit of the volume, and a disk that was away then knows: it refused every delete, for ever.
+#[tokio::test]
+async fn a_disk_that_knows_a_newer_epoch_than_the_ledger_is_heard_in_the_end() {
+    let world = World::new("rs(4,2)", 6).await;
+    world.put("kept", &content(1, 100_000)).await.unwrap();
+    world.put("gone", &content(2, 100_000)).await.unwrap();
+    let disk = world.disk(2);
+    world
+        .cluster
+        .node
+        .with(disk, |d| d.units.values_mut().for_each(|unit| unit.epoch += 3));
+    world.delete("gone").await.unwrap();
+    world.collect().await;
+    let volumes = world.objects.volumes.all();
+    let epochs = || volumes.iter().map(|volume| volume.epoch);
+    assert!(epochs().all(|epoch| epoch == 1), "a move may be under way");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(30)).await;
+    tokio::time::resume();
+    world.collect().await;
+    world.collect().await;
+    assert_eq!(world.cluster.node.shard_count(), 6);
+    assert!(world.get("kept").await.unwrap() == content(1, 100_000));
+    world.census().await.assert_clean();
+    // One that says what cannot be is not believed.
+    world.cluster.node.with(disk, |d| {
+        d.units.values_mut().for_each(|unit| unit.epoch = u32::MAX)
+    });
+    let volume = world.objects.volumes.all()[0].id;
+    for _ in 0..2 {
+        world.objects.note_newer_epoch(volume, 2, u32::MAX).await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(30)).await;
+        tokio::time::resume();
+    }
+    assert!(world.objects.volumes.refresh(volume).await.unwrap().epoch < 10);
+}
+
 #[tokio::test]
 async fn overwritten_and_deleted_objects_go() {
     let world = World::new("rs(4,2)", 6).await;

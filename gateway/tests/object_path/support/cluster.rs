@@ -168,6 +168,7 @@ async fn objects_on(
         hedges: Tokens::hedges(),
         retries: Tokens::retries(),
         suspects: Default::default(),
+        newer_epochs: Default::default(),
         relocations: Default::default(),
         gate: Default::default(),
         codecs: Codecs::new(Kernel::from_environment().unwrap()),
