@@ -5,7 +5,7 @@
 
 use crate::protocol::{
     AdmitRequest, Beat, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, LedgerMarks, NodeError,
-    NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
+    NodeStatus, SealedShard, ShardBlocks, ShardKey, Still, UnitAddress, UnitInfo, VerifyOrder,
 };
 use async_trait::async_trait;
 use std::time::Duration;
@@ -108,14 +108,14 @@ pub trait StorageClient: Send + Sync + 'static {
         deadline: Duration,
     ) -> Result<(), NodeError>;
 
-    /// Has a disk refuse every change for the ledger that it obeys now, with [`NodeError::Overloaded`], for so long (a minute at most),
-    /// or until it is told of another ledger; returns when the changes before are done. Zero ends it. In memory: a disk that is
-    /// opened anew has forgotten it.
+    /// Has a disk refuse every change for a ledger, if it obeys that now, with [`NodeError::Overloaded`], for a while (a minute at
+    /// most), or until it is told of another; returns when the changes before are done. In memory: a disk that is opened anew has
+    /// forgotten it.
     async fn still(
         &self,
         disk: DiskId,
         incarnation: u64,
-        lasts: Duration,
+        still: &Still,
         deadline: Duration,
     ) -> Result<(), NodeError>;
 

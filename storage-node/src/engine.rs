@@ -44,7 +44,7 @@ use crate::metrics::{DiskMetrics, DiskMetricsSnapshot};
 use crate::protocol::{
     Admission, AdmitRequest, BlockRange, DiskState, Findings, Generation, InventoryEntry, LedgerMarks,
     NodeError, Opening, SHARD_BYTES_MAX, STRIPE_SHARDS_MAX, SYSTEM_VOLUME_MIN, SealedShard, ShardBlocks,
-    ShardKey, UnitAddress, UnitId, UnitInfo, VerifyOrder, VerifyStatus, block_count,
+    ShardKey, Still, UnitAddress, UnitId, UnitInfo, VerifyOrder, VerifyStatus, block_count,
 };
 use committer::Committer;
 use flusher::Flusher;
@@ -721,10 +721,10 @@ impl Engine {
         self.queue(self.itself(), Change::Obey(*marks), deadline).await
     }
 
-    /// Has it refuse changes for the ledger that it obeys now, for so long; zero ends that. See [`crate::client::StorageClient::still`].
-    pub async fn still(&self, lasts: Duration, deadline: Duration) -> Result<(), NodeError> {
+    /// Has it refuse changes for a ledger for a while. See [`crate::client::StorageClient::still`].
+    pub async fn still(&self, still: &Still, deadline: Duration) -> Result<(), NodeError> {
         self.shared.check_serving()?;
-        self.queue(self.itself(), Change::Still(lasts), deadline).await
+        self.queue(self.itself(), Change::Still(*still), deadline).await
     }
 
     /// Which ledger it obeys. The limits are those of what came to the disk, too.

@@ -6,7 +6,7 @@
 use crate::client::{DELETE_BLOBS_MAX, StorageClient, check_many};
 use crate::protocol::{
     AdmitRequest, Beat, BlockRange, DiskId, Findings, FormatRequest, Generation, InventoryEntry, LedgerMarks,
-    NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
+    NodeError, NodeStatus, SealedShard, ShardBlocks, ShardKey, Still, UnitAddress, UnitInfo, VerifyOrder,
 };
 use crate::tls::{self, Credentials, Peer};
 use crate::wire::{
@@ -394,12 +394,11 @@ impl StorageClient for HttpClient {
         &self,
         disk: DiskId,
         incarnation: u64,
-        lasts: Duration,
+        still: &Still,
         deadline: Duration,
     ) -> Result<(), NodeError> {
-        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         let path = wire::still_path(disk, incarnation);
-        self.post_json(path, &wire::Still { lasts_ms }, deadline).await
+        self.post_json(path, still, deadline).await
     }
 
     async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {

@@ -17,7 +17,7 @@ use crate::metrics::DiskMetricsSnapshot;
 use crate::protocol::{
     AdmitRequest, Beat, BlankDisk, BlockRange, ClusterId, DiskId, DiskState, DiskStatus, Findings,
     FormatRequest, Heard, InventoryEntry, LedgerMarks, NodeError, NodeStatus, SealedShard, ShardBlocks,
-    ShardKey, UnitAddress, UnitInfo, VerifyOrder,
+    ShardKey, Still, UnitAddress, UnitInfo, VerifyOrder,
 };
 use async_trait::async_trait;
 use identity::{Claim, Conflict};
@@ -640,10 +640,10 @@ impl StorageClient for Node {
         &self,
         disk: DiskId,
         incarnation: u64,
-        lasts: Duration,
+        still: &Still,
         deadline: Duration,
     ) -> Result<(), NodeError> {
-        self.opened(disk, incarnation)?.still(lasts, deadline).await
+        self.opened(disk, incarnation)?.still(still, deadline).await
     }
 
     async fn beat(&self, beat: &Beat, _deadline: Duration) -> Result<(), NodeError> {

@@ -157,6 +157,15 @@ impl LedgerMarks {
     }
 }
 
+/// That a disk is to change nothing for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Still {
+    /// For this ledger, if it is the one that the disk obeys: a request that comes late stops nobody else.
+    pub ledger: Generation,
+    /// For so long, in milliseconds; zero ends it.
+    pub lasts_ms: u64,
+}
+
 /// A gateway says that it is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {

@@ -442,10 +442,9 @@ async fn handle(
                 .map(|()| done())
         }
         (&Method::POST, Target::Still(disk, incarnation)) => {
-            let still: wire::Still = json_body(request).await?;
-            let lasts = Duration::from_millis(still.lasts_ms);
+            let still = json_body(request).await?;
             client
-                .still(disk, incarnation, lasts, deadline)
+                .still(disk, incarnation, &still, deadline)
                 .await
                 .map(|()| done())
         }

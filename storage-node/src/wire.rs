@@ -80,13 +80,6 @@ pub fn still_path(disk: DiskId, incarnation: u64) -> String {
     format!("/v1/disks/{disk}/{incarnation}/still")
 }
 
-/// For how long.
-#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Still {
-    /// Milliseconds.
-    pub lasts_ms: u64,
-}
-
 /// The path of a disk's units.
 pub fn units_path(disk: DiskId, incarnation: u64) -> String {
     format!("/v1/disks/{disk}/{incarnation}/units")

@@ -7,7 +7,7 @@ use storage_node::client::StorageClient;
 use storage_node::node::{DiskSpec, FormatOptions, Node, NodeOptions, format_disk};
 use storage_node::protocol::{
     Admission, AdmitRequest, ClusterId, DiskId, Generation, LedgerMarks, NodeError, SYSTEM_VOLUME_MIN, Seal,
-    SealedShard, ShardKey, UnitAddress, UnitId, block_crc, seal_seed,
+    SealedShard, ShardKey, Still, UnitAddress, UnitId, block_crc, seal_seed,
 };
 
 const DISK: DiskId = DiskId(5);
@@ -144,25 +144,35 @@ async fn a_disk_stands_still_for_the_ledger_it_obeys_until_it_is_told_of_another
     formatted(&path);
     let node = open(&path);
     let (first, second) = (generation(3, 30), generation(4, 40));
-    let still = async |lasts| node.still(DISK, 1, lasts, DEADLINE).await.unwrap();
-    still(DEADLINE).await;
+    let for_ledger = async |ledger, lasts_ms| {
+        let still = Still { ledger, lasts_ms };
+        node.still(DISK, 1, &still, DEADLINE).await.unwrap();
+    };
+    let still = async |lasts_ms| for_ledger(first, lasts_ms).await;
+    for_ledger(Generation::NONE, 10_000).await;
+    still(10_000).await;
     assert!(
         changes(&node, Generation::NONE).await.iter().all(Result::is_ok),
         "it obeys nobody"
     );
     node.obey(DISK, 1, &marks(first, 50), DEADLINE).await.unwrap();
-    still(DEADLINE).await;
+    for_ledger(second, 10_000).await;
+    assert!(
+        changes(&node, first).await.iter().all(Result::is_ok),
+        "it is meant for another"
+    );
+    still(10_000).await;
     assert_eq!(changes(&node, first).await, vec![Err(NodeError::Overloaded); 5]);
     let told = node.obey(DISK, 1, &marks(first, 51), DEADLINE).await;
     assert_eq!(told, Err(NodeError::Overloaded));
     assert!(node.units(DISK, 1, DEADLINE).await.is_ok(), "it answers");
     // It is over when whoever asked says so, when its time is, and when another ledger is obeyed.
-    still(Duration::ZERO).await;
+    still(0).await;
     assert!(changes(&node, first).await.iter().all(Result::is_ok));
-    still(Duration::from_millis(50)).await;
+    still(50).await;
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert!(changes(&node, first).await.iter().all(Result::is_ok));
-    still(DEADLINE).await;
+    still(10_000).await;
     node.obey(DISK, 1, &marks(second, 50), DEADLINE).await.unwrap();
     assert!(changes(&node, second).await.iter().all(Result::is_ok));
 }

@@ -14,7 +14,8 @@ use storage_node::membership::Membership;
 use storage_node::node::{DiskSpec, Node, NodeOptions};
 use storage_node::protocol::{
     AdmitRequest, BLOCK_BYTES, Beat, BlockRange, DiskId, Findings, InventoryEntry, LedgerMarks, NodeError,
-    NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder, block_crc, seal_seed,
+    NodeStatus, SealedShard, ShardBlocks, ShardKey, Still, UnitAddress, UnitInfo, VerifyOrder, block_crc,
+    seal_seed,
 };
 use storage_node::server;
 use tokio::net::TcpListener;
@@ -273,10 +274,10 @@ impl StorageClient for Lying {
         &self,
         disk: DiskId,
         incarnation: u64,
-        lasts: Duration,
+        still: &Still,
         deadline: Duration,
     ) -> Result<(), NodeError> {
-        self.node.still(disk, incarnation, lasts, deadline).await
+        self.node.still(disk, incarnation, still, deadline).await
     }
 
     async fn beat(&self, beat: &Beat, deadline: Duration) -> Result<(), NodeError> {

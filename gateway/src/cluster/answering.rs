@@ -12,7 +12,7 @@ use std::time::Duration;
 use storage_node::client::StorageClient;
 use storage_node::protocol::{
     AdmitRequest, Beat, BlockRange, DiskId, Findings, FormatRequest, InventoryEntry, LedgerMarks, NodeError,
-    NodeStatus, SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitInfo, VerifyOrder,
+    NodeStatus, SealedShard, ShardBlocks, ShardKey, Still, UnitAddress, UnitInfo, VerifyOrder,
 };
 use tokio::sync::watch;
 
@@ -165,10 +165,10 @@ impl StorageClient for Answering {
         &self,
         disk: DiskId,
         incarnation: u64,
-        lasts: Duration,
+        still: &Still,
         deadline: Duration,
     ) -> Result<(), NodeError> {
-        self.while_it_answers(self.node.still(disk, incarnation, lasts, deadline))
+        self.while_it_answers(self.node.still(disk, incarnation, still, deadline))
             .await
     }
 

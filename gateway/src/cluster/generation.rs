@@ -45,7 +45,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use storage_node::client::StorageClient;
-use storage_node::protocol::{Beat, DiskId, Generation, LedgerMarks, NodeError, NodeStatus};
+use storage_node::protocol::{Beat, DiskId, Generation, LedgerMarks, NodeError, NodeStatus, Still};
 use tokio::time::Instant;
 
 /// A gateway that a node heard within this time may be alive.
@@ -662,11 +662,17 @@ async fn catch_up(ledger: &Ledger, nodes: &Nodes, survey: &[NodeStatus], wanted:
 async fn hold_still(nodes: &Nodes, survey: &[NodeStatus], lasts: Duration) -> bool {
     let each = nodes.all();
     let each = each.iter().zip(survey).flat_map(|(node, status)| {
-        let disks = status.disks.iter().filter(|disk| disk.ledger.is_some());
-        disks.map(move |disk| (node.client.clone(), disk.disk, disk.incarnation))
+        let disks = status.disks.iter();
+        disks.filter_map(move |disk| {
+            let still = Still {
+                ledger: disk.ledger?.generation,
+                lasts_ms: lasts.as_millis() as u64,
+            };
+            Some((node.client.clone(), disk.disk, disk.incarnation, still))
+        })
     });
-    let asked = each.map(async |(client, disk, incarnation)| {
-        let still = client.still(disk, incarnation, lasts, SURVEY_DEADLINE).await;
+    let asked = each.map(async |(client, disk, incarnation, still)| {
+        let still = client.still(disk, incarnation, &still, SURVEY_DEADLINE).await;
         // One that goes on is judged when it is told; a node of before there was this does not know it.
         still
             .inspect_err(|error| tracing::debug!(%disk, %error, "not held still"))

@@ -506,22 +506,32 @@ impl StorageClient for Link {
         &self,
         disk: DiskId,
         incarnation: u64,
-        lasts: Duration,
+        still: &Still,
         deadline: Duration,
     ) -> Result<(), NodeError> {
         let name = Name::new(format!("still {disk}"));
         // The engine's clock is the real one: it stands still for as long as it may, and is told when that is over here.
-        let ordered = if lasts.is_zero() { lasts } else { Duration::MAX };
+        let (ended, lasts) = (
+            Still {
+                lasts_ms: 0,
+                ..*still
+            },
+            Duration::from_millis(still.lasts_ms),
+        );
+        let begun = Still {
+            lasts_ms: if lasts.is_zero() { 0 } else { u64::MAX },
+            ..ended
+        };
         let request = move |machine: Arc<Machine>| async move {
             let still = move |engine: Arc<storage_node::engine::Engine>| async move {
-                let ended = Arc::downgrade(&engine);
+                let weak = Arc::downgrade(&engine);
                 tokio::spawn(async move {
                     tokio::time::sleep(lasts).await;
-                    if let Some(engine) = ended.upgrade() {
-                        let _gone = engine.still(Duration::ZERO, deadline).await; // Then it has forgotten it, too.
+                    if let Some(engine) = weak.upgrade() {
+                        let _gone = engine.still(&ended, deadline).await; // Then it has forgotten it, too.
                     }
                 });
-                engine.still(ordered, deadline).await
+                engine.still(&begun, deadline).await
             };
             machine.with_opened(disk, incarnation, still).await
         };

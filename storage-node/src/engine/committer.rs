@@ -23,7 +23,7 @@ use crate::device::{AlignedBuf, AlignedBytes, BLOCK, Completion, DeviceError};
 use crate::format::extent::{ExtentHeader, SYSTEM_UNIT};
 use crate::format::record::CutPlace;
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
-use crate::protocol::{Admission, Generation, LedgerMarks, NodeError};
+use crate::protocol::{Admission, Generation, LedgerMarks, NodeError, Still};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -217,11 +217,13 @@ impl Committer {
         Ok(())
     }
 
-    /// Refuses changes for the ledger that the disk obeys now, for so long.
-    fn stand_still(&mut self, lasts: Duration) {
+    /// Refuses changes for a ledger for a while, if it is the one that the disk obeys.
+    fn stand_still(&mut self, still: &Still) {
         let ledger = self.superblock.ledger.generation;
-        let until = Instant::now() + lasts.min(STILL_MAX);
-        self.still = (!lasts.is_zero() && ledger != Generation::NONE).then_some((ledger, until));
+        if ledger == still.ledger && ledger != Generation::NONE {
+            let lasts = Duration::from_millis(still.lasts_ms).min(STILL_MAX);
+            self.still = (!lasts.is_zero()).then(|| (ledger, Instant::now() + lasts));
+        }
     }
 
     /// Refuses a change for this ledger while the disk stands still for it.
@@ -360,8 +362,8 @@ impl Committer {
                 let _ = request.reply.send(self.obey(marks)); // The same.
                 continue;
             }
-            if let Change::Still(lasts) = request.change {
-                self.stand_still(lasts);
+            if let Change::Still(still) = request.change {
+                self.stand_still(&still);
                 // Answered with the batch: what came before is done then.
                 pending.admitted.push(Admitted {
                     reply: request.reply,

@@ -3,7 +3,7 @@
 //! Invariant: a request is accepted whole or refused with `Overloaded`; one that was accepted is answered, also when
 //! the disk is fenced or the node shuts down.
 
-use crate::protocol::{Admission, Generation, LedgerMarks, NodeError, SealedShard, UnitAddress};
+use crate::protocol::{Admission, Generation, LedgerMarks, NodeError, SealedShard, Still, UnitAddress};
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError, thread};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -33,8 +33,8 @@ pub enum Change {
     Admit(Admission, Generation),
     /// Obey this ledger.
     Obey(LedgerMarks),
-    /// Refuse changes for the ledger that it obeys now, for so long.
-    Still(Duration),
+    /// Refuse changes for a ledger for a while.
+    Still(Still),
 }
 
 /// A change, where it goes, and who waits for it.

@@ -14,8 +14,8 @@ use storage_node::client::{DELETE_BLOBS_MAX, INVENTORY_LIMIT_MAX, StorageClient}
 use storage_node::protocol::{
     AdmitRequest, BLOCK_BYTES, Beat, BlockRange, DiskId, DiskState, DiskStatus, Findings, Generation,
     InventoryEntry, LedgerMarks, NodeError, NodeStatus, Opening, SHARD_BYTES_MAX, SYSTEM_VOLUME_MIN,
-    SealedShard, ShardBlocks, ShardKey, UnitAddress, UnitId, UnitInfo, VerifyOrder, block_count, block_crc,
-    seal_seed,
+    SealedShard, ShardBlocks, ShardKey, Still, UnitAddress, UnitId, UnitInfo, VerifyOrder, block_count,
+    block_crc, seal_seed,
 };
 
 /// Bytes of a disk that never fills up.
@@ -708,7 +708,7 @@ impl StorageClient for MemoryNode {
         &self,
         disk: DiskId,
         incarnation: u64,
-        lasts: Duration,
+        still: &Still,
         _deadline: Duration,
     ) -> Result<(), NodeError> {
         if self.knows_no_stillness.load(std::sync::atomic::Ordering::Relaxed) {
@@ -721,8 +721,10 @@ impl StorageClient for MemoryNode {
                 return Err(NodeError::WrongDisk);
             }
             let ledger = d.ledger.generation;
-            let is_on = !lasts.is_zero() && ledger != Generation::NONE;
-            d.still = is_on.then(|| (ledger, tokio::time::Instant::now() + lasts));
+            if ledger == still.ledger && ledger != Generation::NONE {
+                let lasts = Duration::from_millis(still.lasts_ms);
+                d.still = (!lasts.is_zero()).then(|| (ledger, tokio::time::Instant::now() + lasts));
+            }
             Ok(())
         })
     }
