@@ -88,6 +88,20 @@ pub enum Error {
     /// More than 5 GiB in one put or part.
     #[error("the body exceeds the maximum allowed size")]
     EntityTooLarge,
+    /// Something that S3 has a code for when it is not there.
+    #[error("{what}")]
+    Absent {
+        /// S3's code.
+        code: &'static str,
+        /// For people.
+        what: &'static str,
+    },
+    /// A bucket is asked for in a region that this server is not.
+    #[error("the location constraint {0:?} is not the region of this server")]
+    OtherRegion(String),
+    /// A form asks for more bytes than came.
+    #[error("the body is smaller than the minimum allowed size")]
+    ContentTooSmall,
     /// A part other than the last is under 5 MiB.
     #[error("part {number} is smaller than 5 MiB and not the last")]
     EntityTooSmall {

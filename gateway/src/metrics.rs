@@ -10,6 +10,10 @@ pub struct Metrics {
     registry: Registry,
     /// Requests by operation and status class.
     pub requests: IntCounterVec,
+    /// Requests refused before any operation ran, by code.
+    pub refused_requests: IntCounterVec,
+    /// Requests that ended in a panic.
+    pub request_panics: IntCounter,
     /// Seconds to the answer's head, by operation.
     pub request_seconds: HistogramVec,
     /// Requests in progress.
@@ -115,6 +119,17 @@ impl Metrics {
                 "cairn_requests_total",
                 "S3 requests",
                 &["operation", "status"],
+            )?,
+            refused_requests: counters(
+                &registry,
+                "cairn_refused_requests_total",
+                "Requests refused before any operation ran, by code",
+                &["code"],
+            )?,
+            request_panics: counter(
+                &registry,
+                "cairn_request_panics_total",
+                "Requests that ended in a panic, and were answered with 500",
             )?,
             request_seconds: HistogramVec::new(latency, &["operation"])?,
             requests_in_flight: gauge(&registry, "cairn_requests_in_flight", "S3 requests in progress")?,

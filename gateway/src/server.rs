@@ -44,11 +44,10 @@ use crate::object::hashing::Hashing;
 use crate::object::tokens::Tokens;
 use crate::object::{Codecs, Objects};
 use crate::placement::volumes::Volumes;
-use crate::s3::{S3Gateway, StaticKeys, answer};
+use crate::s3::{Front, S3Settings};
 use ec_core::{Kernel, Scheme};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use s3s::service::{S3Service, S3ServiceBuilder};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -57,6 +56,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 /// Connections at once; more wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 4_096;
+/// Headers of a request: 2 KiB of metadata is less, one byte a name and none a value.
+const HEADERS_MAX: usize = 256;
 /// A client has this long to send a request's head.
 const HEAD_MAX: Duration = Duration::from_secs(30);
 /// A connection on which nothing moves for this long is cut: idle, stalled in sending, or not reading.
@@ -332,20 +333,16 @@ impl Gateway {
     /// in order.
     pub async fn serve(
         self: Arc<Self>,
-        keys: StaticKeys,
+        settings: S3Settings,
         listeners: Listeners,
         shutdown: impl Future<Output = ()>,
     ) -> Result<Ended> {
         if let Err(error) = self.objects.disks.pauses().watch() {
             tracing::warn!(%error, "no thread to notice pauses of this process: what is late through one is held against disks");
         }
-        let service = {
-            let mut builder = S3ServiceBuilder::new(S3Gateway::new(self.objects.clone()));
-            builder.set_auth(keys);
-            builder.build()
-        };
+        let front = Front::new(self.objects.clone(), settings);
         let (stop, stopped) = watch::channel(false);
-        let mut s3 = tokio::spawn(serve_s3(listeners.s3, service, stopped));
+        let mut s3 = tokio::spawn(serve_s3(listeners.s3, front, stopped));
         let mut admin = tokio::spawn(serve_admin(listeners.admin, self.clone()));
         let join = match (&self.membership, listeners.join) {
             (Some(membership), Some(listener)) => {
@@ -508,7 +505,7 @@ async fn accept(
     }
 }
 
-async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Receiver<bool>) {
+async fn serve_s3(listener: TcpListener, front: Arc<Front>, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
     // Dropping the sender cuts every connection that is left.
@@ -517,10 +514,11 @@ async fn serve_s3(listener: TcpListener, service: S3Service, mut stop: watch::Re
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_MAX)
+        .max_headers(HEADERS_MAX)
         .max_buf_size(256 * 1024);
     while let Some((stream, place)) = accept(&listener, &places, &mut stop).await {
-        let service = service.clone();
-        let s3 = hyper::service::service_fn(move |request| answer(service.clone(), request));
+        let front = front.clone();
+        let s3 = hyper::service::service_fn(move |request| front.clone().answer(request));
         let connection = http.serve_connection(TokioIo::new(stream), s3);
         let connection = graceful.watch(connection.into_owned());
         let mut uncut = uncut.clone();

@@ -49,6 +49,11 @@ fn boto3_checksums_and_signed_chunks() {
 }
 
 #[test]
+fn a_front_that_fails_closed() {
+    run("front.py");
+}
+
+#[test]
 fn aws_cli_and_curl() {
     run("awscli.sh");
 }

@@ -42,6 +42,39 @@ pub struct GatewaySection {
     pub grace: Option<Duration>,
     pub rebuild_floor: Option<u64>,
     pub archive: Option<ArchiveMode>,
+    pub region: Option<String>,
+    pub domain: Option<Domains>,
+}
+
+/// Host names below which buckets are hosts of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Domains(pub Vec<String>);
+
+impl std::str::FromStr for Domains {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Domains, String> {
+        let name = |text: &str| {
+            let text = text.trim();
+            let label = |label: &str| {
+                let is_of = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+                !label.is_empty() && label.len() <= 63 && label.bytes().all(is_of)
+            };
+            match text.split('.').all(label) && text.parse::<std::net::IpAddr>().is_err() {
+                true => Ok(text.to_ascii_lowercase()),
+                false => Err(format!("{text:?} is no host name, as s3.example.com")),
+            }
+        };
+        text.split(',').map(name).collect::<Result<_, _>>().map(Domains)
+    }
+}
+
+/// A region of S3.
+pub fn region(text: &str) -> Result<String, String> {
+    let is_of = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    match !text.is_empty() && text.len() <= 64 && text.bytes().all(is_of) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no region, as us-east-1")),
+    }
 }
 
 /// When a commit of the ledger is in its archive.
@@ -87,7 +120,7 @@ pub struct Config {
 }
 
 const SECTIONS: [&str; 2] = ["gateway", "node"];
-const GATEWAY_KEYS: [&str; 11] = [
+const GATEWAY_KEYS: [&str; 13] = [
     "data",
     "listen",
     "admin_listen",
@@ -99,6 +132,8 @@ const GATEWAY_KEYS: [&str; 11] = [
     "grace",
     "rebuild_floor",
     "archive",
+    "region",
+    "domain",
 ];
 const NODE_KEYS: [&str; 8] = [
     "name",
@@ -206,6 +241,8 @@ fn gateway(mut section: Section, directory: &Path) -> GatewaySection {
         grace: section.text("grace", "\"10m\"", parse_duration),
         rebuild_floor: section.size("rebuild_floor", "\"16MiB\"", parse_size),
         archive: section.text("archive", "\"sync\"", str::parse),
+        region: section.text("region", "\"us-east-1\"", region),
+        domain: section.text("domain", "\"s3.example.com\"", str::parse),
     };
     section.address_of_listen("join_listen", found.join_listen, "join_address");
     found

@@ -2,7 +2,8 @@
 //!
 //! It asks for no key, and is on loopback unless somebody says otherwise.
 //! Invariants: bodies are bounded; what changes anything is a POST of `application/json`, which no page of a browser can
-//! send here unasked; an error is `{"error": …}` with a fitting status.
+//! send here unasked; a name that somebody else may have pointed here (`Host`) and a page of another place (`Origin`) are refused; an
+//! error is `{"error": …}` with a fitting status.
 
 use super::accept::AcceptPlan;
 use super::archive;
@@ -19,12 +20,13 @@ use crate::maintenance::unnamed::keep::Keep;
 use crate::placement::volumes::Volume;
 use crate::server::Gateway;
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Slower than this a rebuild would not end.
@@ -46,12 +48,44 @@ pub async fn answer(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> 
     whole(answer_whole(gateway, request).await)
 }
 
+/// Refuses what a page of a browser sends that its maker had resolve its own name to this address: the browser takes that page for this
+/// server's. Who means this server has its address, or a name without dots.
+fn check_source(headers: &HeaderMap) -> Result<(), AdminError> {
+    let refused = |what: String| AdminError {
+        status: StatusCode::FORBIDDEN,
+        what,
+    };
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        return Err(refused(format!("a page of {origin:?} may not ask this")));
+    }
+    let Some(host) = headers.get(header::HOST) else {
+        return Ok(());
+    };
+    let host = host.to_str().unwrap_or("?");
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    match is_address || !name.contains('.') || name.ends_with(".localhost") {
+        true => Ok(()),
+        false => Err(refused(format!(
+            "{name:?} may be anybody's name for this server: reach it by its IP address, or by a name without dots"
+        ))),
+    }
+}
+
 fn whole(answer: Response<Full<Bytes>>) -> Response<Body> {
     answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
 }
 
 async fn answer_whole(gateway: Arc<Gateway>, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
+    if !path.starts_with("/health/")
+        && let Err(error) = check_source(request.headers())
+    {
+        return json::<()>(Err(error));
+    }
     match (request.method(), path.as_str()) {
         (&Method::GET | &Method::HEAD, "/health/live") => text(StatusCode::OK, "live\n".into()),
         (&Method::GET | &Method::HEAD, "/health/ready") => match ready(&gateway) {
@@ -437,4 +471,38 @@ fn typed(status: StatusCode, content_type: &'static str, body: String) -> Respon
         http::HeaderValue::from_static(content_type),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_may_be_anybodys_and_a_page_of_another_place_are_refused() {
+        let is_taken = |name: header::HeaderName, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, http::HeaderValue::from_static(value));
+            check_source(&headers).is_ok()
+        };
+        for host in [
+            "127.0.0.1:9001",
+            "[::1]:9001",
+            "10.0.0.1",
+            "localhost:9001",
+            "gateway:9001",
+            "x.localhost",
+        ] {
+            assert!(is_taken(header::HOST, host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:9001",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:9001",
+        ] {
+            assert!(!is_taken(header::HOST, host), "{host}");
+        }
+        assert!(!is_taken(header::ORIGIN, "http://evil.example"));
+        assert!(check_source(&HeaderMap::new()).is_ok());
+    }
 }

@@ -122,7 +122,7 @@ pub struct Headers {
     /// Cache-Control.
     #[prost(string, optional, tag = "5")]
     pub cache_control: Option<String>,
-    /// Expires, in seconds since 1970.
+    /// Expires of objects of before it was kept as it was sent, in seconds since 1970.
     #[prost(int64, optional, tag = "6")]
     pub expires_s: Option<i64>,
     /// x-amz-meta-*, names without the prefix.
@@ -131,6 +131,9 @@ pub struct Headers {
     /// x-amz-website-redirect-location.
     #[prost(string, optional, tag = "8")]
     pub website_redirect_location: Option<String>,
+    /// Expires, as it was sent.
+    #[prost(string, optional, tag = "9")]
+    pub expires: Option<String>,
 }
 
 /// A checksum that the client asked for, kept with the object and verified on arrival.

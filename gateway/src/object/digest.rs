@@ -24,16 +24,31 @@ pub enum Algorithm {
     Sha1,
     /// SHA-256.
     Sha256,
+    /// SHA-512.
+    Sha512,
+    /// MD5.
+    Md5,
+    /// XXH64.
+    XxHash64,
+    /// XXH3, 64 bits.
+    XxHash3,
+    /// XXH3, 128 bits.
+    XxHash128,
 }
 
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Algorithm; 5] = [
+    pub const ALL: [Algorithm; 10] = [
         Algorithm::Crc32,
         Algorithm::Crc32c,
         Algorithm::Crc64Nvme,
         Algorithm::Sha1,
         Algorithm::Sha256,
+        Algorithm::Sha512,
+        Algorithm::Md5,
+        Algorithm::XxHash64,
+        Algorithm::XxHash3,
+        Algorithm::XxHash128,
     ];
 
     /// S3's name.
@@ -44,6 +59,11 @@ impl Algorithm {
             Algorithm::Crc64Nvme => "CRC64NVME",
             Algorithm::Sha1 => "SHA1",
             Algorithm::Sha256 => "SHA256",
+            Algorithm::Sha512 => "SHA512",
+            Algorithm::Md5 => "MD5",
+            Algorithm::XxHash64 => "XXHASH64",
+            Algorithm::XxHash3 => "XXHASH3",
+            Algorithm::XxHash128 => "XXHASH128",
         }
     }
 
@@ -58,9 +78,11 @@ impl Algorithm {
     pub fn digest_len(self) -> usize {
         match self {
             Algorithm::Crc32 | Algorithm::Crc32c => 4,
-            Algorithm::Crc64Nvme => 8,
+            Algorithm::Crc64Nvme | Algorithm::XxHash64 | Algorithm::XxHash3 => 8,
+            Algorithm::Md5 | Algorithm::XxHash128 => 16,
             Algorithm::Sha1 => 20,
             Algorithm::Sha256 => 32,
+            Algorithm::Sha512 => 64,
         }
     }
 
@@ -69,7 +91,7 @@ impl Algorithm {
             Algorithm::Crc32 => Some(CrcAlgorithm::Crc32IsoHdlc),
             Algorithm::Crc32c => Some(CrcAlgorithm::Crc32Iscsi),
             Algorithm::Crc64Nvme => Some(CrcAlgorithm::Crc64Nvme),
-            Algorithm::Sha1 | Algorithm::Sha256 => None,
+            _ => None,
         }
     }
 
@@ -110,6 +132,14 @@ pub enum Hasher {
     Sha1(sha1::Sha1),
     /// SHA-256.
     Sha256(sha2::Sha256),
+    /// SHA-512.
+    Sha512(Box<sha2::Sha512>),
+    /// MD5.
+    Md5(Box<md5::Md5>),
+    /// XXH64.
+    XxHash64(Box<xxhash_rust::xxh64::Xxh64>),
+    /// XXH3, and how many bits of it.
+    XxHash3(Box<xxhash_rust::xxh3::Xxh3>, u32),
 }
 
 impl Hasher {
@@ -118,6 +148,11 @@ impl Hasher {
         match (algorithm.crc(), algorithm) {
             (Some(crc), _) => Hasher::Crc(Box::new(crc_fast::Digest::new(crc)), algorithm.digest_len()),
             (None, Algorithm::Sha1) => Hasher::Sha1(sha1::Sha1::new()),
+            (None, Algorithm::Sha512) => Hasher::Sha512(Box::default()),
+            (None, Algorithm::Md5) => Hasher::Md5(Box::default()),
+            (None, Algorithm::XxHash64) => Hasher::XxHash64(Box::new(xxhash_rust::xxh64::Xxh64::new(0))),
+            (None, Algorithm::XxHash3) => Hasher::XxHash3(Box::new(xxhash_rust::xxh3::Xxh3::new()), 64),
+            (None, Algorithm::XxHash128) => Hasher::XxHash3(Box::new(xxhash_rust::xxh3::Xxh3::new()), 128),
             (None, _) => Hasher::Sha256(sha2::Sha256::new()),
         }
     }
@@ -128,6 +163,10 @@ impl Hasher {
             Hasher::Crc(digest, _) => digest.update(bytes),
             Hasher::Sha1(digest) => digest.update(bytes),
             Hasher::Sha256(digest) => digest.update(bytes),
+            Hasher::Sha512(digest) => digest.update(bytes),
+            Hasher::Md5(digest) => digest.update(bytes),
+            Hasher::XxHash64(digest) => digest.update(bytes),
+            Hasher::XxHash3(digest, _) => digest.update(bytes),
         }
     }
 
@@ -137,6 +176,11 @@ impl Hasher {
             Hasher::Crc(digest, len) => crc_bytes(digest.finalize(), len),
             Hasher::Sha1(digest) => digest.finalize().to_vec(),
             Hasher::Sha256(digest) => digest.finalize().to_vec(),
+            Hasher::Sha512(digest) => digest.finalize().to_vec(),
+            Hasher::Md5(digest) => digest.finalize().to_vec(),
+            Hasher::XxHash64(digest) => digest.digest().to_be_bytes().to_vec(),
+            Hasher::XxHash3(digest, 64) => digest.digest().to_be_bytes().to_vec(),
+            Hasher::XxHash3(digest, _) => digest.digest128().to_be_bytes().to_vec(),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Request bodies with typed errors and a limit on silence; response bodies from pieces.
 
+use super::front::ContentError;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::object::Body;
 use crate::object::get::Pieces;
 use futures::StreamExt;
-use s3s::StdError;
 use s3s::dto::StreamingBlob;
+use s3s::{BodySizeLimitExceeded, StdError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,23 +30,21 @@ pub fn request_body(blob: Option<StreamingBlob>) -> Body {
     }))
 }
 
-/// What went wrong with a body. s3s keeps the types of its stream errors to itself, so their texts decide; the
-/// test below and the whole-system tests notice if they change.
-fn body_error(error: &StdError) -> Error {
-    let text = error.to_string();
-    let says = |what: &str| text.contains(what);
-    if says("Sha256Mismatch") {
-        Error::ContentSha256Mismatch
-    } else if says("SignatureMismatch") {
-        Error::ChunkSignature
-    } else if says("FormatError")
-        || says("TooLarge")
-        || says("TooManyTrailerHeaders")
-        || says("InvalidChecksum")
-    {
-        Error::InvalidRequest(format!("the request body is malformed: {text}"))
-    } else {
-        Error::IncompleteBody // Cut off, by the client or on the way.
+/// What went wrong with a body.
+pub fn body_error(error: &StdError) -> Error {
+    if let Some(error) = error.downcast_ref::<ContentError>() {
+        return match error {
+            ContentError::Sha256 => Error::ContentSha256Mismatch,
+            ContentError::Signature => Error::ChunkSignature,
+            ContentError::Malformed(_) => Error::InvalidRequest(error.to_string()),
+            ContentError::FrameTooLarge(_) | ContentError::TooLarge => Error::EntityTooLarge,
+            ContentError::TooSmall => Error::ContentTooSmall,
+            ContentError::Incomplete => Error::IncompleteBody,
+        };
+    }
+    match error.is::<BodySizeLimitExceeded>() {
+        true => Error::EntityTooLarge,
+        false => Error::IncompleteBody, // Cut off, by the client or on the way.
     }
 }
 
@@ -69,30 +68,27 @@ mod tests {
 
     #[test]
     fn stream_errors_keep_their_meaning() {
-        let of = |text: &str| body_error(&StdError::from(text.to_string()));
+        let of = |error: StdError| body_error(&error);
         assert!(matches!(
-            of("UploadStreamError: Sha256Mismatch"),
+            of(ContentError::Sha256.into()),
             Error::ContentSha256Mismatch
         ));
         assert!(matches!(
-            of("AwsChunkedStreamError: SignatureMismatch"),
+            of(ContentError::Signature.into()),
             Error::ChunkSignature
         ));
         assert!(matches!(
-            of("AwsChunkedStreamError: Incomplete"),
-            Error::IncompleteBody
-        ));
-        assert!(matches!(
-            of("UploadStreamError: LengthMismatch"),
-            Error::IncompleteBody
-        ));
-        assert!(matches!(
-            of("AwsChunkedStreamError: FormatError"),
+            of(ContentError::Malformed("x").into()),
             Error::InvalidRequest(_)
         ));
+        assert!(matches!(of(ContentError::TooLarge.into()), Error::EntityTooLarge));
         assert!(matches!(
-            of("connection closed before message completed"),
-            Error::IncompleteBody
+            of(ContentError::TooSmall.into()),
+            Error::ContentTooSmall
         ));
+        let cut = StdError::from("connection closed before message completed");
+        for error in [ContentError::Incomplete.into(), cut] {
+            assert!(matches!(of(error), Error::IncompleteBody));
+        }
     }
 }

@@ -6,8 +6,8 @@ use crate::object::condition::{ETagIs, ReadConditions, WriteConditions};
 use crate::object::digest::Algorithm;
 use crate::object::get::Wanted;
 use crate::object::put::Expected;
+use crate::s3::front::Trailers;
 use base64_simd::STANDARD as BASE64;
-use s3s::TrailingHeaders;
 use s3s::dto::{self, ETag, ETagCondition, Timestamp};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -141,11 +141,11 @@ pub struct ChecksumHeaders {
     /// x-amz-sdk-checksum-algorithm.
     pub algorithm: Option<dto::ChecksumAlgorithm>,
     /// The values, in the order of [`Algorithm::ALL`].
-    pub values: [Option<String>; 5],
+    pub values: [Option<String>; Algorithm::ALL.len()],
     /// x-amz-trailer: the names of headers that follow the body.
     pub trailer: Option<String>,
     /// Where those are found once the body was read.
-    pub trailers: Option<TrailingHeaders>,
+    pub trailers: Trailers,
 }
 
 impl ChecksumHeaders {
@@ -156,6 +156,20 @@ impl ChecksumHeaders {
             ..Expected::default()
         };
         expected.md5 = md5.map(|text| decode_md5(&text)).transpose()?;
+        let named = match &self.algorithm {
+            None => None,
+            Some(name) => Some(Algorithm::parse(name.as_str()).ok_or_else(|| {
+                Error::InvalidRequest(format!("the checksum algorithm {:?} is not known", name.as_str()))
+            })?),
+        };
+        let check_named = |algorithm: Algorithm| match named {
+            Some(named) if named != algorithm => Err(Error::InvalidRequest(format!(
+                "x-amz-sdk-checksum-algorithm says {}, and the checksum is {}",
+                named.name(),
+                algorithm.name()
+            ))),
+            _ => Ok(()),
+        };
         let mut given = Algorithm::ALL
             .into_iter()
             .zip(self.values)
@@ -164,36 +178,44 @@ impl ChecksumHeaders {
             if given.next().is_some() {
                 return Err(Error::InvalidRequest("more than one checksum was given".into()));
             }
+            check_named(algorithm)?;
             let digest = decode_digest(algorithm, &value)?;
             expected.algorithm = Some(algorithm);
             expected.checksum = Some(Box::new(move || Ok(Some(digest))));
             return Ok(expected);
         }
-        let announced = self.trailer.as_deref().and_then(trailing_algorithm);
-        if let (Some(algorithm), Some(trailers)) = (announced, self.trailers) {
+        let announced = self.trailer.as_deref().map(trailing_algorithm).transpose()?;
+        if let Some(algorithm) = announced.flatten() {
+            check_named(algorithm)?;
+            let trailers = self.trailers;
             expected.algorithm = Some(algorithm);
             expected.checksum = Some(Box::new(move || read_trailer(algorithm, &trailers).map(Some)));
             return Ok(expected);
         }
-        expected.algorithm = self.algorithm.and_then(|a| Algorithm::parse(a.as_str()));
+        expected.algorithm = named;
         Ok(expected)
     }
 }
 
-fn trailing_algorithm(names: &str) -> Option<Algorithm> {
-    names
-        .split(',')
-        .find_map(|name| Algorithm::parse(name.trim().to_ascii_lowercase().strip_prefix("x-amz-checksum-")?))
+fn trailing_algorithm(names: &str) -> Result<Option<Algorithm>> {
+    let names = names.split(',').map(|name| name.trim().to_ascii_lowercase());
+    let mut found = None;
+    for name in names.filter(|name| !name.is_empty()) {
+        let algorithm = name.strip_prefix("x-amz-checksum-").and_then(Algorithm::parse);
+        let algorithm =
+            algorithm.ok_or_else(|| Error::InvalidRequest(format!("the trailer {name:?} is not known")))?;
+        if found.replace(algorithm).is_some() {
+            return Err(Error::InvalidRequest(
+                "more than one checksum was announced".into(),
+            ));
+        }
+    }
+    Ok(found)
 }
 
-fn read_trailer(algorithm: Algorithm, trailers: &TrailingHeaders) -> Result<Vec<u8>> {
+fn read_trailer(algorithm: Algorithm, trailers: &Trailers) -> Result<Vec<u8>> {
     let name = format!("x-amz-checksum-{}", algorithm.name().to_ascii_lowercase());
-    let value = trailers.read(|headers| {
-        headers
-            .get(&name)
-            .and_then(|v| v.to_str().ok().map(str::to_string))
-    });
-    match value.flatten() {
+    match trailers.value(&name) {
         Some(value) => decode_digest(algorithm, &value),
         None => Err(Error::InvalidRequest(format!(
             "the announced trailer {name} did not follow the body"
@@ -209,7 +231,7 @@ fn decode_md5(text: &str) -> Result<[u8; 16]> {
         .ok_or(Error::InvalidDigest)
 }
 
-/// The five checksum fields that S3's answers have.
+/// The checksum fields that S3's answers have.
 #[derive(Default)]
 pub struct ChecksumFields {
     /// CRC32.
@@ -222,6 +244,16 @@ pub struct ChecksumFields {
     pub sha1: Option<String>,
     /// SHA256.
     pub sha256: Option<String>,
+    /// SHA512.
+    pub sha512: Option<String>,
+    /// MD5.
+    pub md5: Option<String>,
+    /// XXHASH64.
+    pub xxhash64: Option<String>,
+    /// XXHASH3.
+    pub xxhash3: Option<String>,
+    /// XXHASH128.
+    pub xxhash128: Option<String>,
     /// FULL_OBJECT or COMPOSITE.
     pub kind: Option<dto::ChecksumType>,
 }
@@ -237,6 +269,11 @@ pub fn checksum_fields(checksum: Option<&ChecksumRow>) -> ChecksumFields {
         Some(Algorithm::Crc64Nvme) => fields.crc64nvme = value,
         Some(Algorithm::Sha1) => fields.sha1 = value,
         Some(Algorithm::Sha256) => fields.sha256 = value,
+        Some(Algorithm::Sha512) => fields.sha512 = value,
+        Some(Algorithm::Md5) => fields.md5 = value,
+        Some(Algorithm::XxHash64) => fields.xxhash64 = value,
+        Some(Algorithm::XxHash3) => fields.xxhash3 = value,
+        Some(Algorithm::XxHash128) => fields.xxhash128 = value,
         None => return fields,
     }
     let composite = checksum.composite_parts > 0;
@@ -257,7 +294,7 @@ pub fn headers(
     content_disposition: Option<String>,
     content_language: Option<String>,
     cache_control: Option<String>,
-    expires: Option<Timestamp>,
+    expires: Option<String>,
     website_redirect_location: Option<String>,
     metadata: Option<dto::Metadata>,
 ) -> Result<Headers> {
@@ -278,7 +315,8 @@ pub fn headers(
         content_disposition,
         content_language,
         cache_control,
-        expires_s: expires.map(seconds),
+        expires_s: None,
+        expires,
         metadata,
         website_redirect_location,
     })
@@ -300,10 +338,12 @@ pub fn metadata(headers: &Headers) -> Option<dto::Metadata> {
 }
 
 /// Expires as s3s has it.
-pub fn expires(headers: &Headers) -> Option<Timestamp> {
-    headers
-        .expires_s
-        .map(|s| timestamp(u64::try_from(s).unwrap_or(0).saturating_mul(1_000)))
+pub fn expires(headers: &Headers) -> Option<String> {
+    let of_before = || {
+        let since = Duration::from_secs(u64::try_from(headers.expires_s?).unwrap_or(0));
+        Some(httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + since))
+    };
+    headers.expires.clone().or_else(of_before)
 }
 
 #[cfg(test)]
@@ -325,7 +365,7 @@ mod tests {
         };
         assert_eq!(encode_digest(&row), "y/Q5Jg==-3");
         assert_eq!(
-            trailing_algorithm("x-amz-checksum-crc64nvme"),
+            trailing_algorithm("x-amz-checksum-crc64nvme").ok().flatten(),
             Some(Algorithm::Crc64Nvme)
         );
     }

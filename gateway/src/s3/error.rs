@@ -17,6 +17,8 @@ pub fn s3_error(error: Error) -> S3Error {
         Error::TooManyBuckets => with(S3ErrorCode::TooManyBuckets),
         Error::NoSuchKey => with(S3ErrorCode::NoSuchKey),
         Error::NoSuchUpload => with(S3ErrorCode::NoSuchUpload),
+        Error::Absent { code, .. } => custom(code, StatusCode::NOT_FOUND, message),
+        Error::OtherRegion(_) => with(S3ErrorCode::IllegalLocationConstraintException),
         Error::PreconditionFailed => with(S3ErrorCode::PreconditionFailed),
         Error::NotModified {
             etag: tag,
@@ -40,7 +42,7 @@ pub fn s3_error(error: Error) -> S3Error {
         Error::ContentSha256Mismatch => custom("XAmzContentSHA256Mismatch", StatusCode::BAD_REQUEST, message),
         Error::ChunkSignature => with(S3ErrorCode::SignatureDoesNotMatch),
         Error::EntityTooLarge => with(S3ErrorCode::EntityTooLarge),
-        Error::EntityTooSmall { .. } => with(S3ErrorCode::EntityTooSmall),
+        Error::EntityTooSmall { .. } | Error::ContentTooSmall => with(S3ErrorCode::EntityTooSmall),
         Error::InvalidPart { .. } => with(S3ErrorCode::InvalidPart),
         Error::InvalidPartOrder => with(S3ErrorCode::InvalidPartOrder),
         Error::SlowDown => retry_later(with(S3ErrorCode::SlowDown)),

@@ -17,7 +17,7 @@ macro_rules! kept_headers {
     };
 }
 
-/// The five checksum values of an input, in the order of `Algorithm::ALL`.
+/// The checksum values of an input, in the order of `Algorithm::ALL`.
 macro_rules! checksum_values {
     ($input:ident) => {
         [
@@ -26,11 +26,16 @@ macro_rules! checksum_values {
             $input.checksum_crc64nvme,
             $input.checksum_sha1,
             $input.checksum_sha256,
+            $input.checksum_sha512,
+            $input.checksum_md5,
+            $input.checksum_xxhash64,
+            $input.checksum_xxhash3,
+            $input.checksum_xxhash128,
         ]
     };
 }
 
-/// An output with the five checksum fields taken from `$sums`, the fields given, and defaults for the rest.
+/// An output with the checksum fields taken from `$sums`, the fields given, and defaults for the rest.
 macro_rules! with_checksums {
     ($output:ident, $sums:ident, { $($field:ident: $value:expr),* $(,)? }) => {{
         // Not every output has more fields than are named here.
@@ -41,6 +46,11 @@ macro_rules! with_checksums {
             checksum_crc64nvme: $sums.crc64nvme,
             checksum_sha1: $sums.sha1,
             checksum_sha256: $sums.sha256,
+            checksum_sha512: $sums.sha512,
+            checksum_md5: $sums.md5,
+            checksum_xxhash64: $sums.xxhash64,
+            checksum_xxhash3: $sums.xxhash3,
+            checksum_xxhash128: $sums.xxhash128,
             $($field: $value,)*
             ..Default::default()
         };

@@ -1,6 +1,7 @@
 //! Listings: buckets, objects (v1 and v2), uploads.
 
 use super::convert::{etag, timestamp};
+use super::front::OWNER;
 use super::service::S3Gateway;
 use crate::error::{Error, Result};
 use crate::object::digest::hex;
@@ -97,10 +98,11 @@ fn object(key: String, row: ObjectEntry) -> Object {
     }
 }
 
-fn owner() -> Owner {
+/// The one owner there is.
+pub fn owner() -> Owner {
     Owner {
-        display_name: Some("cairn".into()),
-        id: Some("cairn".into()),
+        display_name: Some(OWNER.into()),
+        id: Some(OWNER.into()),
     }
 }
 
@@ -124,6 +126,7 @@ impl S3Gateway {
             name: Some(b.name),
             creation_date: Some(timestamp(b.created_ms)),
             bucket_region: None,
+            bucket_arn: None,
         };
         Ok(listed(
             ListBucketsOutput {
@@ -213,6 +216,70 @@ impl S3Gateway {
         ))
     }
 
+    /// Every object is the only version of itself: without versioning S3 lists it as version `null`.
+    pub(super) async fn list_versions(
+        &self,
+        req: S3Request<ListObjectVersionsInput>,
+    ) -> Answer<ListObjectVersionsOutput> {
+        let i = req.input;
+        let names = Names::new(i.encoding_type.as_ref())?;
+        let key_marker = i.key_marker.unwrap_or_default();
+        let version_marker = i.version_id_marker.unwrap_or_default();
+        if !version_marker.is_empty() && key_marker.is_empty() {
+            return Err(Error::InvalidArgument(
+                "a version-id-marker comes with a key-marker".into(),
+            ));
+        }
+        let query = Query {
+            prefix: i.prefix.clone().unwrap_or_default(),
+            delimiter: i.delimiter.clone().unwrap_or_default(),
+            after: Some(key_marker.clone()).filter(|m| !m.is_empty()),
+            limit: limit(i.max_keys, "max-keys")?,
+        };
+        let page = self.objects.list(&i.bucket, &query).await?;
+        let (truncated, incomplete) = (page.truncated, page.incomplete);
+        let (next_key, next_version) = match page.entries.last().filter(|_| truncated) {
+            None => (None, None),
+            Some(Entry::Prefix(name)) => (Some(names.show(name)), None),
+            Some(Entry::Item(name, _)) => (Some(names.show(name)), Some("null".to_owned())),
+        };
+        let (versions, prefixes) = split(page, &names, |key, row: ObjectEntry| {
+            let object = object(key, row);
+            ObjectVersion {
+                checksum_algorithm: object.checksum_algorithm,
+                e_tag: object.e_tag,
+                is_latest: Some(true),
+                key: object.key,
+                last_modified: object.last_modified,
+                owner: Some(owner()),
+                size: object.size,
+                storage_class: Some(ObjectVersionStorageClass::from_static(
+                    ObjectVersionStorageClass::STANDARD,
+                )),
+                version_id: Some("null".to_owned()),
+                ..Default::default()
+            }
+        });
+        Ok(listed(
+            ListObjectVersionsOutput {
+                name: Some(i.bucket),
+                prefix: Some(names.show(&query.prefix)),
+                key_marker: Some(names.show(&key_marker)),
+                version_id_marker: Some(version_marker),
+                next_key_marker: next_key,
+                next_version_id_marker: next_version,
+                max_keys: Some(query.limit as i32),
+                delimiter: i.delimiter.map(|d| names.show(&d)),
+                encoding_type: i.encoding_type,
+                is_truncated: Some(truncated),
+                versions: Some(versions),
+                common_prefixes: Some(prefixes),
+                ..Default::default()
+            },
+            incomplete,
+        ))
+    }
+
     pub(super) async fn list_uploads_page(
         &self,
         req: S3Request<ListMultipartUploadsInput>,
@@ -226,7 +293,10 @@ impl S3Gateway {
             limit: limit(i.max_uploads, "max-uploads")?,
         };
         let after_upload = match &i.upload_id_marker {
-            Some(id) if query.after.is_some() && !id.is_empty() => Some(parse_upload_id(id)?),
+            Some(id) if query.after.is_some() && !id.is_empty() => {
+                let parsed = parse_upload_id(id);
+                Some(parsed.map_err(|_| Error::InvalidArgument("upload-id-marker is no upload id".into()))?)
+            }
             _ => None,
         };
         let page = self.objects.list_uploads(&i.bucket, &query, after_upload).await?;

@@ -51,11 +51,6 @@ impl S3Gateway {
         req: S3Request<CreateMultipartUploadInput>,
     ) -> Answer<CreateMultipartUploadOutput> {
         let i = req.input;
-        if i.server_side_encryption.is_some() || i.tagging.is_some() || i.object_lock_mode.is_some() {
-            return Err(Error::InvalidRequest(
-                "encryption, tagging and object lock are not supported by this server".into(),
-            ));
-        }
         let algorithm = match &i.checksum_algorithm {
             None => None,
             Some(name) => Some(Algorithm::parse(name.as_str()).ok_or_else(|| {
@@ -89,7 +84,7 @@ impl S3Gateway {
             .get("x-amz-trailer")
             .and_then(|v| v.to_str().ok())
             .map(str::to_string);
-        let trailers = req.trailing_headers;
+        let trailers = req.extensions.get().cloned().unwrap_or_default();
         let i = req.input;
         let checksums = ChecksumHeaders {
             algorithm: i.checksum_algorithm,
@@ -231,7 +226,7 @@ impl S3Gateway {
     }
 }
 
-fn only_digest(values: [Option<String>; 5]) -> Result<Option<Vec<u8>>> {
+fn only_digest(values: [Option<String>; Algorithm::ALL.len()]) -> Result<Option<Vec<u8>>> {
     let given = Algorithm::ALL
         .into_iter()
         .zip(values)

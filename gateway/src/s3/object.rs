@@ -22,19 +22,8 @@ const DELETES_AT_ONCE: usize = 32;
 /// The longest key, in bytes. s3s checks those in paths, not those in documents.
 const KEY_BYTES_MAX: usize = 1_024;
 
-fn refuse_unsupported(sse: bool, lock: bool, tagging: bool) -> Result<()> {
-    let what = match (sse, lock, tagging) {
-        (true, ..) => "server-side encryption",
-        (_, true, _) => "object lock",
-        (.., true) => "object tagging",
-        _ => return Ok(()),
-    };
-    Err(Error::InvalidRequest(format!(
-        "{what} is not supported by this server; send the request without it"
-    )))
-}
-
-fn no_versions(version: Option<&str>) -> Result<()> {
+/// Refuses a version other than the only one.
+pub fn no_versions(version: Option<&str>) -> Result<()> {
     match version {
         None | Some("null") | Some("") => Ok(()),
         Some(id) => Err(Error::InvalidArgument(format!(
@@ -65,18 +54,8 @@ impl S3Gateway {
             .get("x-amz-trailer")
             .and_then(|v| v.to_str().ok())
             .map(str::to_string);
-        let trailers = req.trailing_headers;
+        let trailers = req.extensions.get().cloned().unwrap_or_default();
         let i = req.input;
-        if i.write_offset_bytes.is_some() {
-            return Err(Error::InvalidRequest(
-                "appending to an object is not supported by this server".into(),
-            ));
-        }
-        refuse_unsupported(
-            i.server_side_encryption.is_some() || i.sse_customer_algorithm.is_some(),
-            i.object_lock_mode.is_some() || i.object_lock_legal_hold_status.is_some(),
-            i.tagging.is_some(),
-        )?;
         let checksums = ChecksumHeaders {
             algorithm: i.checksum_algorithm,
             values: checksum_values!(i),
@@ -231,11 +210,6 @@ impl S3Gateway {
             convert::etag_condition(&req.headers, http::header::IF_NONE_MATCH)?,
         );
         let i = req.input;
-        refuse_unsupported(
-            i.server_side_encryption.is_some() || i.sse_customer_algorithm.is_some(),
-            i.object_lock_mode.is_some(),
-            i.tagging.is_some(),
-        )?;
         let (bucket, name) = copy_source(i.copy_source)?;
         let mut conditions = convert::read_conditions(
             i.copy_source_if_match,

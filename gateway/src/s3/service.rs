@@ -1,6 +1,7 @@
 //! The only `impl S3`: one line an operation. Counts and times every request and logs what is the server's fault.
 
 use super::error::{is_server_fault, s3_error};
+use super::front::S3Settings;
 use crate::error::{Error, Result};
 use crate::object::Objects;
 use s3s::dto::*;
@@ -11,12 +12,13 @@ use std::time::Instant;
 /// S3 on top of the object path.
 pub struct S3Gateway {
     pub(super) objects: Arc<Objects>,
+    region: String,
 }
 
 impl S3Gateway {
-    /// For one gateway.
-    pub fn new(objects: Arc<Objects>) -> S3Gateway {
-        S3Gateway { objects }
+    /// For one gateway, in this region.
+    pub fn new(objects: Arc<Objects>, region: String) -> S3Gateway {
+        S3Gateway { objects, region }
     }
 
     /// Runs one operation: counts it, maps its error.
@@ -75,9 +77,17 @@ impl S3Gateway {
         &self,
         req: S3Request<CreateBucketInput>,
     ) -> Result<S3Response<CreateBucketOutput>> {
+        let wanted = req.input.create_bucket_configuration;
+        if let Some(region) = wanted.and_then(|wanted| wanted.location_constraint)
+            && !region.as_str().is_empty()
+            && region.as_str() != self.region
+        {
+            return Err(Error::OtherRegion(region.as_str().to_owned()));
+        }
         self.objects.create_bucket(&req.input.bucket).await?;
         Ok(S3Response::new(CreateBucketOutput {
             location: Some(format!("/{}", req.input.bucket)),
+            bucket_arn: None,
         }))
     }
 
@@ -90,6 +100,23 @@ impl S3Gateway {
             DeleteBucketOutput::default(),
             http::StatusCode::NO_CONTENT,
         ))
+    }
+
+    async fn head_bucket_named(&self, bucket: &str) -> Result<S3Response<HeadBucketOutput>> {
+        self.objects.bucket(bucket).await?;
+        Ok(S3Response::new(HeadBucketOutput {
+            bucket_region: Some(self.region.clone()),
+            ..Default::default()
+        }))
+    }
+
+    /// Nothing stands for S3's first region.
+    async fn location(&self, bucket: &str) -> Result<S3Response<GetBucketLocationOutput>> {
+        self.objects.bucket(bucket).await?;
+        let region = Some(self.region.clone()).filter(|region| region != S3Settings::REGION);
+        Ok(S3Response::new(GetBucketLocationOutput {
+            location_constraint: region.map(BucketLocationConstraint::from),
+        }))
     }
 
     async fn existing<T: Default>(&self, bucket: &str) -> Result<S3Response<T>> {
@@ -124,14 +151,15 @@ impl S3 for S3Gateway {
     }
 
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> Output<HeadBucketOutput> {
-        self.run("HeadBucket", self.existing(&req.input.bucket)).await
+        self.run("HeadBucket", self.head_bucket_named(&req.input.bucket))
+            .await
     }
 
     async fn get_bucket_location(
         &self,
         req: S3Request<GetBucketLocationInput>,
     ) -> Output<GetBucketLocationOutput> {
-        self.run("GetBucketLocation", self.existing(&req.input.bucket))
+        self.run("GetBucketLocation", self.location(&req.input.bucket))
             .await
     }
 
@@ -216,5 +244,223 @@ impl S3 for S3Gateway {
     ) -> Output<ListMultipartUploadsOutput> {
         self.run("ListMultipartUploads", self.list_uploads_page(req))
             .await
+    }
+
+    async fn list_object_versions(
+        &self,
+        req: S3Request<ListObjectVersionsInput>,
+    ) -> Output<ListObjectVersionsOutput> {
+        self.run("ListObjectVersions", self.list_versions(req)).await
+    }
+
+    async fn get_bucket_policy(&self, req: S3Request<GetBucketPolicyInput>) -> Output<GetBucketPolicyOutput> {
+        self.run("GetBucketPolicy", self.no(&req.input.bucket, "policy"))
+            .await
+    }
+
+    async fn get_bucket_cors(&self, req: S3Request<GetBucketCorsInput>) -> Output<GetBucketCorsOutput> {
+        self.run("GetBucketCors", self.no(&req.input.bucket, "cors"))
+            .await
+    }
+
+    async fn get_bucket_tagging(
+        &self,
+        req: S3Request<GetBucketTaggingInput>,
+    ) -> Output<GetBucketTaggingOutput> {
+        self.run("GetBucketTagging", self.no(&req.input.bucket, "tagging"))
+            .await
+    }
+
+    async fn get_bucket_lifecycle_configuration(
+        &self,
+        req: S3Request<GetBucketLifecycleConfigurationInput>,
+    ) -> Output<GetBucketLifecycleConfigurationOutput> {
+        self.run(
+            "GetBucketLifecycleConfiguration",
+            self.no(&req.input.bucket, "lifecycle"),
+        )
+        .await
+    }
+
+    async fn get_bucket_encryption(
+        &self,
+        req: S3Request<GetBucketEncryptionInput>,
+    ) -> Output<GetBucketEncryptionOutput> {
+        self.run("GetBucketEncryption", self.no(&req.input.bucket, "encryption"))
+            .await
+    }
+
+    async fn get_object_lock_configuration(
+        &self,
+        req: S3Request<GetObjectLockConfigurationInput>,
+    ) -> Output<GetObjectLockConfigurationOutput> {
+        self.run(
+            "GetObjectLockConfiguration",
+            self.no(&req.input.bucket, "object-lock"),
+        )
+        .await
+    }
+
+    async fn get_public_access_block(
+        &self,
+        req: S3Request<GetPublicAccessBlockInput>,
+    ) -> Output<GetPublicAccessBlockOutput> {
+        self.run(
+            "GetPublicAccessBlock",
+            self.no(&req.input.bucket, "publicAccessBlock"),
+        )
+        .await
+    }
+
+    async fn get_bucket_ownership_controls(
+        &self,
+        req: S3Request<GetBucketOwnershipControlsInput>,
+    ) -> Output<GetBucketOwnershipControlsOutput> {
+        self.run(
+            "GetBucketOwnershipControls",
+            self.no(&req.input.bucket, "ownershipControls"),
+        )
+        .await
+    }
+
+    async fn get_bucket_website(
+        &self,
+        req: S3Request<GetBucketWebsiteInput>,
+    ) -> Output<GetBucketWebsiteOutput> {
+        self.run("GetBucketWebsite", self.no(&req.input.bucket, "website"))
+            .await
+    }
+
+    async fn get_bucket_replication(
+        &self,
+        req: S3Request<GetBucketReplicationInput>,
+    ) -> Output<GetBucketReplicationOutput> {
+        self.run("GetBucketReplication", self.no(&req.input.bucket, "replication"))
+            .await
+    }
+
+    async fn get_bucket_policy_status(
+        &self,
+        req: S3Request<GetBucketPolicyStatusInput>,
+    ) -> Output<GetBucketPolicyStatusOutput> {
+        self.run("GetBucketPolicyStatus", self.no(&req.input.bucket, "policy"))
+            .await
+    }
+
+    async fn get_bucket_acl(&self, req: S3Request<GetBucketAclInput>) -> Output<GetBucketAclOutput> {
+        self.run("GetBucketAcl", self.bucket_acl(&req.input.bucket)).await
+    }
+
+    async fn get_bucket_request_payment(
+        &self,
+        req: S3Request<GetBucketRequestPaymentInput>,
+    ) -> Output<GetBucketRequestPaymentOutput> {
+        self.run("GetBucketRequestPayment", self.bucket_payer(&req.input.bucket))
+            .await
+    }
+
+    async fn get_bucket_logging(
+        &self,
+        req: S3Request<GetBucketLoggingInput>,
+    ) -> Output<GetBucketLoggingOutput> {
+        self.run("GetBucketLogging", self.existing(&req.input.bucket))
+            .await
+    }
+
+    async fn get_bucket_notification_configuration(
+        &self,
+        req: S3Request<GetBucketNotificationConfigurationInput>,
+    ) -> Output<GetBucketNotificationConfigurationOutput> {
+        self.run(
+            "GetBucketNotificationConfiguration",
+            self.existing(&req.input.bucket),
+        )
+        .await
+    }
+
+    async fn get_bucket_accelerate_configuration(
+        &self,
+        req: S3Request<GetBucketAccelerateConfigurationInput>,
+    ) -> Output<GetBucketAccelerateConfigurationOutput> {
+        self.run(
+            "GetBucketAccelerateConfiguration",
+            self.existing(&req.input.bucket),
+        )
+        .await
+    }
+
+    async fn list_bucket_analytics_configurations(
+        &self,
+        req: S3Request<ListBucketAnalyticsConfigurationsInput>,
+    ) -> Output<ListBucketAnalyticsConfigurationsOutput> {
+        self.run(
+            "ListBucketAnalyticsConfigurations",
+            self.existing(&req.input.bucket),
+        )
+        .await
+    }
+
+    async fn list_bucket_inventory_configurations(
+        &self,
+        req: S3Request<ListBucketInventoryConfigurationsInput>,
+    ) -> Output<ListBucketInventoryConfigurationsOutput> {
+        self.run(
+            "ListBucketInventoryConfigurations",
+            self.existing(&req.input.bucket),
+        )
+        .await
+    }
+
+    async fn list_bucket_metrics_configurations(
+        &self,
+        req: S3Request<ListBucketMetricsConfigurationsInput>,
+    ) -> Output<ListBucketMetricsConfigurationsOutput> {
+        self.run(
+            "ListBucketMetricsConfigurations",
+            self.existing(&req.input.bucket),
+        )
+        .await
+    }
+
+    async fn get_object_acl(&self, req: S3Request<GetObjectAclInput>) -> Output<GetObjectAclOutput> {
+        self.run("GetObjectAcl", self.object_acl(req)).await
+    }
+
+    async fn get_object_tagging(
+        &self,
+        req: S3Request<GetObjectTaggingInput>,
+    ) -> Output<GetObjectTaggingOutput> {
+        self.run("GetObjectTagging", self.object_tags(req)).await
+    }
+
+    async fn get_object_attributes(
+        &self,
+        req: S3Request<GetObjectAttributesInput>,
+    ) -> Output<GetObjectAttributesOutput> {
+        self.run("GetObjectAttributes", self.attributes(req)).await
+    }
+
+    async fn get_object_legal_hold(
+        &self,
+        req: S3Request<GetObjectLegalHoldInput>,
+    ) -> Output<GetObjectLegalHoldOutput> {
+        let i = &req.input;
+        self.run(
+            "GetObjectLegalHold",
+            self.no_lock(&i.bucket, &i.key, i.version_id.as_deref()),
+        )
+        .await
+    }
+
+    async fn get_object_retention(
+        &self,
+        req: S3Request<GetObjectRetentionInput>,
+    ) -> Output<GetObjectRetentionOutput> {
+        let i = &req.input;
+        self.run(
+            "GetObjectRetention",
+            self.no_lock(&i.bucket, &i.key, i.version_id.as_deref()),
+        )
+        .await
     }
 }

@@ -11,7 +11,7 @@ use gateway::ledger::model::{KeepRow, UnnamedRow, UnnamedWhy};
 use gateway::ledger::{CommitBuilder, key};
 use gateway::maintenance::worker::Step;
 use gateway::object::put::Expected;
-use gateway::s3::StaticKeys;
+use gateway::s3::{S3Settings, StaticKeys};
 use gateway::server::{Gateway, GatewayConfig, Listeners};
 use std::sync::Arc;
 use std::time::Duration;
@@ -252,10 +252,14 @@ pub fn config(cluster: &Cluster) -> GatewayConfig {
     }
 }
 
-fn keys() -> StaticKeys {
-    StaticKeys {
-        access_key: "a".into(),
-        secret_key: "b".into(),
+fn settings() -> S3Settings {
+    S3Settings {
+        keys: StaticKeys {
+            access_key: "a".into(),
+            secret_key: "b".into(),
+        },
+        region: S3Settings::REGION.into(),
+        domains: Vec::new(),
     }
 }
 
@@ -336,7 +340,7 @@ fn a_whole_gateway_cleans_up_by_itself_and_gives_its_lease_back() {
             admin,
             join: None,
         };
-        gateway.serve(keys(), listeners, async {}).await.unwrap();
+        gateway.serve(settings(), listeners, async {}).await.unwrap();
         assert_eq!(
             cluster.census().await.id_ranges,
             0,

@@ -9,7 +9,7 @@
 use super::{Memory, VerifyArgs};
 use crate::CommandResult;
 use crate::commands::ledger::not_opened;
-use crate::config::ArchiveMode;
+use crate::config::{ArchiveMode, Domains};
 use crate::home::Home;
 use crate::identity::identity;
 use crate::output::greet;
@@ -21,7 +21,7 @@ use gateway::cluster::setup::{self, Cluster, PlannedDisk, Wanted};
 use gateway::ledger::Ledger;
 use gateway::ledger::redb::RedbStore;
 use gateway::maintenance::rebuild::pace::FLOOR as REBUILD_FLOOR;
-use gateway::s3::StaticKeys;
+use gateway::s3::{S3Settings, StaticKeys};
 use gateway::server::{Ended, Gateway, GatewayConfig, Listeners};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -78,6 +78,12 @@ pub struct DevArgs {
     take_over: bool,
     #[command(flatten)]
     verify: VerifyArgs,
+    /// The region that clients sign for
+    #[arg(long, value_name = "REGION", env = "CAIRN_REGION", default_value = S3Settings::REGION, value_parser = crate::config::region)]
+    region: String,
+    /// The name of this server, below which each bucket is a host of its own; several with commas between
+    #[arg(long, value_name = "HOST", env = "CAIRN_DOMAIN")]
+    domain: Option<Domains>,
     /// The access key
     #[arg(long, env = "CAIRN_ACCESS_KEY", default_value = "cairn", value_name = "KEY")]
     access_key: String,
@@ -148,9 +154,13 @@ async fn serve(args: &DevArgs, stop: impl Future<Output = ()>) -> Result<Ended, 
     let cluster = open_cluster(&ledger, args).await?;
     let (nodes, local) = open_nodes(args, &cluster).await?;
 
-    let keys = StaticKeys {
-        access_key: args.access_key.clone(),
-        secret_key: args.secret_key.clone(),
+    let settings = S3Settings {
+        keys: StaticKeys {
+            access_key: args.access_key.clone(),
+            secret_key: args.secret_key.clone(),
+        },
+        region: args.region.clone(),
+        domains: args.domain.clone().unwrap_or_default().0,
     };
     let ledger_path = args.data.join("ledger.redb");
     let identity = identity("dev", s3.local_addr()?, &ledger_path, args.take_over)?;
@@ -179,7 +189,7 @@ async fn serve(args: &DevArgs, stop: impl Future<Output = ()>) -> Result<Ended, 
         listeners.admin.local_addr()?,
         &memory,
     );
-    let served = gateway.serve(keys, listeners, stop).await;
+    let served = gateway.serve(settings, listeners, stop).await;
 
     if let Some(node) = local {
         let ended = tokio::task::spawn_blocking(move || node.shutdown());

@@ -4,7 +4,7 @@ use super::Memory;
 use crate::CommandResult;
 use crate::commands::ledger::not_opened;
 use crate::config::{
-    self, ADMIN_LISTEN, ArchiveMode, GatewaySection, JOIN_LISTEN, LISTEN, Wanted, reachable,
+    self, ADMIN_LISTEN, ArchiveMode, Domains, GatewaySection, JOIN_LISTEN, LISTEN, Wanted, reachable,
 };
 use crate::duration::parse_duration;
 use crate::home::Home;
@@ -21,7 +21,7 @@ use gateway::ledger::Ledger;
 use gateway::ledger::model::NodeRow;
 use gateway::ledger::redb::RedbStore;
 use gateway::maintenance::rebuild::pace::FLOOR as REBUILD_FLOOR;
-use gateway::s3::StaticKeys;
+use gateway::s3::{S3Settings, StaticKeys};
 use gateway::server::{Ended, Gateway, GatewayConfig, Listeners};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -72,6 +72,12 @@ pub struct GatewayArgs {
     /// Whether what is committed is in the ledger's archive before it is answered (sync), or a second later at most (async)
     #[arg(long, value_name = "MODE", env = "CAIRN_ARCHIVE")]
     archive: Option<ArchiveMode>,
+    /// The region that clients sign for
+    #[arg(long, value_name = "REGION", env = "CAIRN_REGION", value_parser = config::region)]
+    region: Option<String>,
+    /// The name of this server, below which each bucket is a host of its own; several with commas between
+    #[arg(long, value_name = "HOST", env = "CAIRN_DOMAIN")]
+    domain: Option<Domains>,
     /// The access key, instead of the one that `cairn init` made
     #[arg(long, env = "CAIRN_ACCESS_KEY", value_name = "KEY", requires = "secret_key")]
     access_key: Option<String>,
@@ -114,6 +120,8 @@ fn read_config(args: &GatewayArgs) -> Result<GatewaySection, config::Mistakes> {
         grace: args.grace.or(file.grace),
         rebuild_floor: args.rebuild_floor.or(file.rebuild_floor),
         archive: args.archive.or(file.archive),
+        region: args.region.clone().or(file.region),
+        domain: args.domain.clone().or(file.domain),
     })
 }
 
@@ -204,7 +212,12 @@ Cairn's gateway is ready.
         admin,
         join: Some(join),
     };
-    let served = gateway.serve(keys, listeners, stop).await;
+    let settings = S3Settings {
+        keys,
+        region: config.region.unwrap_or_else(|| S3Settings::REGION.to_owned()),
+        domains: config.domain.unwrap_or_default().0,
+    };
+    let served = gateway.serve(settings, listeners, stop).await;
     store.shutdown().await;
     Ok(served?)
 }
