@@ -22,17 +22,31 @@ const WATCHED_MAX: usize = 4_096;
 
 /// Units whose disks know a newer epoch, and since when.
 #[derive(Debug, Default)]
-pub struct NewerEpochs(Mutex<HashMap<(u64, u8), Instant>>);
+pub struct NewerEpochs(Mutex<HashMap<(u64, u8), Seen>>);
+
+/// The ledger's epoch, the disk's, and since when it is these two: a move that ends changes the first.
+#[derive(Debug)]
+struct Seen {
+    epochs: (u32, u32),
+    since: Instant,
+}
 
 impl NewerEpochs {
-    /// Whether that was so for long enough.
-    fn stays(&self, unit: (u64, u8)) -> bool {
+    /// Whether it was these two for long enough.
+    fn stays(&self, unit: (u64, u8), epochs: (u32, u32)) -> bool {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= WATCHED_MAX && !seen.contains_key(&unit) {
             seen.clear();
         }
-        let since = *seen.entry(unit).or_insert_with(Instant::now);
-        since.elapsed() >= PATIENCE
+        let now = || Seen {
+            epochs,
+            since: Instant::now(),
+        };
+        let found = seen.entry(unit).or_insert_with(now);
+        if found.epochs != epochs {
+            *found = now();
+        }
+        found.since.elapsed() >= PATIENCE
     }
 
     fn forget(&self, unit: (u64, u8)) {
@@ -54,7 +68,7 @@ impl Objects {
             self.newer_epochs.forget(unit);
             return Ok(());
         }
-        if !self.newer_epochs.stays(unit) {
+        if !self.newer_epochs.stays(unit, (row.epoch, known)) {
             return Ok(());
         }
         tracing::info!(

@@ -1,10 +1,9 @@
 //! Listings: buckets, objects (v1 and v2), uploads.
 
 use super::convert::{etag, timestamp};
-use super::front::OWNER;
+use super::front::{OWNER, encoded};
 use super::service::S3Gateway;
 use crate::error::{Error, Result};
-use crate::object::digest::hex;
 use crate::object::list::{Entry, ObjectEntry, PAGE_MAX, Page, Query, UploadEntry};
 use crate::object::multipart::{parse_upload_id, upload_id};
 use http::{HeaderName, HeaderValue};
@@ -44,29 +43,8 @@ impl Names {
     }
 
     fn show(&self, name: &str) -> String {
-        if self.url {
-            percent_encode(name)
-        } else {
-            name.to_string()
-        }
+        if self.url { encoded(name) } else { name.to_string() }
     }
-}
-
-/// Percent-encodes everything but unreserved characters and `/`, as S3 does.
-fn percent_encode(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
-                out.push(byte as char)
-            }
-            _ => {
-                out.push('%');
-                out.push_str(&hex(&[byte]).to_ascii_uppercase());
-            }
-        }
-    }
-    out
 }
 
 /// Splits a page into S3's two lists.
@@ -381,7 +359,7 @@ mod tests {
             Some("a/ü\u{1}")
         );
         assert!(decode_token("no token!").is_err());
-        assert_eq!(percent_encode("a b/ü+\u{1}~"), "a%20b/%C3%BC%2B%01~");
+        assert_eq!(encoded("a b/ü+\u{1}~"), "a%20b/%C3%BC%2B%01~");
         assert_eq!(limit(Some(5_000), "max-keys").ok(), Some(1_000));
         assert!(limit(Some(-1), "max-keys").is_err());
     }

@@ -11,7 +11,8 @@
 //! Invariant: no byte of a signed frame passes before its signature was found right, and an end is told only after all that was
 //! announced came, and matched.
 
-use super::who::{ChunkSigning, Content, hex};
+use super::who::{ChunkSigning, Content};
+use crate::object::digest::hex;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue};

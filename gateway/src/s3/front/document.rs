@@ -2,12 +2,13 @@
 
 use super::content::Trailers;
 use super::refusal::Refusal;
-use crate::budget::Budget;
+use crate::budget::{Budget, accounted};
 use crate::error::Error;
 use crate::object::digest::{Algorithm, Hasher};
 use base64_simd::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use md5::{Digest, Md5};
 use s3s::Body;
@@ -37,15 +38,13 @@ pub async fn read(
             format!("the document is longer than {DOCUMENT_BYTES_MAX} bytes"),
         )
     };
-    let most = announced.unwrap_or(DOCUMENT_BYTES_MAX as u64);
+    let most = announced
+        .or(body.size_hint().upper())
+        .unwrap_or(DOCUMENT_BYTES_MAX as u64);
     if most > DOCUMENT_BYTES_MAX as u64 {
         return Err(too_long());
     }
-    let _reserved = budget
-        .writes
-        .reserve_patiently(most * FACTOR)
-        .await
-        .map_err(refused)?;
+    let reserved = budget.writes.reserve(most * FACTOR).await.map_err(refused)?;
     let mut bytes = BytesMut::new();
     loop {
         let frame = tokio::time::timeout(SILENCE_MAX, body.frame()).await;
@@ -61,7 +60,8 @@ pub async fn read(
     }
     let bytes = bytes.freeze();
     check(&bytes, trailers, headers)?;
-    without_cdata(bytes)
+    // What is made of it is dropped with it.
+    Ok(accounted(without_cdata(bytes)?, reserved))
 }
 
 /// The document with its CDATA sections as text, which s3s drops; one that declares a type, as none of S3's does, is refused.
@@ -144,7 +144,7 @@ fn of_content(error: &s3s::StdError) -> Refusal {
 }
 
 /// The same as operations answer.
-fn refused(error: Error) -> Refusal {
+pub fn refused(error: Error) -> Refusal {
     let error = crate::s3::error::s3_error(error);
     let status = error.status_code().unwrap_or(StatusCode::BAD_REQUEST);
     let code = match error.code().as_str() {

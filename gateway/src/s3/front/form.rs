@@ -9,17 +9,24 @@ use super::content::ContentError;
 use super::head::{check_key, encoded};
 use super::refusal::{Refusal, element};
 use bytes::Bytes;
+use futures::Stream as _;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use multer::{Field, Multipart};
 use s3s::{HttpResponse, StdError};
 use std::ops::RangeInclusive;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 /// The most bytes of one field, beside the policy.
 const FIELD_BYTES_MAX: usize = 32 * 1024;
 /// The most of all of them.
 const FIELDS_BYTES_MAX: usize = 128 * 1024;
+/// The most bytes that are read before the file is met: the fields, what frames them, and a piece with the beginning of the file.
+const BEFORE_FILE_MAX: usize = 1 << 20;
 /// The most fields.
 const FIELDS_MAX: usize = 100;
 
@@ -75,8 +82,8 @@ impl Form {
         B::Error: Into<StdError>,
     {
         let boundary = multer::parse_boundary(content_type).map_err(|_| malformed("it has no boundary"))?;
-        let pieces = body.into_data_stream();
-        let mut rest = Multipart::new(futures::TryStreamExt::map_err(pieces, Into::into), boundary);
+        let at_file = Arc::new(AtomicBool::new(false));
+        let mut rest = Multipart::new(paced(body, at_file.clone()), boundary);
         let (mut fields, mut bytes) = (Vec::new(), 0);
         loop {
             let next = rest
@@ -88,6 +95,7 @@ impl Form {
             };
             let name = field.name().unwrap_or_default().to_ascii_lowercase();
             if name == "file" {
+                at_file.store(true, Ordering::Relaxed);
                 let file_name = field.file_name().map(base_name).unwrap_or_default().to_owned();
                 put_file_name(&mut fields, &file_name);
                 return Ok(Form {
@@ -254,6 +262,34 @@ impl Success {
     }
 }
 
+/// The pieces of a body, one for each time that somebody asks, so that what reads them holds no more than it was given; and up to the
+/// file no more than fields may take.
+fn paced<B>(body: B, at_file: Arc<AtomicBool>) -> impl futures::Stream<Item = Result<Bytes, StdError>> + Send
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<StdError>,
+{
+    let (mut pieces, mut bytes, mut has_given) = (body.into_data_stream(), 0, false);
+    futures::stream::poll_fn(move |cx| {
+        if std::mem::take(&mut has_given) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let next = std::task::ready!(Pin::new(&mut pieces).poll_next(cx));
+        has_given = true;
+        Poll::Ready(next.map(|piece| {
+            let piece = piece.map_err(Into::into)?;
+            if !at_file.load(Ordering::Relaxed) {
+                bytes += piece.len();
+                if bytes > BEFORE_FILE_MAX {
+                    return Err(StdError::from("too much comes before the file"));
+                }
+            }
+            Ok(piece)
+        }))
+    })
+}
+
 fn boxed<S: futures::Stream<Item = Result<Frame<Bytes>, StdError>> + Send + 'static>(
     frames: S,
 ) -> futures::stream::BoxStream<'static, Result<Frame<Bytes>, StdError>> {
@@ -365,6 +401,21 @@ mod tests {
         let large = "MaxPostPreDataLengthExceededError";
         assert_eq!(read(&[("a", &long)]).await.err(), Some(large));
         assert_eq!(read(&many).await.err(), Some(large));
+        // A part whose head has no end is not held.
+        let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = taken.clone();
+        let endless = (0..64).map(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, StdError>(Frame::data(Bytes::from(vec![b'x'; 64 << 10])))
+        });
+        let head = Ok(Frame::data(Bytes::from_static(b"--B\r\nContent-Disposition: ")));
+        let endless = StreamBody::new(futures::stream::iter(std::iter::once(head).chain(endless)));
+        let refused = Form::read(TYPE, endless)
+            .await
+            .map(|_| ())
+            .map_err(|refusal| refusal.code);
+        assert_eq!(refused, Err("MalformedPOSTRequest"));
+        assert_eq!(taken.load(Ordering::Relaxed), BEFORE_FILE_MAX / (64 << 10));
         assert_eq!(
             read(&[("a", "1"), ("A", "2")]).await.err(),
             Some("InvalidArgument")

@@ -29,13 +29,15 @@ mod who;
 
 pub use acting::OWNER;
 pub use content::{ContentError, Trailers};
+pub use head::encoded;
 
 use super::unread::Watched;
 use super::{S3Gateway, StaticKeys};
+use crate::error::Error;
 use crate::object::Objects;
 use form::Form;
 use futures::FutureExt;
-use head::{Target, encoded};
+use head::Target;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::Incoming;
@@ -270,14 +272,16 @@ impl Front {
         let Some(host) = head::host(&head.headers)?.filter(|host| !self.domains.contains(host)) else {
             return Ok(());
         };
-        match head::may_mean_bucket(&host).filter(|_| !target.is_virtual) {
-            Some(first) if self.objects.bucket(first).await.is_ok() => {
-                Err(Refusal::invalid_request(format!(
-                    "the host names the bucket {first:?}, and this server has no domain for that: \
+        let Some(first) = head::may_mean_bucket(&host).filter(|_| !target.is_virtual) else {
+            return Ok(());
+        };
+        match self.objects.bucket(first).await {
+            Err(Error::NoSuchBucket) => Ok(()),
+            Ok(_) => Err(Refusal::invalid_request(format!(
+                "the host names the bucket {first:?}, and this server has no domain for that: \
                  start it with --domain, or use path-style requests"
-                )))
-            }
-            _ => Ok(()),
+            ))),
+            Err(error) => Err(document::refused(error)), // Nobody knows whether it is one.
         }
     }
 

@@ -14,6 +14,7 @@
 
 use super::head::Target;
 use super::refusal::Refusal;
+use crate::object::digest::hex;
 use crate::s3::StaticKeys;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
@@ -529,11 +530,6 @@ fn not_understood(authorization: &str) -> Refusal {
 fn is_same(a: &[u8], b: &[u8]) -> bool {
     let differs = a.iter().zip(b).fold(0, |seen, (a, b)| seen | (a ^ b));
     a.len() == b.len() && std::hint::black_box(differs) == 0
-}
-
-/// In lower case.
-pub fn hex(bytes: &[u8]) -> String {
-    crate::object::digest::hex(bytes)
 }
 
 #[cfg(test)]
