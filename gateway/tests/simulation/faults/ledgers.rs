@@ -89,6 +89,10 @@ impl Faults {
         let serving = self.start_judged(older).await;
         if serving.is_safe() {
             self.count("older ledger only read");
+            // It may have caught up, and shown itself to disks, before one of them knew better.
+            if serving.store.position_now() > serving.base() {
+                world.note_copy_acted();
+            }
             self.check_only_reads(&serving).await;
             serving.life.end();
             self.put_newest_back(newest, &[]).await;
@@ -301,6 +305,7 @@ impl Faults {
             self.note(format!("operator: accepts the ledger: {accepted:?}"));
             if accepted.is_ok() {
                 self.count("ledger accepted");
+                self.run.world.note_copy_acted();
                 serving.life.end();
                 serving = self.run.world.start_on(serving.store.file.clone()).await;
             }

@@ -136,25 +136,41 @@ impl Faults {
             return;
         }
         let purging = async {
-            let page = serving.objects.unnamed_page(None).await.ok()?;
+            let page = serving
+                .objects
+                .unnamed_page(None)
+                .await
+                .map_err(|refusal| refusal.to_string())?;
             let kept = page.lines.iter().filter(|line| line.kept.is_some());
             let mut request = PurgeRequest {
                 blobs: kept.map(|line| (line.volume, line.blob)).collect(),
                 plan: None,
             };
             if request.blobs.is_empty() {
-                return None;
+                return Ok(None);
             }
-            request.plan = Some(serving.objects.purge(&request).await.ok()?.plan);
-            Some(serving.objects.purge(&request).await.map(|plan| plan.blobs))
+            let plan = serving
+                .objects
+                .purge(&request)
+                .await
+                .map_err(|refusal| refusal.to_string())?;
+            request.plan = Some(plan.plan);
+            let purged = serving.objects.purge(&request).await;
+            purged
+                .map(|plan| Some(plan.blobs))
+                .map_err(|refusal| refusal.to_string())
         };
-        let purged = tokio::select! {
+        let purged: Result<Option<u64>, String> = tokio::select! {
             purged = purging => purged,
-            () = serving.life.over() => None,
+            () = serving.life.over() => return,
         };
-        if let Some(purged) = purged {
-            self.note(format!("operator: purges what is kept: {purged:?}"));
-            self.count("purged");
+        match purged {
+            Ok(None) => {}
+            Ok(Some(blobs)) => {
+                self.note(format!("operator: purges what is kept: {blobs} blobs"));
+                self.count("purged");
+            }
+            Err(why) => self.note(format!("operator: purges what is kept: {why}")),
         }
     }
 
