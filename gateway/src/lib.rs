@@ -5,6 +5,7 @@
 //!          │            │
 //!          └── storage-node's client, ec-core
 //! cluster (disks, lease, setup)   maintenance (garbage, orphans, repair)   admin (status, metrics, health)
+//! connections and budget: what clients hold
 //! ```
 //! `server` is the only place that wires these together.
 
@@ -13,9 +14,9 @@ pub mod archive;
 pub mod budget;
 pub mod clock;
 pub mod cluster;
+pub mod connections;
 pub mod error;
 pub mod gate;
-pub mod idle;
 pub mod ledger;
 pub mod maintenance;
 pub mod metrics;

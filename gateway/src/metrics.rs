@@ -12,6 +12,8 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// Requests refused before any operation ran, by code.
     pub refused_requests: IntCounterVec,
+    /// Connections that were cut for others, by what was short.
+    pub cut_connections: IntCounterVec,
     /// Requests that ended in a panic.
     pub request_panics: IntCounter,
     /// Seconds to the answer's head, by operation.
@@ -125,6 +127,12 @@ impl Metrics {
                 "cairn_refused_requests_total",
                 "Requests refused before any operation ran, by code",
                 &["code"],
+            )?,
+            cut_connections: counters(
+                &registry,
+                "cairn_cut_connections_total",
+                "Connections cut because others needed what they held, by why: idle, head, slow",
+                &["why"],
             )?,
             request_panics: counter(
                 &registry,

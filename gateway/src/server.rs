@@ -17,8 +17,8 @@ use crate::cluster::join::{Invitation, Joining};
 use crate::cluster::join_server;
 use crate::cluster::lease::Lease;
 use crate::cluster::nodes::Nodes;
+use crate::connections::{ClientStream, Connection, Connections};
 use crate::error::{Error, Result};
-use crate::idle::IdleLimit;
 use crate::ledger::Ledger;
 use crate::maintenance::absence::Absence;
 use crate::maintenance::adding::Adding;
@@ -54,8 +54,16 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 
-/// Connections at once; more wait in the listener's backlog.
+/// Connections at once; more wait, or get the places of idle ones.
 const CONNECTIONS_MAX: usize = 4_096;
+/// Of the files that this process may open, so many are for disks, nodes and the admin address.
+const FILES_KEPT: usize = 512;
+/// Connections at once to the admin address.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// A connection that finds no place waits so long before an idle one gives its own.
+const PLACE_PATIENCE: Duration = Duration::from_millis(20);
+/// Heads that are not complete may hold one byte in so many of the budget.
+const HEADS_SHARE: u64 = 16;
 /// Headers of a request: 2 KiB of metadata is less, one byte a name and none a value.
 const HEADERS_MAX: usize = 256;
 /// A client has this long to send a request's head.
@@ -211,6 +219,7 @@ impl Gateway {
             suspects: Default::default(),
             newer_epochs: Default::default(),
             relocations: Default::default(),
+            turns: Default::default(),
             gate: Default::default(),
             codecs: Codecs::new(config.kernel),
             hashing: Hashing::start(config.kernel)?,
@@ -342,8 +351,10 @@ impl Gateway {
         }
         let front = Front::new(self.objects.clone(), settings);
         let (stop, stopped) = watch::channel(false);
-        let mut s3 = tokio::spawn(serve_s3(listeners.s3, front, stopped));
-        let mut admin = tokio::spawn(serve_admin(listeners.admin, self.clone()));
+        let s3 = Door::new(listeners.s3, places(), &self.objects);
+        let mut s3 = tokio::spawn(serve_s3(s3, front, stopped));
+        let admin = Door::new(listeners.admin, ADMIN_CONNECTIONS_MAX, &self.objects);
+        let mut admin = tokio::spawn(serve_admin(admin, self.clone()));
         let join = match (&self.membership, listeners.join) {
             (Some(membership), Some(listener)) => {
                 let (joining, disks) = (membership.joining.clone(), self.objects.disks.clone());
@@ -475,38 +486,76 @@ async fn take_in_units(objects: &Objects) {
     objects.volumes.set_used(&used);
 }
 
-type Stream = IdleLimit<tokio::net::TcpStream>;
+/// Connections at once: fewer where this process may open few files.
+fn places() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let files = files
+        .current
+        .map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    files
+        .saturating_sub(FILES_KEPT)
+        .clamp(FILES_KEPT / 8, CONNECTIONS_MAX)
+}
 
-/// Accepts connections until told to stop; each comes with a place among [`CONNECTIONS_MAX`].
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-    stop: &mut watch::Receiver<bool>,
-) -> Option<(Stream, tokio::sync::OwnedSemaphorePermit)> {
-    loop {
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place.ok()?,
-            _ = stop.changed() => return None,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stop.changed() => return None,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let _ = stream.set_nodelay(true); // Only speed depends on it.
-                return Some((IdleLimit::new(stream, SILENCE_MAX), place));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+type Stream = ClientStream<tokio::net::TcpStream>;
+
+/// Where connections come from, and how many there may be.
+struct Door {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    connections: Arc<Connections>,
+}
+
+impl Door {
+    fn new(listener: TcpListener, places: usize, objects: &Objects) -> Door {
+        let heads_max = objects.budget.bytes() / HEADS_SHARE;
+        Door {
+            listener,
+            places: Arc::new(Semaphore::new(places)),
+            connections: Connections::new(heads_max, objects.metrics.cut_connections.clone()),
+        }
+    }
+
+    /// The next connection, with its place; none when told to stop. While all places are taken the longest idle connection gives its
+    /// own.
+    async fn next(
+        &self,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<(Stream, Arc<Connection>, tokio::sync::OwnedSemaphorePermit)> {
+        loop {
+            // Not before somebody needs a place: it is known only then.
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = stop.changed() => return None,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    self.connections.free_a_place(); // Descriptors may be short.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let place = loop {
+                let place = self.places.clone().acquire_owned();
+                tokio::select! {
+                    place = tokio::time::timeout(PLACE_PATIENCE, place) => match place {
+                        Ok(place) => break place.ok()?,
+                        Err(_) => { self.connections.free_a_place(); }
+                    },
+                    _ = stop.changed() => return None,
+                }
+            };
+            let _ = stream.set_nodelay(true); // Only speed depends on it.
+            let connection = self.connections.accepted(peer.ip());
+            let stream = ClientStream::new(stream, connection.clone(), SILENCE_MAX);
+            return Some((stream, connection, place));
         }
     }
 }
 
-async fn serve_s3(listener: TcpListener, front: Arc<Front>, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+async fn serve_s3(door: Door, front: Arc<Front>, mut stop: watch::Receiver<bool>) {
     let graceful = GracefulShutdown::new();
     // Dropping the sender cuts every connection that is left.
     let (cut, uncut) = watch::channel(());
@@ -516,25 +565,26 @@ async fn serve_s3(listener: TcpListener, front: Arc<Front>, mut stop: watch::Rec
         .header_read_timeout(HEAD_MAX)
         .max_headers(HEADERS_MAX)
         .max_buf_size(256 * 1024);
-    while let Some((stream, place)) = accept(&listener, &places, &mut stop).await {
-        let front = front.clone();
-        let s3 = hyper::service::service_fn(move |request| front.clone().answer(request));
-        let connection = http.serve_connection(TokioIo::new(stream), s3);
-        let connection = graceful.watch(connection.into_owned());
+    while let Some((stream, connection, place)) = door.next(&mut stop).await {
+        let (front, served) = (front.clone(), connection.clone());
+        let s3 = hyper::service::service_fn(move |request| front.clone().answer(served.clone(), request));
+        let serving = http.serve_connection(TokioIo::new(stream), s3);
+        let serving = graceful.watch(serving.into_owned());
         let mut uncut = uncut.clone();
         tokio::spawn(async move {
             tokio::select! {
-                ended = connection => {
+                ended = serving => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "connection ended");
                     }
                 }
+                () = connection.over() => {}
                 _ = uncut.changed() => {}
             }
             drop(place);
         });
     }
-    drop(listener);
+    drop(door);
     if tokio::time::timeout(DRAIN_MAX, graceful.shutdown())
         .await
         .is_err()
@@ -545,20 +595,27 @@ async fn serve_s3(listener: TcpListener, front: Arc<Front>, mut stop: watch::Rec
 }
 
 /// Answers until the caller ends it, which is after the S3 side has drained.
-async fn serve_admin(listener: TcpListener, gateway: Arc<Gateway>) {
-    let places = Arc::new(Semaphore::new(64));
+async fn serve_admin(door: Door, gateway: Arc<Gateway>) {
     let (_never, mut open) = watch::channel(false);
-    while let Some((stream, place)) = accept(&listener, &places, &mut open).await {
-        let gateway = gateway.clone();
+    while let Some((stream, connection, place)) = door.next(&mut open).await {
+        let (gateway, served) = (gateway.clone(), connection.clone());
         let service = hyper::service::service_fn(move |request| {
-            let gateway = gateway.clone();
-            async move { Ok::<_, std::convert::Infallible>(admin::server::answer(gateway, request).await) }
+            let (gateway, begun) = (gateway.clone(), served.begin());
+            async move {
+                let answer = admin::server::answer(gateway, request).await;
+                Ok::<_, std::convert::Infallible>(answer.map(|body| begun.with(body)))
+            }
         });
         tokio::spawn(async move {
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
-            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, "admin connection ended");
+            tokio::select! {
+                ended = http.serve_connection(TokioIo::new(stream), service) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "admin connection ended");
+                    }
+                }
+                () = connection.over() => {}
             }
             drop(place);
         });

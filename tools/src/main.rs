@@ -13,6 +13,7 @@ mod identity;
 mod kit;
 mod logging;
 mod output;
+mod process;
 mod size;
 
 use clap::{Parser, Subcommand};
@@ -81,6 +82,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    process::make_files_private();
+    process::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(64)

@@ -364,7 +364,7 @@ impl Objects {
         (volume, blob): BlobKey,
         length: u64,
     ) -> Answer<(CommitBuilder, BlobRow)> {
-        let bucket = match self.bucket(&name.bucket).await {
+        let bucket = match self.bucket_to_change(&name.bucket).await {
             Err(Error::NoSuchBucket) => {
                 return Err(Refusal::NotFound(format!("there is no bucket {:?}", name.bucket)));
             }

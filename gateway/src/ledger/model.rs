@@ -88,6 +88,40 @@ pub struct BucketRow {
     /// Set first when the bucket is being deleted: puts stop before emptiness is judged.
     #[prost(bool, tag = "3")]
     pub deleting: bool,
+    /// A [`CorsRow`], encoded: few requests look at it. Empty for none.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub cors: Bytes,
+}
+
+/// The CORS rules of a bucket.
+#[derive(Clone, PartialEq, Message)]
+pub struct CorsRow {
+    /// The first one that applies counts.
+    #[prost(message, repeated, tag = "1")]
+    pub rules: Vec<CorsRuleRow>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Message)]
+pub struct CorsRuleRow {
+    /// For people; may be empty.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Origins, each with at most one `*`.
+    #[prost(string, repeated, tag = "2")]
+    pub origins: Vec<String>,
+    /// Methods.
+    #[prost(string, repeated, tag = "3")]
+    pub methods: Vec<String>,
+    /// Headers of requests, each with at most one `*`.
+    #[prost(string, repeated, tag = "4")]
+    pub headers: Vec<String>,
+    /// Headers of answers that the page may read.
+    #[prost(string, repeated, tag = "5")]
+    pub expose: Vec<String>,
+    /// Seconds for which a browser may remember a preflight.
+    #[prost(uint32, optional, tag = "6")]
+    pub max_age_s: Option<u32>,
 }
 
 /// A blob as an object or part refers to it.

@@ -1,10 +1,11 @@
-//! Buckets. A bucket is deleted in two steps: its row is marked, which stops every put (each has the row's version
-//! as a precondition), then it is looked through, and removed only if it is empty.
+//! Buckets. A bucket is deleted in two steps: its row is marked, which holds up every put (each has the row's version
+//! as a precondition), then it is looked through, and removed only if it is empty. Until it is removed it is there for all others.
 
 use super::Objects;
+use super::commit::back_off;
 use crate::error::{Error, Result};
 use crate::ledger::model::{BucketRow, ObjectRow, UploadRow};
-use crate::ledger::{CommitBuilder, Typed, key};
+use crate::ledger::{CONFLICT_RETRIES, CommitBuilder, Typed, key};
 use std::sync::Arc;
 
 /// Buckets that are read at a time.
@@ -31,17 +32,41 @@ pub struct BucketInfo {
     pub created_ms: u64,
 }
 
+/// Does something again while somebody else is at the same bucket.
+async fn until_decided<T, F: Future<Output = Result<T>>>(again: impl Fn() -> F) -> Result<T> {
+    for attempt in 1..CONFLICT_RETRIES {
+        match again().await {
+            Err(Error::Conflict) => back_off(attempt).await,
+            decided => return decided,
+        }
+    }
+    again().await
+}
+
 impl Objects {
     /// The row of a bucket that exists.
     pub async fn bucket(&self, name: &str) -> Result<Typed<BucketRow>> {
         match self.ledger.get::<BucketRow>(key::bucket(name)).await? {
-            Some(bucket) if !bucket.row.deleting => Ok(bucket),
-            _ => Err(Error::NoSuchBucket),
+            Some(bucket) => Ok(bucket),
+            None => Err(Error::NoSuchBucket),
+        }
+    }
+
+    /// The same, for a commit that puts something there. While the bucket may be on its way out that is a conflict: whether it goes is
+    /// known soon.
+    pub async fn bucket_to_change(&self, name: &str) -> Result<Typed<BucketRow>> {
+        match self.bucket(name).await? {
+            bucket if bucket.row.deleting => Err(Error::Conflict),
+            bucket => Ok(bucket),
         }
     }
 
     /// Makes a bucket.
     pub async fn create_bucket(&self, name: &str) -> Result<()> {
+        until_decided(|| self.try_create_bucket(name)).await
+    }
+
+    async fn try_create_bucket(&self, name: &str) -> Result<()> {
         let row_key = key::bucket(name);
         match self.ledger.get::<BucketRow>(row_key.clone()).await? {
             Some(bucket) if bucket.row.deleting => return Err(Error::Conflict),
@@ -56,6 +81,7 @@ impl Objects {
             id,
             created_ms: self.clock.now_ms(),
             deleting: false,
+            cors: Default::default(),
         };
         let commit = self
             .lease
@@ -72,7 +98,7 @@ impl Objects {
         let (objects, name, inside) = (self.clone(), name.to_string(), self.gate.enter_within());
         let task = tokio::spawn(async move {
             let _inside = inside;
-            objects.mark_and_delete(&name).await
+            until_decided(|| objects.mark_and_delete(&name)).await
         });
         task.await
             .map_err(|e| Error::Internal(format!("a bucket's deletion stopped: {e}")))?
@@ -156,7 +182,6 @@ impl Objects {
             for (row_key, bucket) in shown.rows {
                 if let Some(name) = key::bucket_name(&row_key)
                     && name.starts_with(prefix)
-                    && !bucket.row.deleting
                     && found.len() < limit
                 {
                     let created_ms = bucket.row.created_ms;

@@ -11,6 +11,7 @@ use crate::ledger::model::{BlobRef, BlobRow, GarbageRow};
 use crate::ledger::store::{LedgerError, Precondition};
 use crate::ledger::{CONFLICT_RETRIES, CommitBuilder, key};
 use crate::object::readers::BlobKey;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,10 +104,15 @@ impl Objects {
         let task = async move {
             let _inside = inside;
             let pending = pending; // Handed over, if it comes to that, before the gate sees this leave.
+            let mut lost: Option<Bytes> = None;
             for attempt in 0..CONFLICT_RETRIES {
                 if attempt > 0 {
                     back_off(attempt).await;
                 }
+                let _turn = match &lost {
+                    Some(row) => Some(objects.turns.take(row).await),
+                    None => None,
+                };
                 let (commit, answer) = match decide(objects.clone()).await {
                     Err(Error::Conflict) => continue,
                     decided => decided?,
@@ -116,6 +122,12 @@ impl Objects {
                     .fold(commit, |commit, pending| pending.name_seals(commit));
                 let commit = objects.lease.fence(commit).build();
                 let fence = commit.preconditions.len() - 1;
+                let rows: Vec<Bytes> = commit
+                    .preconditions
+                    .iter()
+                    .map(Precondition::key)
+                    .cloned()
+                    .collect();
                 let missing = missing_blobs(&commit.preconditions);
                 match objects.ledger.commit(commit).await {
                     Ok(_) => {
@@ -130,7 +142,7 @@ impl Objects {
                         let what = "the lease of this gateway was revoked".to_string();
                         return Err(LedgerError::Unavailable { what }.into());
                     }
-                    Err(LedgerError::Conflict { .. }) => {}
+                    Err(LedgerError::Conflict { index }) => lost = rows.get(index).cloned(),
                     Err(error @ (LedgerError::OutOfBounds { .. } | LedgerError::Full)) => {
                         return Err(error.into());
                     }
@@ -159,7 +171,7 @@ fn missing_blobs(preconditions: &[Precondition]) -> Vec<BlobKey> {
 }
 
 /// Waits a random while that grows with the races lost, so that many writers of one key all get their turn.
-async fn back_off(attempt: usize) {
+pub(super) async fn back_off(attempt: usize) {
     let most_us = 1_000 << attempt.min(6);
     tokio::time::sleep(Duration::from_micros(rand::random_range(0..most_us))).await;
 }

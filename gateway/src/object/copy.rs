@@ -1,14 +1,22 @@
 //! Copies objects without copying data: the copy names the same blobs, whose reference counts grow.
+//!
+//! A copy is not made of parts, so its ETag is the MD5 of all of it, as clients expect of one, and its checksum that of the whole: where
+//! the source was uploaded in parts they are computed from what is read, up to the size that S3 copies.
 
 use super::Body;
 use super::Objects;
 use super::condition::{ReadConditions, WriteConditions};
+use super::digest::{Algorithm, ContentDigests, ContentHasher, hex};
 use super::get::{Wanted, overlapping, resolve};
-use super::put::{Stored, Target};
+use super::put::{Stored, Target, checksum_row};
 use crate::error::{Error, Result};
-use crate::ledger::model::{Headers, ObjectRow};
+use crate::ledger::model::{BlobRef, Headers, ObjectRow};
 use crate::ledger::{CommitBuilder, key};
+use futures::StreamExt;
 use std::sync::Arc;
+
+/// S3 copies up to this many bytes at once; a larger copy keeps the ETag of its parts.
+const READ_MAX: u64 = 5 << 30;
 
 /// Where a copy comes from.
 #[derive(Clone, Debug)]
@@ -19,6 +27,25 @@ pub struct Source {
     pub name: String,
     /// What must hold of it.
     pub conditions: ReadConditions,
+}
+
+/// What is read of an object that was uploaded in parts.
+struct Whole {
+    blobs: Vec<BlobRef>,
+    digests: ContentDigests,
+}
+
+impl Whole {
+    /// Whether a copy has to be read to be described.
+    fn is_unknown(row: &ObjectRow) -> bool {
+        !row.parts.is_empty() && row.size <= READ_MAX
+    }
+
+    fn describe(&self, row: &mut ObjectRow) {
+        row.parts.clear();
+        row.etag = hex(&self.digests.md5);
+        row.checksum = checksum_row(&self.digests);
+    }
 }
 
 impl Objects {
@@ -42,10 +69,21 @@ impl Objects {
             name: name.into(),
             conditions,
         };
+        let whole = match Whole::is_unknown(&self.source_row(&source).await?) {
+            true => Some(Arc::new(self.read_whole(&source).await?)),
+            false => None,
+        };
         self.decide_and_commit(None, move |objects| {
             let (source, target, headers) = (source.clone(), target.clone(), headers.clone());
+            let whole = whole.clone();
             async move {
                 let mut row = objects.source_row(&source).await?;
+                match &whole {
+                    Some(whole) if whole.blobs == row.blobs => whole.describe(&mut row),
+                    // It was replaced meanwhile: whoever asks again has it read anew.
+                    _ if Whole::is_unknown(&row) => return Err(Error::SlowDown),
+                    _ => {}
+                }
                 if let Some(headers) = headers {
                     row.headers = Some(headers);
                 }
@@ -57,6 +95,30 @@ impl Objects {
             }
         })
         .await
+    }
+
+    /// Reads all of an object that was uploaded in parts.
+    async fn read_whole(self: &Arc<Self>, source: &Source) -> Result<Whole> {
+        let row = self.source_row(source).await?;
+        let algorithm = row.checksum.as_ref();
+        let algorithm = algorithm.and_then(|checksum| Algorithm::parse(&checksum.algorithm));
+        let mut hasher = ContentHasher::new(algorithm);
+        let (length, mut body) = self.source_body(source, Wanted::All).await?;
+        let mut read = 0;
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes?;
+            read += bytes.len() as u64;
+            hasher = hasher.update(&self.hashing, bytes).await?;
+        }
+        if read != length {
+            return Err(Error::Internal(format!(
+                "of {length} bytes to copy {read} were read"
+            )));
+        }
+        Ok(Whole {
+            blobs: row.blobs,
+            digests: hasher.finish(),
+        })
     }
 
     /// The row of a copy's source, if its conditions hold.

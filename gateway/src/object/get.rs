@@ -11,6 +11,7 @@ use super::shared_reads::SharedReads;
 use super::{Objects, encode};
 use crate::budget::{Reserved, accounted};
 use crate::cluster::disks::Health;
+use crate::connections::serving_the_same;
 use crate::error::{Error, Result};
 use crate::ledger::key;
 use crate::ledger::model::{BlobRef, ObjectRow};
@@ -285,10 +286,10 @@ impl Objects {
         }
         // A client that leaves ends this through the channel.
         let (send, receive) = mpsc::channel(1);
-        tokio::spawn(async move {
+        tokio::spawn(serving_the_same(async move {
             let _pins = pins;
             produce(plan, send).await;
-        });
+        }));
         pieces.later = Some(receive);
         Ok(pieces)
     }
@@ -410,10 +411,10 @@ impl Plan {
             return Ok(Started::Reading(Reading::Here(blocks)));
         }
         let objects = self.objects.clone();
-        let task = tokio::spawn(async move {
+        let task = tokio::spawn(serving_the_same(async move {
             let blocks = objects.read_piece(&fetch.source, &fetch.piece).await?;
             Ok(accounted_blocks(blocks, reserved))
-        });
+        }));
         Ok(Started::Reading(Reading::Task(ReadTask(task))))
     }
 }

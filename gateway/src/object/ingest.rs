@@ -8,10 +8,12 @@ use super::blob_writer::{BlobWriter, stripe_bytes};
 use super::digest::{Algorithm, ContentDigests, ContentHasher};
 use super::{Body, Objects, PUT_BYTES_MAX, SMALL_BYTES_MAX};
 use crate::budget::{Reserved, accounted};
+use crate::connections::{self, Connection};
 use crate::error::{Error, Result};
 use crate::ledger::model::BlobRef;
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
+use std::sync::Arc;
 use storage_node::device::AlignedBuf;
 
 /// An upload whose bytes are durable and which no row names yet.
@@ -48,6 +50,7 @@ pub async fn ingest(
         rest: Bytes::new(),
         received: 0,
         announced,
+        client: connections::served(),
     };
     let first = source.fill(first_len.max(1), reserved).await?;
     let small = first.len() <= SMALL_BYTES_MAX && source.at_end().await?;
@@ -127,6 +130,8 @@ struct Source {
     rest: Bytes,
     received: u64,
     announced: Option<u64>,
+    /// Who sends it.
+    client: Option<Arc<Connection>>,
 }
 
 impl Source {
@@ -176,7 +181,12 @@ impl Source {
     /// Makes sure `rest` holds something, unless the body has ended.
     async fn more(&mut self) -> Result<bool> {
         while self.rest.is_empty() {
-            match self.body.next().await {
+            let next = self.body.next();
+            let next = match &self.client {
+                Some(client) => client.awaiting(next).await,
+                None => next.await,
+            };
+            match next {
                 Some(bytes) => self.rest = bytes?,
                 None => return Ok(false),
             }

@@ -21,7 +21,7 @@ pub struct Query {
     pub prefix: String,
     /// Keys are grouped up to its first occurrence behind the prefix; empty for no grouping.
     pub delimiter: String,
-    /// Only entries after this key or common prefix.
+    /// Only entries after this key or common prefix. The common prefix of a key is listed if keys after it have it, and it is not this.
     pub after: Option<String>,
     /// The most entries, common prefixes included; at most [`PAGE_MAX`].
     pub limit: usize,
@@ -168,7 +168,7 @@ impl Objects {
                 let (name, item) = read(&row_key, row.row).ok_or_else(damaged)?;
                 let common = common_prefix(&name, &query.prefix, &query.delimiter);
                 if let Some(common) = &common
-                    && query.after.as_ref().is_some_and(|after| after >= common)
+                    && query.after.as_ref() == Some(common)
                 {
                     seek = Some(common.clone()); // Listed on an earlier page.
                     break;

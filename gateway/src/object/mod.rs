@@ -15,6 +15,7 @@ pub mod bucket;
 pub mod commit;
 pub mod condition;
 pub mod copy;
+pub mod cors;
 pub mod deadline;
 pub mod delete;
 pub mod digest;
@@ -33,6 +34,7 @@ pub mod shared_reads;
 pub mod sources;
 pub mod suspects;
 pub mod tokens;
+pub mod turns;
 
 use crate::archive::Archive;
 use crate::budget::Budget;
@@ -108,6 +110,8 @@ pub struct Objects {
     pub newer_epochs: crate::maintenance::epochs::NewerEpochs,
     /// Units that are to be on another disk.
     pub relocations: Relocations,
+    /// For commits that lost a race.
+    pub turns: turns::Turns,
     /// Counts requests and commits in progress; closed at shutdown.
     pub gate: Gate,
     /// A codec per scheme in use.

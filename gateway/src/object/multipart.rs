@@ -15,6 +15,7 @@ use crate::ledger::{CommitBuilder, Typed, key};
 use bytes::Bytes;
 use ec_core::md5::Md5;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The highest part number.
 pub const PARTS_MAX: u16 = 10_000;
@@ -70,6 +71,17 @@ pub struct PartsPage {
     pub truncated: bool,
 }
 
+/// The id of an upload that begins now: later ones of this gateway are greater, so that those of a key are listed as they were begun.
+fn new_upload(now_ms: u64) -> u128 {
+    // Milliseconds since 1970, and 16 bits that tell those of one millisecond apart.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = now_ms << 16;
+    let next = |last: u64| Some(now.max(last.wrapping_add(1)));
+    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    let begun = now.max(last.unwrap_or_default().wrapping_add(1));
+    u128::from(begun) << 64 | u128::from(rand::random::<u64>())
+}
+
 /// An upload id as clients see it.
 pub fn upload_id(upload: u128) -> String {
     format!("{upload:032x}")
@@ -97,7 +109,7 @@ pub fn part_number(number: i32) -> Result<u16> {
 impl Objects {
     /// Begins an upload.
     pub async fn create_upload(
-        &self,
+        self: &Arc<Self>,
         bucket: &str,
         name: &str,
         headers: Headers,
@@ -105,21 +117,28 @@ impl Objects {
         full_object: bool,
     ) -> Result<u128> {
         self.ledger.check_writable()?;
-        let bucket_row = self.bucket(bucket).await?;
-        let upload: u128 = rand::random();
-        let row = UploadRow {
-            initiated_ms: self.clock.now_ms(),
-            headers: Some(headers),
-            checksum_algorithm: algorithm.map(|a| a.name().to_string()).unwrap_or_default(),
-            checksum_full_object: full_object,
-        };
-        let row_key = key::upload(bucket_row.row.id, name, upload);
-        let commit = CommitBuilder::new()
-            .expect(&key::bucket(bucket), Some(bucket_row.version))
-            .expect(&row_key, None)
-            .put(row_key, &row);
-        self.ledger.commit(self.lease.fence(commit).build()).await?;
-        Ok(upload)
+        let (bucket, name) = (bucket.to_owned(), name.to_owned());
+        self.decide_and_commit(None, move |objects| {
+            let (bucket, name, headers) = (bucket.clone(), name.clone(), headers.clone());
+            async move {
+                let found = objects.bucket_to_change(&bucket).await?;
+                let initiated_ms = objects.clock.now_ms();
+                let upload = new_upload(initiated_ms);
+                let row = UploadRow {
+                    initiated_ms,
+                    headers: Some(headers),
+                    checksum_algorithm: algorithm.map(|a| a.name().to_string()).unwrap_or_default(),
+                    checksum_full_object: full_object,
+                };
+                let row_key = key::upload(found.row.id, &name, upload);
+                let commit = CommitBuilder::new()
+                    .expect(&key::bucket(&bucket), Some(found.version))
+                    .expect(&row_key, None)
+                    .put(row_key, &row);
+                Ok((commit, upload))
+            }
+        })
+        .await
     }
 
     /// The row of an upload in progress, and its bucket's id.
@@ -280,6 +299,26 @@ impl Objects {
             Err(Error::NoSuchUpload) => return self.completed_before(target).await,
             other => other?,
         };
+        let decided = self
+            .decide_completion_of(bucket, &upload, target, listed, completion)
+            .await;
+        // What was wrong with the parts means nothing if the upload changed, or ended, while they were read.
+        match (&decided, self.upload(target).await) {
+            (Ok(_), _) => decided,
+            (Err(_), Ok((_, now))) if now.version == upload.version => decided,
+            (Err(_), Err(error)) if !matches!(error, Error::NoSuchUpload) => Err(error),
+            (Err(_), _) => Err(Error::Conflict),
+        }
+    }
+
+    async fn decide_completion_of(
+        &self,
+        bucket: u64,
+        upload: &Typed<UploadRow>,
+        target: &UploadTarget,
+        listed: &[ListedPart],
+        completion: &Completion,
+    ) -> Result<(CommitBuilder, Stored)> {
         let parts = self.all_parts(target.upload).await?;
         let chosen = choose_parts(listed, &parts)?;
         let row = assemble(&chosen, &upload.row, target.upload)?;

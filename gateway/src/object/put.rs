@@ -66,6 +66,19 @@ pub fn checksum_row(digests: &ContentDigests) -> Option<ChecksumRow> {
     })
 }
 
+/// Versions of an object that come within so many milliseconds may have the same time.
+const SAME_TIME_MS: u64 = 2_000;
+
+/// When an object was modified, if it is now, and was modified before. A later version never looks older to a client; after a clock
+/// that was ahead it looks newer by the second that HTTP can tell, or caches would keep the version before.
+fn later(now_ms: u64, before_ms: Option<u64>) -> u64 {
+    let before_ms = before_ms.unwrap_or(0);
+    match before_ms.saturating_sub(now_ms) {
+        0..=SAME_TIME_MS => now_ms.max(before_ms),
+        _ => (before_ms / 1_000 + 1) * 1_000,
+    }
+}
+
 impl Objects {
     /// Stores an object: durable, with full redundancy, when this returns.
     pub async fn put(
@@ -133,9 +146,8 @@ impl Objects {
     ) -> Result<(CommitBuilder, Stored)> {
         let (bucket, current) = self.current(target).await?;
         target.conditions.check(current.as_ref().map(|c| &c.row))?;
-        // A later version never looks older to a client, whatever the clock does.
-        let after = current.as_ref().map_or(0, |c| c.row.modified_ms);
-        row.modified_ms = self.clock.now_ms().max(after);
+        let before = current.as_ref().map(|current| current.row.modified_ms);
+        row.modified_ms = later(self.clock.now_ms(), before);
         let object_key = key::object(bucket.row.id, &target.name);
         let commit = commit
             .expect(&key::bucket(&target.bucket), Some(bucket.version))
@@ -160,7 +172,7 @@ impl Objects {
 
     /// The bucket and what the object is now.
     pub async fn current(&self, target: &Target) -> Result<(Typed<BucketRow>, Option<Typed<ObjectRow>>)> {
-        let bucket = self.bucket(&target.bucket).await?;
+        let bucket = self.bucket_to_change(&target.bucket).await?;
         let current = self
             .ledger
             .get::<ObjectRow>(key::object(bucket.row.id, &target.name))
@@ -190,5 +202,20 @@ impl Target {
             .unwrap_or(0);
         owner.truncate(end);
         owner
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_version_is_never_older_and_tells_itself_apart_after_a_clock_that_was_ahead() {
+        assert_eq!(later(5_000, None), 5_000);
+        assert_eq!(later(5_000, Some(4_999)), 5_000);
+        assert_eq!(later(5_000, Some(5_000)), 5_000);
+        assert_eq!(later(5_000, Some(6_500)), 6_500);
+        assert_eq!(later(5_000, Some(3_605_250)), 3_606_000);
+        assert_eq!(later(6_000, Some(3_606_000)), 3_607_000);
     }
 }

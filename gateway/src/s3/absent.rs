@@ -14,11 +14,6 @@ type Answer<T> = Result<S3Response<T>>;
 /// Parts of a bucket that are not there, and S3's code for that.
 const BUCKET: &[(&str, &str, &str)] = &[
     ("policy", "NoSuchBucketPolicy", "the bucket has no policy"),
-    (
-        "cors",
-        "NoSuchCORSConfiguration",
-        "the bucket has no CORS configuration",
-    ),
     ("tagging", "NoSuchTagSet", "the bucket has no tags"),
     (
         "lifecycle",

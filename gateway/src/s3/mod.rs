@@ -7,6 +7,7 @@ mod absent;
 mod auth;
 mod body;
 mod convert;
+mod cors;
 mod error;
 mod fields;
 pub mod front;

@@ -259,7 +259,18 @@ impl S3 for S3Gateway {
     }
 
     async fn get_bucket_cors(&self, req: S3Request<GetBucketCorsInput>) -> Output<GetBucketCorsOutput> {
-        self.run("GetBucketCors", self.no(&req.input.bucket, "cors"))
+        self.run("GetBucketCors", self.cors(&req.input.bucket)).await
+    }
+
+    async fn put_bucket_cors(&self, req: S3Request<PutBucketCorsInput>) -> Output<PutBucketCorsOutput> {
+        self.run_with_room("PutBucketCors", self.put_cors(req)).await
+    }
+
+    async fn delete_bucket_cors(
+        &self,
+        req: S3Request<DeleteBucketCorsInput>,
+    ) -> Output<DeleteBucketCorsOutput> {
+        self.run("DeleteBucketCors", self.delete_cors(&req.input.bucket))
             .await
     }
 

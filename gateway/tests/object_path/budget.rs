@@ -71,7 +71,7 @@ async fn many_puts_and_gets_in_little_memory() {
 
 #[tokio::test(start_paused = true)]
 async fn past_the_budget_uploads_are_told_to_slow_down() {
-    let world = World::with_memory("rs(4,2)", 6, 24 << 20).await; // 12 MiB for writes: two stripes with their parity.
+    let world = World::with_memory("rs(4,2)", 6, 32 << 20).await; // 12 MiB that one party may have for writes: two stripes with their parity.
     let bytes = content(1, 10 * MIB);
     let mut stalled: Vec<_> = (0..2)
         .map(|_| Box::pin(world.put_body("stalled", stalled(&bytes))))

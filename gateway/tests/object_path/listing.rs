@@ -1,6 +1,7 @@
 //! Listings against a naive model: prefixes, delimiters, pages of any size, from anywhere.
 
 use crate::support::cluster::{BUCKET, World};
+use crate::support::content::content;
 use bytes::Bytes;
 use gateway::error::Error;
 use gateway::ledger::model::{ObjectRow, UploadRow};
@@ -101,8 +102,10 @@ proptest! {
                 // One page from anywhere.
                 let query = Query { prefix, delimiter, after, limit };
                 let page = world.objects.list(BUCKET, &query).await.unwrap();
-                let expected: Vec<_> =
-                    all.iter().filter(|(n, _)| query.after.as_ref().is_none_or(|after| n > after)).cloned().collect();
+                let behind = names.iter().filter(|name| query.after.as_ref().is_none_or(|after| *name > after));
+                let mut expected: Vec<_> = model(behind, &query.prefix, &query.delimiter).into_iter().collect();
+                // Who names a group has seen it.
+                expected.retain(|(name, common)| !common || query.after.as_ref() != Some(name));
                 let first: Vec<_> = expected.iter().take(query.limit).cloned().collect();
                 prop_assert_eq!(seen(&page), first, "{:?}", &query);
                 prop_assert_eq!(page.truncated, expected.len() > query.limit, "{:?}", &query);
@@ -144,15 +147,12 @@ proptest! {
                 commit = commit.put(key::upload(bucket, name, *upload), &UploadRow::default());
             }
             world.cluster.ledger().commit(commit.build()).await.unwrap();
-            let all: Vec<(String, Option<u128>)> = uploads
-                .iter()
-                .flat_map(|(name, upload)| {
-                    let entry = model([name], &prefix, &delimiter).pop_first();
-                    entry.map(|(n, common)| (n, (!common).then_some(*upload)))
-                })
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect();
+            let grouped = |(name, upload): &(String, u128)| {
+                let entry = model([name], &prefix, &delimiter).pop_first();
+                entry.map(|(n, common)| (n, (!common).then_some(*upload)))
+            };
+            let all: BTreeSet<(String, Option<u128>)> = uploads.iter().filter_map(grouped).collect();
+            let all: Vec<_> = all.into_iter().collect();
             let seen = |page: &Page<gateway::object::list::UploadEntry>| -> Vec<(String, Option<u128>)> {
                 let entry = |e: &Entry<gateway::object::list::UploadEntry>| match e {
                     Entry::Item(name, entry) => (name.clone(), Some(entry.upload)),
@@ -162,11 +162,13 @@ proptest! {
             };
             // One page from anywhere: behind a key, or behind one upload of it.
             let (after, after_upload) = marker;
-            let behind = |(name, upload): &&(String, Option<u128>)| match (name.cmp(&after), upload, after_upload) {
-                (std::cmp::Ordering::Equal, Some(upload), Some(marker)) => *upload > marker,
-                (order, _, _) => order.is_gt(),
+            let behind = |(name, upload): &&(String, u128)| match (name.cmp(&after), after_upload) {
+                (std::cmp::Ordering::Equal, Some(marker)) => *upload > marker,
+                (order, _) => order.is_gt(),
             };
-            let expected: Vec<_> = all.iter().filter(behind).cloned().collect();
+            let expected: BTreeSet<_> = uploads.iter().filter(behind).filter_map(grouped).collect();
+            let mut expected: Vec<_> = expected.into_iter().collect();
+            expected.retain(|(name, upload)| upload.is_some() || *name != after);
             let query = Query { prefix, delimiter, after: Some(after), limit };
             let page = world.objects.list_uploads(BUCKET, &query, after_upload).await.unwrap();
             prop_assert_eq!(seen(&page), expected.iter().take(limit).cloned().collect::<Vec<_>>(), "{:?} {:?}", &query, after_upload);
@@ -263,4 +265,29 @@ async fn buckets_are_listed_by_name() {
         Err(Error::NoSuchBucket)
     ));
     assert_eq!(names("", "", 100).await.len(), 4);
+}
+
+/// A page that begins inside a group still shows the group, if there is more of it; one that begins with the group does not.
+#[tokio::test]
+async fn a_listing_that_starts_inside_a_group_shows_it() {
+    let world = World::new("rs(4,2)", 6).await;
+    for key in ["a/b", "a/c", "d"] {
+        world.put(key, &content(1, 10)).await.unwrap();
+    }
+    for (after, expected) in [
+        ("a/b", vec!["a/", "d"]),
+        ("a/c", vec!["d"]),
+        ("a/", vec!["d"]),
+        ("a", vec!["a/", "d"]),
+    ] {
+        let query = Query {
+            delimiter: "/".into(),
+            after: Some(after.into()),
+            limit: 10,
+            ..Query::default()
+        };
+        let page = world.objects.list(BUCKET, &query).await.unwrap();
+        let names: Vec<_> = page.entries.iter().map(|entry| entry.name().to_owned()).collect();
+        assert_eq!(names, expected, "after {after}");
+    }
 }

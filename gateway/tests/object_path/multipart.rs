@@ -493,3 +493,78 @@ async fn the_largest_object_can_be_deleted() {
     assert!(matches!(world.get("large").await, Err(Error::NoSuchKey)));
     world.census().await.assert_clean();
 }
+
+/// Clients that time out complete again while the first completion is under way: each hears the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn completions_at_once_all_answer_the_same() {
+    let world = Arc::new(World::new("rs(4,2)", 6).await);
+    for round in 0..20 {
+        let target = begin(&world, None, false).await;
+        let listed = vec![part(&world, &target, 1, &content(round, 1_000)).await];
+        let completions = (0..12).map(|_| {
+            let (world, target, listed) = (world.clone(), target.clone(), listed.clone());
+            tokio::spawn(async move { complete(&world, &target, &listed).await })
+        });
+        let completions: Vec<_> = completions.collect();
+        let mut etags = std::collections::BTreeSet::new();
+        for completion in completions {
+            let stored = completion.await.unwrap();
+            etags.insert(
+                stored
+                    .unwrap_or_else(|error| panic!("round {round}: {error}"))
+                    .etag,
+            );
+        }
+        assert_eq!(etags.len(), 1);
+        assert_eq!(world.get("object").await.unwrap(), content(round, 1_000));
+    }
+    world.collect().await;
+    world.census().await.assert_clean();
+}
+
+#[tokio::test]
+async fn uploads_of_a_key_are_listed_as_they_were_begun() {
+    let world = World::new("rs(4,2)", 6).await;
+    let mut begun = Vec::new();
+    for _ in 0..20 {
+        begun.push(begin(&world, None, false).await.upload);
+    }
+    let query = gateway::object::list::Query {
+        limit: 100,
+        ..Default::default()
+    };
+    let page = world.objects.list_uploads(BUCKET, &query, None).await.unwrap();
+    let listed: Vec<u128> = page
+        .entries
+        .into_iter()
+        .map(|entry| match entry {
+            gateway::object::list::Entry::Item(_, entry) => entry.upload,
+            gateway::object::list::Entry::Prefix(prefix) => panic!("{prefix}"),
+        })
+        .collect();
+    assert_eq!(listed, begun);
+}
+
+/// A copy is one piece: its ETag is the MD5 of all of it, and its checksum that of the whole.
+#[tokio::test]
+async fn a_copy_of_an_object_in_parts_is_described_as_one() {
+    let world = World::new("rs(4,2)", 6).await;
+    let target = begin(&world, Some(Algorithm::Sha256), false).await;
+    let contents = [content(1, MIN), content(2, 1_000)];
+    let listed = [
+        part(&world, &target, 1, &contents[0]).await,
+        part(&world, &target, 2, &contents[1]).await,
+    ];
+    let completed = complete(&world, &target, &listed).await.unwrap();
+    assert!(completed.etag.ends_with("-2"));
+    let whole = [&contents[0][..], &contents[1][..]].concat();
+    let copied = world.copy("object", "copy").await.unwrap();
+    assert_eq!(copied.etag, hex(&Md5::digest(&whole)));
+    let checksum = copied.checksum.expect("as the source has one");
+    assert_eq!(checksum.composite_parts, 0);
+    assert_eq!(checksum.digest[..], sha2::Sha256::digest(&whole)[..]);
+    assert_eq!(world.get("copy").await.unwrap(), whole);
+    let again = world.copy("copy", "again").await.unwrap();
+    assert_eq!(again.etag, copied.etag, "what is known is not read again");
+    world.census().await.assert_clean();
+}

@@ -365,3 +365,50 @@ async fn many_overwrites_of_one_key_all_succeed() {
     world.census().await.assert_clean();
     assert!(failed.is_empty(), "{} of 100: {}", failed.len(), failed[0]);
 }
+
+/// Part copies and copies of one object change the row of its blobs, one commit after another: each has its turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_copies_of_one_object_all_succeed() {
+    let world = Arc::new(World::new("rs(4,2)", 6).await);
+    let bytes = content(1, 300_000);
+    world.put("source", &bytes).await.unwrap();
+    let copier = async |world: Arc<World>, client: u64| {
+        for round in 0..20 {
+            let copied = world.copy("source", &format!("copy-{client}-{round}")).await;
+            copied.unwrap_or_else(|error| panic!("copy {round} of client {client}: {error}"));
+        }
+    };
+    let clients: Vec<_> = (0..48).map(|n| tokio::spawn(copier(world.clone(), n))).collect();
+    for task in clients {
+        task.await.unwrap();
+    }
+    assert_eq!(world.get("copy-47-19").await.unwrap(), bytes);
+    world.census().await.assert_clean();
+}
+
+/// While it is looked whether a bucket is empty, it is there: nobody hears that it is not, and a put waits for what is decided.
+#[tokio::test]
+async fn a_bucket_is_there_until_it_is_deleted() {
+    let world = World::new("rs(4,2)", 6).await;
+    let bytes = content(1, 1_000);
+    let mut held = world.cluster.store.hold(When::After, puts(b'b'));
+    let delete = world.objects.delete_bucket(BUCKET);
+    tokio::pin!(delete);
+    tokio::select! {
+        _ = &mut delete => panic!("the commit is held"),
+        _ = held.arrived() => {}
+    }
+    assert!(world.objects.bucket(BUCKET).await.is_ok());
+    let listed = world.objects.list_buckets("", "", 10).await.unwrap();
+    assert!(listed.found.iter().any(|bucket| bucket.name == BUCKET));
+    assert!(matches!(world.get("object").await, Err(Error::NoSuchKey)));
+    let put = world.put("object", &bytes);
+    let (deleted, put, ()) = tokio::join!(delete, put, async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        held.go_on();
+    });
+    deleted.unwrap();
+    assert!(matches!(put, Err(Error::NoSuchBucket)), "{put:?}");
+    world.collect().await;
+    world.census().await.assert_clean();
+}

@@ -91,12 +91,15 @@ pub struct DevArgs {
     #[arg(
         long,
         env = "CAIRN_SECRET_KEY",
-        default_value = "cairn-secret-key",
+        default_value = SECRET_KEY,
         value_name = "SECRET",
         hide_env_values = true
     )]
     secret_key: String,
 }
+
+/// The secret key, unless somebody says otherwise: for this machine only.
+const SECRET_KEY: &str = "cairn-secret-key";
 
 /// Whether a directory has no disks and nothing of a ledger: where there is any of it, a ledger that is missing was there.
 fn is_blank(data: &std::path::Path) -> std::io::Result<bool> {
@@ -135,11 +138,20 @@ async fn serve(args: &DevArgs, stop: impl Future<Output = ()>) -> Result<Ended, 
         )
         .into());
     }
+    if args.secret_key == SECRET_KEY && !args.listen.ip().is_loopback() {
+        return Err(format!(
+            "--listen {}: the secret key that everybody knows is for this machine only; choose one with --access-key and \
+             --secret-key, or CAIRN_ACCESS_KEY and CAIRN_SECRET_KEY",
+            args.listen
+        )
+        .into());
+    }
     // Bind first: a port that is taken is found out before anything is written.
     let s3 = bind(args.listen, "--listen").await?;
     let admin = bind(args.admin_listen, "--admin-listen").await?;
     let memory = Memory::of(args.memory, args.cache);
     std::fs::create_dir_all(&args.data).map_err(|e| format!("{}: {e}", args.data.display()))?;
+    crate::process::make_private(&args.data);
 
     let path = args.data.join("ledger.redb");
     let cache = memory.ledger;

@@ -158,6 +158,7 @@ async fn serve(args: &GatewayArgs, stop: impl Future<Output = ()>) -> Result<End
     let opening = path.clone();
     let opened = tokio::task::spawn_blocking(move || RedbStore::open(opening, cache)).await?;
     let data = path.parent().unwrap_or(&path);
+    crate::process::make_private(data);
     let store = Arc::new(opened.map_err(|error| not_opened(&error, data))?);
     let ledger = Ledger::new(store.clone());
     let found = setup::find(&ledger).await?;

@@ -6,6 +6,7 @@ use crate::admin_client::AdminArgs;
 use crate::config::{self, NODE_LISTEN, NodeSection, Wanted, reachable};
 use crate::duration::parse_duration;
 use crate::output::{greet, say, show};
+use crate::process::make_file_private;
 use clap::{Args, Subcommand};
 use gateway::admin::nodes::{NodeList, TokenAnswer, TokenRequest};
 use gateway::admin::operations::Action;
@@ -199,6 +200,7 @@ async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, String> {
 }
 
 async fn open(disks: Vec<PathBuf>, options: NodeOptions) -> Result<Arc<Node>, tokio::task::JoinError> {
+    disks.iter().for_each(|disk| make_file_private(disk));
     // A disk is known by its path, wherever the node is started from.
     let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     let specs = disks

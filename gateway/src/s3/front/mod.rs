@@ -10,6 +10,7 @@
 //! content    the body out of its frames, checked as it comes                 content, document
 //! the operation                                                              s3s, and the operations of `s3`
 //! ```
+//! A preflight of a browser is answered after the head, and what browsers are to know goes with every answer (cors).
 //!
 //! s3s sees a request that is signed by nobody, for a path-style target, with a plain body: it makes types of it, and documents of answers.
 //!
@@ -17,6 +18,7 @@
 
 mod acting;
 mod content;
+mod cors;
 mod document;
 mod form;
 mod head;
@@ -33,6 +35,7 @@ pub use head::encoded;
 
 use super::unread::Watched;
 use super::{S3Gateway, StaticKeys};
+use crate::connections::{self, Answering, Connection};
 use crate::error::Error;
 use crate::object::Objects;
 use form::Form;
@@ -52,7 +55,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
-use who::{Content, Who};
+use who::{Caller, Content, Who};
 
 /// Refusals are logged so often at most; those between are counted in the next line.
 const LOG_PERIOD: Duration = Duration::from_secs(1);
@@ -113,8 +116,15 @@ impl Front {
     /// Answers one request.
     pub async fn answer(
         self: Arc<Self>,
+        connection: Arc<Connection>,
         request: http::Request<Incoming>,
-    ) -> Result<HttpResponse, Infallible> {
+    ) -> Result<http::Response<Answering<Body>>, Infallible> {
+        let begun = connection.begin();
+        let answer = connection.serve(self.answer_one(request)).await;
+        Ok(answer.map(|body| begun.with(body)))
+    }
+
+    async fn answer_one(self: Arc<Self>, request: http::Request<Incoming>) -> HttpResponse {
         let (head, body) = request.into_parts();
         let (method, resource, id) = (head.method.clone(), head.uri.path().to_owned(), request_id());
         let expects_to_send = head.headers.contains_key(header::EXPECT);
@@ -122,6 +132,13 @@ impl Front {
             .headers
             .get(header::CONTENT_LENGTH)
             .is_some_and(|length| length.as_bytes() == b"0");
+        let asked = cors::Asked::by(&head, &self.domains).filter(|_| method != Method::OPTIONS);
+        if expects_to_send
+            && is_empty
+            && let Some(connection) = connections::served()
+        {
+            connection.say_continue();
+        }
         let mut unread = Watched::new(body);
         let passing = AssertUnwindSafe(self.pass(head, unread.clone())).catch_unwind();
         let mut response = match passing.await {
@@ -151,26 +168,31 @@ impl Front {
         if response.status().is_client_error() || response.status().is_server_error() {
             explain(&mut response, &resource, &id);
         }
-        // No "100 Continue" is sent for a body of no bytes, and botocore then misreads the next answer on the connection (aws s3
-        // sync of a tree with empty files hung for ever).
-        if expects_to_send && is_empty || !unread.finish(expects_to_send).await {
+        if let Some(asked) = asked {
+            cors::headers(&self.objects, &asked, response.headers_mut()).await;
+        }
+        if !unread.finish(expects_to_send).await {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
         let id = HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("0"));
         response.headers_mut().insert("x-amz-request-id", id);
-        Ok(response)
+        response
     }
 
     async fn pass(&self, head: Parts, body: Watched<Incoming>) -> Result<HttpResponse, Refusal> {
         let target = Target::read(&head, &self.domains)?;
         self.check_host(&head, &target).await?;
+        if head.method == Method::OPTIONS {
+            return cors::preflight(&self.objects, &head, &target).await;
+        }
         if let Some(media_type) = media_type_of_form(&head, &target) {
             return self.post(head, target, &media_type, body).await;
         }
         let operation = Operation::of(&head.method, &target, &head.headers)?;
         let now = self.now();
         let (caller, content) = self.who.of(&head, &target, now)?;
+        note_key(&caller);
         may::check(&caller, operation)?;
         operation.check_headers(&head.headers)?;
         acting::check(&head.headers)?;
@@ -220,6 +242,7 @@ impl Front {
         let now = self.now();
         let field = |name: &str| form.value(name).map(str::to_owned);
         let caller = self.who.of_form(field, now)?;
+        note_key(&caller);
         may::check(&caller, &POST_OBJECT)?;
         let policy = form.value("policy").unwrap_or_default();
         let length = policy::check(policy, &form.fields, bucket, now)?;
@@ -306,6 +329,13 @@ impl Front {
     }
 }
 
+/// What the request holds from here on counts for its key, too.
+fn note_key(caller: &Caller) {
+    if let (Caller::Key(key), Some(connection)) = (caller, connections::served()) {
+        connection.set_key(key);
+    }
+}
+
 /// The media type of a request that is a form for a bucket.
 fn media_type_of_form(head: &Parts, target: &Target) -> Option<String> {
     let media_type = head.headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
@@ -353,6 +383,9 @@ fn explain(response: &mut HttpResponse, resource: &str, id: &str) {
         return;
     };
     response.headers_mut().remove(header::CONTENT_LENGTH);
+    // s3s leaves it out where an error has headers of its own.
+    let xml = HeaderValue::from_static("application/xml");
+    response.headers_mut().insert(header::CONTENT_TYPE, xml);
     *response.body_mut() = Body::from(text);
 }
 

@@ -209,6 +209,16 @@ pub const OPERATIONS: &[Operation] = &[
     part_of(On::Bucket, &["policy"], "GetBucketPolicy"),
     part_of(On::Bucket, &["policyStatus"], "GetBucketPolicyStatus"),
     part_of(On::Bucket, &["cors"], "GetBucketCors"),
+    Operation {
+        when: &["cors"],
+        headers: &[SUMS],
+        body: BodyKind::Document,
+        ..row("PUT", On::Bucket, "PutBucketCors")
+    },
+    Operation {
+        when: &["cors"],
+        ..row("DELETE", On::Bucket, "DeleteBucketCors")
+    },
     part_of(On::Bucket, &["tagging"], "GetBucketTagging"),
     part_of(On::Bucket, &["lifecycle"], "GetBucketLifecycleConfiguration"),
     part_of(On::Bucket, &["encryption"], "GetBucketEncryption"),

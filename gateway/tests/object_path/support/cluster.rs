@@ -170,6 +170,7 @@ async fn objects_on(
         suspects: Default::default(),
         newer_epochs: Default::default(),
         relocations: Default::default(),
+        turns: Default::default(),
         gate: Default::default(),
         codecs: Codecs::new(Kernel::from_environment().unwrap()),
         hashing: Hashing::start(Kernel::from_environment().unwrap())?,
