@@ -50,6 +50,9 @@ pub enum Error {
     /// The request as a whole makes no sense.
     #[error("{0}")]
     InvalidRequest(String),
+    /// Something that S3 has and this server does not.
+    #[error("{0}")]
+    NotImplemented(String),
     /// A key of more than 1,024 bytes.
     #[error("the key is too long: at most 1,024 bytes of UTF-8")]
     KeyTooLong,

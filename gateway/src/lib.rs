@@ -16,6 +16,8 @@ pub mod clock;
 pub mod cluster;
 pub mod connections;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gate;
 pub mod ledger;
 pub mod maintenance;

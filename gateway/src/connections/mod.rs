@@ -4,7 +4,7 @@
 //! accepted ─► idle: a head comes ─► in a request: reads, works, answers ─► idle …
 //!               │                      │
 //!               │                      └─ cut if its client is slow, and others wait for the memory that it holds (shares)
-//!               └─ cut if places are short, longest idle first; or heads hold too much, largest first
+//!               └─ cut if places are short, longest idle first; or heads hold too much, largest first; or one takes too long
 //! ```
 //!
 //! A request's task says for whom it works by [`Connection::serve`]; memory that it sets aside is counted for that connection, its
@@ -124,6 +124,8 @@ pub struct Connection {
     cut: Notify,
     /// "100 Continue" is to be sent before what comes next.
     continues: AtomicBool,
+    /// The client may be sending a body that nobody reads when the connection is closed.
+    lingers: AtomicBool,
     now: Mutex<Now>,
 }
 
@@ -135,6 +137,8 @@ struct Now {
     idle: Option<Instant>,
     /// Bytes that came since then.
     head: u64,
+    /// When the first of them came.
+    head_since: Option<Instant>,
     /// When its pace began to be counted.
     window: Instant,
     pace: Pace,
@@ -176,10 +180,12 @@ impl Connections {
             is_cut: AtomicBool::new(false),
             cut: Notify::new(),
             continues: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
             now: Mutex::new(Now {
                 key: None,
                 idle: Some(now),
                 head: 0,
+                head_since: None,
                 window: now,
                 pace: Pace::default(),
                 waiting: None,
@@ -309,6 +315,7 @@ impl Connection {
             let mut now = self.lock();
             let at = Instant::now();
             now.idle = None;
+            now.head_since = None;
             now.came(at);
             now.count_anew(at);
             std::mem::take(&mut now.head)
@@ -326,6 +333,17 @@ impl Connection {
     /// the answer. Where answers of earlier requests wait to be sent it goes before those, and says nothing there either.
     pub fn say_continue(&self) {
         self.continues.store(true, Ordering::Relaxed);
+    }
+
+    /// Has what the client still sends be read and dropped for a while once the last answer is sent. A close with bytes that nobody
+    /// read would reset the connection, and the client, or a proxy before it, would lose the answer.
+    pub fn linger(&self) {
+        self.lingers.store(true, Ordering::Relaxed);
+    }
+
+    /// Since when the head of a request has been coming, if one is.
+    fn head_since(&self) -> Option<Instant> {
+        self.lock().head_since
     }
 
     /// Whose access key signed the request in progress. Before memory is set aside for it: what was is counted for its address only.
@@ -361,6 +379,7 @@ impl Connection {
             let is_head = now.idle.is_some();
             if is_head {
                 now.head += bytes;
+                now.head_since.get_or_insert_with(Instant::now);
             }
             now.note_moved(bytes);
             is_head

@@ -1,5 +1,9 @@
 //! Counts what moves on a connection, and cuts one on which nothing has moved for too long, in either direction: a client that neither
-//! sends nor reads. One timer for both, because during a download a client sends nothing, and during an upload it reads nothing.
+//! sends nor reads. One timer for both, because during a download a client sends nothing, and during an upload it reads nothing. A head
+//! that comes byte by byte has a limit of its own.
+//!
+//! A connection that is closed while its client sends a body is closed in two steps, as RFC 9112 §9.6 has it: no more is sent, what
+//! comes is dropped, and then it is closed.
 
 use super::{Awaited, Connection};
 use std::io::{self, IoSlice};
@@ -11,6 +15,14 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+/// A head that is begun must be complete within this time, or within twice as long: it is looked at only so often.
+const HEAD_MAX: Duration = Duration::from_secs(30);
+/// What a client sends after its last answer is dropped for so long, as long as some comes within [`LINGER_SILENCE_MAX`].
+const LINGER_MAX: Duration = Duration::from_secs(30);
+const LINGER_SILENCE_MAX: Duration = Duration::from_secs(2);
+/// And so many bytes of it.
+const LINGER_BYTES_MAX: u64 = 1 << 30;
+
 /// A stream with a limit on silence.
 pub struct ClientStream<S> {
     io: S,
@@ -21,6 +33,8 @@ pub struct ClientStream<S> {
     moved: Instant,
     /// Goes off no later than the silence is too long; looks then whether it is, so that what moves need not touch the timer.
     alarm: Pin<Box<Sleep>>,
+    /// Since when, and how much of, what comes is dropped.
+    lingering: Option<(Instant, u64)>,
 }
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -34,7 +48,8 @@ impl<S> ClientStream<S> {
             first: &[],
             limit,
             moved: Instant::now(),
-            alarm: Box::pin(tokio::time::sleep(limit)),
+            alarm: Box::pin(tokio::time::sleep(limit.min(HEAD_MAX))),
+            lingering: None,
         }
     }
 
@@ -54,11 +69,12 @@ impl<S> ClientStream<S> {
             }
             Poll::Pending => {
                 while self.alarm.as_mut().poll(cx).is_ready() {
-                    let end = self.moved + self.limit;
-                    if end <= Instant::now() {
+                    let (now, end) = (Instant::now(), self.moved + self.limit);
+                    let is_slow = |since| now.duration_since(since) >= HEAD_MAX;
+                    if end <= now || self.connection.head_since().is_some_and(is_slow) {
                         return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                     }
-                    self.alarm.as_mut().reset(end);
+                    self.alarm.as_mut().reset(end.min(now + HEAD_MAX));
                 }
                 Poll::Pending
             }
@@ -84,6 +100,41 @@ impl<S: AsyncWrite + Unpin> ClientStream<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> ClientStream<S> {
+    /// Reads and drops what the client sends until it ends, or has had long enough.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        let is_first = self.lingering.is_none();
+        let (since, before) = self.lingering.unwrap_or((now, 0));
+        let (mut place, mut dropped) = ([0; 16 * 1024], before);
+        let mut waits = false;
+        // It stops now and then: others have work too.
+        for _ in 0..64 {
+            let mut buf = ReadBuf::new(&mut place);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => dropped += buf.filled().len() as u64,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    waits = true;
+                    break;
+                }
+            }
+        }
+        self.lingering = Some((since, dropped));
+        let end = since + LINGER_MAX;
+        if dropped > LINGER_BYTES_MAX || end <= now {
+            return Poll::Ready(());
+        }
+        if is_first || dropped > before {
+            self.alarm.as_mut().reset(end.min(now + LINGER_SILENCE_MAX));
+        }
+        if !waits {
+            cx.waker().wake_by_ref();
+        }
+        self.alarm.as_mut().poll(cx)
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for ClientStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -97,7 +148,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = match this.send_first(cx) {
@@ -133,7 +184,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.lingering.is_none() {
+            let ended = Pin::new(&mut this.io).poll_shutdown(cx);
+            if !matches!(ended, Poll::Ready(Ok(()))) || !this.connection.lingers.load(Ordering::Relaxed) {
+                return ended;
+            }
+        }
+        this.poll_linger(cx).map(Ok)
     }
 }
 
@@ -163,6 +221,78 @@ mod tests {
         drop(stream);
         let all = reading.await.expect("joins");
         assert_eq!(all, "HTTP/1.1 100 Continue\r\n\r\nanswer and another");
+    }
+
+    #[tokio::test]
+    async fn what_a_client_still_sends_is_dropped_before_the_close() {
+        let (ours, mut theirs) = duplex(64);
+        let connection = connection();
+        connection.linger();
+        let mut stream = ClientStream::new(ours, connection, Duration::from_secs(1));
+        let sending = tokio::spawn(async move {
+            theirs.write_all(&[7; 100_000]).await.expect("all of it is taken");
+            let mut answer = String::new();
+            theirs.read_to_string(&mut answer).await.expect("reads");
+            answer
+        });
+        stream.write_all(b"no").await.expect("writes");
+        stream.shutdown().await.expect("ends when the other side does");
+        drop(stream);
+        assert_eq!(sending.await.expect("joins"), "no");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_lingers_for_ever() {
+        let (ours, mut theirs) = duplex(64);
+        let connection = connection();
+        connection.linger();
+        let mut stream = ClientStream::new(ours, connection, Duration::from_secs(1));
+        let begun = Instant::now();
+        // A byte now and then, which is not silence.
+        let trickling = tokio::spawn(async move {
+            while theirs.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(LINGER_SILENCE_MAX / 2).await;
+            }
+        });
+        stream.shutdown().await.expect("ends");
+        assert!(begun.elapsed() >= LINGER_MAX - LINGER_SILENCE_MAX && begun.elapsed() <= LINGER_MAX);
+        drop(stream);
+        trickling.await.expect("joins");
+        let (ours, _silent) = duplex(64);
+        let connection = self::connection();
+        connection.linger();
+        let begun = Instant::now();
+        let mut stream = ClientStream::new(ours, connection, Duration::from_secs(1));
+        stream.shutdown().await.expect("ends");
+        assert_eq!(begun.elapsed(), LINGER_SILENCE_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_may_stay_longer_than_a_head_may_take() {
+        let idle_max = 4 * HEAD_MAX;
+        for is_trickling in [false, true] {
+            let (ours, mut theirs) = duplex(64);
+            let mut stream = ClientStream::new(ours, connection(), idle_max);
+            let begun = Instant::now();
+            let trickling = tokio::spawn(async move {
+                while is_trickling && theirs.write_all(b"x").await.is_ok() {
+                    tokio::time::sleep(HEAD_MAX / 10).await;
+                }
+                theirs // An idle one stays.
+            });
+            let ended = loop {
+                if let Err(error) = stream.read_u8().await {
+                    break error;
+                }
+            };
+            assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+            match is_trickling {
+                false => assert_eq!(begun.elapsed(), idle_max),
+                true => assert!(begun.elapsed() >= HEAD_MAX && begun.elapsed() <= 2 * HEAD_MAX),
+            }
+            drop(stream);
+            trickling.await.expect("joins");
+        }
     }
 
     #[tokio::test]

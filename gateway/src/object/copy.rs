@@ -1,7 +1,8 @@
 //! Copies objects without copying data: the copy names the same blobs, whose reference counts grow.
 //!
 //! A copy is not made of parts, so its ETag is the MD5 of all of it, as clients expect of one, and its checksum that of the whole: where
-//! the source was uploaded in parts they are computed from what is read, up to the size that S3 copies.
+//! the source was uploaded in parts, or another checksum is asked for, they are computed from what is read, up to the size that S3
+//! copies.
 
 use super::Body;
 use super::Objects;
@@ -29,16 +30,16 @@ pub struct Source {
     pub conditions: ReadConditions,
 }
 
-/// What is read of an object that was uploaded in parts.
+/// What is read of an object.
 struct Whole {
     blobs: Vec<BlobRef>,
     digests: ContentDigests,
 }
 
 impl Whole {
-    /// Whether a copy has to be read to be described.
-    fn is_unknown(row: &ObjectRow) -> bool {
-        !row.parts.is_empty() && row.size <= READ_MAX
+    /// Whether a copy with a checksum of this algorithm, or the source's, has to be read to be described.
+    fn is_unknown(row: &ObjectRow, wanted: Option<Algorithm>) -> bool {
+        (!row.parts.is_empty() || !has_checksum(row, wanted)) && row.size <= READ_MAX
     }
 
     fn describe(&self, row: &mut ObjectRow) {
@@ -48,14 +49,23 @@ impl Whole {
     }
 }
 
+/// Whether the checksum that is wanted is there, if one is.
+fn has_checksum(row: &ObjectRow, wanted: Option<Algorithm>) -> bool {
+    wanted.is_none_or(|wanted| {
+        let checksum = row.checksum.as_ref();
+        checksum.is_some_and(|it| it.composite_parts == 0 && it.algorithm == wanted.name())
+    })
+}
+
 impl Objects {
-    /// Copies an object. `headers` replace the source's if given.
+    /// Copies an object. `headers` replace the source's if given, and a checksum of `algorithm` its checksum.
     pub async fn copy(
         self: &Arc<Self>,
         source: Source,
         bucket: &str,
         name: &str,
         headers: Option<Headers>,
+        algorithm: Option<Algorithm>,
         conditions: WriteConditions,
     ) -> Result<Stored> {
         if headers.is_none() && source.bucket == bucket && source.name == name {
@@ -69,8 +79,8 @@ impl Objects {
             name: name.into(),
             conditions,
         };
-        let whole = match Whole::is_unknown(&self.source_row(&source).await?) {
-            true => Some(Arc::new(self.read_whole(&source).await?)),
+        let whole = match Whole::is_unknown(&self.source_row(&source).await?, algorithm) {
+            true => Some(Arc::new(self.read_whole(&source, algorithm).await?)),
             false => None,
         };
         self.decide_and_commit(None, move |objects| {
@@ -81,7 +91,12 @@ impl Objects {
                 match &whole {
                     Some(whole) if whole.blobs == row.blobs => whole.describe(&mut row),
                     // It was replaced meanwhile: whoever asks again has it read anew.
-                    _ if Whole::is_unknown(&row) => return Err(Error::SlowDown),
+                    _ if Whole::is_unknown(&row, algorithm) => return Err(Error::SlowDown),
+                    _ if !has_checksum(&row, algorithm) => {
+                        return Err(Error::InvalidRequest(
+                            "a copy of more than 5 GiB does not get another checksum".into(),
+                        ));
+                    }
                     _ => {}
                 }
                 if let Some(headers) = headers {
@@ -97,11 +112,12 @@ impl Objects {
         .await
     }
 
-    /// Reads all of an object that was uploaded in parts.
-    async fn read_whole(self: &Arc<Self>, source: &Source) -> Result<Whole> {
+    /// Reads all of an object whose digests are wanted.
+    async fn read_whole(self: &Arc<Self>, source: &Source, wanted: Option<Algorithm>) -> Result<Whole> {
         let row = self.source_row(source).await?;
-        let algorithm = row.checksum.as_ref();
-        let algorithm = algorithm.and_then(|checksum| Algorithm::parse(&checksum.algorithm));
+        let of_source = row.checksum.as_ref();
+        let of_source = || of_source.and_then(|checksum| Algorithm::parse(&checksum.algorithm));
+        let algorithm = wanted.or_else(of_source);
         let mut hasher = ContentHasher::new(algorithm);
         let (length, mut body) = self.source_body(source, Wanted::All).await?;
         let mut read = 0;

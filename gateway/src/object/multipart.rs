@@ -59,6 +59,8 @@ pub struct Completion {
     pub size: Option<u64>,
     /// The object's checksum, if given.
     pub checksum: Option<Vec<u8>>,
+    /// Whether that covers the object's content rather than its parts' checksums, if given.
+    pub full_object: Option<bool>,
 }
 
 /// A page of parts.
@@ -327,6 +329,15 @@ impl Objects {
                 "the parts have {} bytes, not what was announced",
                 row.size
             )));
+        }
+        let has_checksum = !upload.row.checksum_algorithm.is_empty();
+        if has_checksum
+            && let Some(full) = completion.full_object
+            && full != upload.row.checksum_full_object
+        {
+            return Err(Error::BadDigest {
+                algorithm: "type of checksum",
+            });
         }
         match (&completion.checksum, &row.checksum) {
             (Some(announced), Some(found)) if *announced != found.digest => {

@@ -136,6 +136,19 @@ pub fn encode_digest(checksum: &ChecksumRow) -> String {
     }
 }
 
+/// The checksum algorithm that a request names.
+pub fn algorithm(name: Option<&dto::ChecksumAlgorithm>) -> Result<Option<Algorithm>> {
+    let Some(name) = name.map(|name| name.as_str()) else {
+        return Ok(None);
+    };
+    match Algorithm::parse(name) {
+        Some(algorithm) => Ok(Some(algorithm)),
+        None => Err(Error::InvalidRequest(format!(
+            "the checksum algorithm {name:?} is not known"
+        ))),
+    }
+}
+
 /// The checksum headers of a request: at most one is set.
 pub struct ChecksumHeaders {
     /// x-amz-sdk-checksum-algorithm.
@@ -156,12 +169,7 @@ impl ChecksumHeaders {
             ..Expected::default()
         };
         expected.md5 = md5.map(|text| decode_md5(&text)).transpose()?;
-        let named = match &self.algorithm {
-            None => None,
-            Some(name) => Some(Algorithm::parse(name.as_str()).ok_or_else(|| {
-                Error::InvalidRequest(format!("the checksum algorithm {:?} is not known", name.as_str()))
-            })?),
-        };
+        let named = algorithm(self.algorithm.as_ref())?;
         let check_named = |algorithm: Algorithm| match named {
             Some(named) if named != algorithm => Err(Error::InvalidRequest(format!(
                 "x-amz-sdk-checksum-algorithm says {}, and the checksum is {}",

@@ -32,6 +32,7 @@ pub fn s3_error(error: Error) -> S3Error {
         }
         Error::InvalidArgument(_) => with(S3ErrorCode::InvalidArgument),
         Error::InvalidRequest(_) => with(S3ErrorCode::InvalidRequest),
+        Error::NotImplemented(_) => with(S3ErrorCode::NotImplemented),
         Error::MalformedXml(_) => with(S3ErrorCode::MalformedXML),
         Error::KeyTooLong => with(S3ErrorCode::KeyTooLongError),
         Error::MetadataTooLarge { .. } => with(S3ErrorCode::MetadataTooLarge),

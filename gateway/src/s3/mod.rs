@@ -19,4 +19,5 @@ mod unread;
 
 pub use auth::StaticKeys;
 pub use front::{Front, S3Settings};
+pub(crate) use listing::check_token;
 pub use service::S3Gateway;

@@ -51,12 +51,7 @@ impl S3Gateway {
         req: S3Request<CreateMultipartUploadInput>,
     ) -> Answer<CreateMultipartUploadOutput> {
         let i = req.input;
-        let algorithm = match &i.checksum_algorithm {
-            None => None,
-            Some(name) => Some(Algorithm::parse(name.as_str()).ok_or_else(|| {
-                Error::InvalidRequest(format!("the checksum algorithm {:?} is not known", name.as_str()))
-            })?),
-        };
+        let algorithm = convert::algorithm(i.checksum_algorithm.as_ref())?;
         let full = full_object(algorithm, i.checksum_type.as_ref())?;
         let headers = kept_headers!(i)?;
         let upload = self
@@ -156,6 +151,10 @@ impl S3Gateway {
             conditions: convert::write_conditions(i.if_match, i.if_none_match),
             size: i.mpu_object_size.and_then(|n| u64::try_from(n).ok()),
             checksum: only_digest(values)?,
+            full_object: i
+                .checksum_type
+                .as_ref()
+                .map(|kind| kind.as_str() == ChecksumType::FULL_OBJECT),
         };
         let target = target(i.bucket.clone(), i.key.clone(), &i.upload_id)?;
         let stored = self.objects.complete_upload(target, listed, completion).await?;

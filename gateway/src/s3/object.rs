@@ -117,13 +117,25 @@ impl S3Gateway {
             i.if_unmodified_since,
         );
         let found = self.objects.head(&i.bucket, &i.key, wanted, &conditions).await?;
-        Ok(S3Response::new(found_object!(
-            HeadObjectOutput,
-            found,
-            wanted,
-            i.checksum_mode,
-            {}
-        )))
+        let mut answer = found_object!(HeadObjectOutput, found, wanted, i.checksum_mode, {});
+        // s3s does so for GET.
+        for (kept, asked) in [
+            (&mut answer.cache_control, i.response_cache_control),
+            (&mut answer.content_disposition, i.response_content_disposition),
+            (&mut answer.content_encoding, i.response_content_encoding),
+            (&mut answer.content_language, i.response_content_language),
+            (&mut answer.content_type, i.response_content_type),
+        ] {
+            if let Some(asked) = asked {
+                if http::HeaderValue::from_str(&asked).is_err() {
+                    return Err(Error::InvalidArgument(
+                        "a response header has characters of no header".into(),
+                    ));
+                }
+                *kept = Some(asked);
+            }
+        }
+        Ok(S3Response::new(answer))
     }
 
     pub(super) async fn delete(&self, req: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
@@ -190,6 +202,11 @@ impl S3Gateway {
         if object.key.len() > KEY_BYTES_MAX {
             return Err(Error::KeyTooLong);
         }
+        if object.size.is_some() || object.last_modified_time.is_some() {
+            return Err(Error::NotImplemented(
+                "deletion on the condition of a size or a time is not supported".into(),
+            ));
+        }
         let matches = object.e_tag.clone().map(|tag| ETagIs::Tag(tag.into_value()));
         self.objects
             .delete(
@@ -218,6 +235,7 @@ impl S3Gateway {
             i.copy_source_if_unmodified_since,
         );
         conditions.for_copy = true;
+        let algorithm = convert::algorithm(i.checksum_algorithm.as_ref())?;
         let replace = i
             .metadata_directive
             .is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
@@ -230,7 +248,7 @@ impl S3Gateway {
         let headers: Option<Headers> = replace.then_some(headers);
         let stored = self
             .objects
-            .copy(source, &i.bucket, &i.key, headers, on_target)
+            .copy(source, &i.bucket, &i.key, headers, algorithm, on_target)
             .await?;
         let sums = checksum_fields(stored.checksum.as_ref());
         Ok(S3Response::new(CopyObjectOutput {

@@ -12,7 +12,7 @@ use std::time::Instant;
 /// S3 on top of the object path.
 pub struct S3Gateway {
     pub(super) objects: Arc<Objects>,
-    region: String,
+    pub(super) region: String,
 }
 
 impl S3Gateway {
@@ -77,8 +77,16 @@ impl S3Gateway {
         &self,
         req: S3Request<CreateBucketInput>,
     ) -> Result<S3Response<CreateBucketOutput>> {
-        let wanted = req.input.create_bucket_configuration;
-        if let Some(region) = wanted.and_then(|wanted| wanted.location_constraint)
+        let wanted = req.input.create_bucket_configuration.unwrap_or_default();
+        if wanted.bucket.is_some() || wanted.location.is_some() {
+            return Err(Error::NotImplemented(
+                "directory buckets are not supported".into(),
+            ));
+        }
+        if wanted.tags.is_some_and(|tags| !tags.is_empty()) {
+            return Err(Error::NotImplemented("tags of buckets are not supported".into()));
+        }
+        if let Some(region) = wanted.location_constraint
             && !region.as_str().is_empty()
             && region.as_str() != self.region
         {

@@ -204,6 +204,7 @@ async fn copies_share_and_the_last_one_collects() {
                 BUCKET,
                 "b",
                 None,
+                None,
                 Default::default()
             )
             .await,

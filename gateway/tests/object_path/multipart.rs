@@ -193,8 +193,18 @@ async fn checksums_of_the_parts_and_of_the_whole() {
                 .await;
             let good = Completion {
                 checksum: Some(expected.clone()),
+                full_object: Some(full_object),
                 ..Default::default()
             };
+            let of_other_type = Completion {
+                full_object: Some(!full_object),
+                ..Default::default()
+            };
+            let other = world
+                .objects
+                .complete_upload(target.clone(), parts.clone(), of_other_type)
+                .await;
+            assert!(matches!(other, Err(Error::BadDigest { .. })), "{algorithm:?}");
             let stored = world.objects.complete_upload(target.clone(), parts, good).await;
             if full_object && !algorithm.combines() {
                 assert!(
@@ -566,5 +576,33 @@ async fn a_copy_of_an_object_in_parts_is_described_as_one() {
     assert_eq!(world.get("copy").await.unwrap(), whole);
     let again = world.copy("copy", "again").await.unwrap();
     assert_eq!(again.etag, copied.etag, "what is known is not read again");
+    world.census().await.assert_clean();
+}
+
+/// A checksum that the source does not have is computed from what it holds.
+#[tokio::test]
+async fn a_copy_gets_the_checksum_that_is_asked_for() {
+    let world = World::new("rs(4,2)", 6).await;
+    let bytes = content(1, MIN);
+    world.put("object", &bytes).await.unwrap();
+    for (algorithm, to) in [
+        (Algorithm::Sha256, "a"),
+        (Algorithm::Crc32, "b"),
+        (Algorithm::Crc32, "b"),
+    ] {
+        let from = source("object");
+        let copied = world
+            .objects
+            .copy(from, BUCKET, to, None, Some(algorithm), Default::default());
+        let copied = copied.await.unwrap();
+        let checksum = copied.checksum.expect("it was asked for");
+        assert_eq!(
+            (checksum.algorithm.as_str(), checksum.composite_parts),
+            (algorithm.name(), 0)
+        );
+        assert_eq!(checksum.digest[..], algorithm.digest(&bytes)[..]);
+        assert_eq!(copied.etag, hex(&Md5::digest(&bytes)));
+        assert_eq!(world.get(to).await.unwrap(), bytes);
+    }
     world.census().await.assert_clean();
 }

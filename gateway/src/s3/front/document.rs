@@ -65,7 +65,7 @@ pub async fn read(
 }
 
 /// The document with its CDATA sections as text, which s3s drops; one that declares a type, as none of S3's does, is refused.
-fn without_cdata(document: Bytes) -> Result<Bytes, Refusal> {
+pub(super) fn without_cdata(document: Bytes) -> Result<Bytes, Refusal> {
     const OPEN: &[u8] = b"<![CDATA[";
     let find = |from: usize, what: &[u8]| {
         let rest = document.get(from..)?;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! head       whom it is for: bucket, key, query; by path or by host          head
+//! hoisted    the headers that a presigned URL has in its query               hoisted
 //! operation  which of the operations that there are, and what it may have    operation
 //! who        whose signature is on it, and is it right                       who, form
 //! may        may they do that                                                may
@@ -21,7 +22,10 @@ mod content;
 mod cors;
 mod document;
 mod form;
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
+mod hoisted;
 mod may;
 mod normal;
 mod operation;
@@ -174,6 +178,9 @@ impl Front {
         if !unread.finish(expects_to_send).await {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
+            if let Some(connection) = connections::served() {
+                connection.linger();
+            }
         }
         let id = HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("0"));
         response.headers_mut().insert("x-amz-request-id", id);
@@ -189,14 +196,18 @@ impl Front {
         if let Some(media_type) = media_type_of_form(&head, &target) {
             return self.post(head, target, &media_type, body).await;
         }
-        let operation = Operation::of(&head.method, &target, &head.headers)?;
+        let hoisted = hoisted::headers(&target)?;
+        let asks_for = |name: &str| head.headers.contains_key(name) || hoisted.contains_key(name);
+        let operation = Operation::of(&head.method, &target, asks_for)?;
         let now = self.now();
         let (caller, content) = self.who.of(&head, &target, now)?;
         note_key(&caller);
         may::check(&caller, operation)?;
-        operation.check_headers(&head.headers)?;
-        acting::check(&head.headers)?;
-        let headers = normal::headers(head.headers, &content)?;
+        let mut headers = head.headers;
+        hoisted::merge(&mut headers, hoisted)?;
+        operation.check_headers(&headers)?;
+        acting::check(&headers)?;
+        let headers = normal::headers(headers, &content)?;
         let (body, trailers) = match operation.body {
             BodyKind::Document => {
                 let (body, trailers) = content::read(body, content);
@@ -207,10 +218,10 @@ impl Front {
         };
         let bucket = target.bucket.as_deref();
         // S3 gives back any text; s3s reads a date.
-        let (expires, query): (Vec<_>, Vec<_>) = target
-            .query
-            .into_iter()
-            .partition(|(name, _)| name == "response-expires");
+        let query = target.query.iter();
+        let query = query.filter(|(name, _)| !hoisted::is_hoisted(&target, name));
+        let (expires, query): (Vec<_>, Vec<_>) =
+            query.cloned().partition(|(name, _)| name == "response-expires");
         let uri = path_style(bucket, target.key.as_deref(), &query);
         let mut response = self.call(head.method, uri, headers, body, trailers).await?;
         if let Some((_, expires)) = expires.first()

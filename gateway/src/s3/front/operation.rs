@@ -7,6 +7,7 @@
 //! Invariant: a query name or an `x-amz-` header that an operation does not list is not passed on to it.
 
 use super::head::Target;
+use super::hoisted::is_hoisted;
 use super::refusal::Refusal;
 use http::{HeaderMap, Method};
 
@@ -344,7 +345,6 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         when: &["uploadId"],
-        headers: &[&["x-amz-if-match-initiated-time"]],
         ..row("DELETE", On::Object, "AbortMultipartUpload")
     },
     Operation {
@@ -369,7 +369,11 @@ pub fn is_of_signature(name: &str) -> bool {
 
 impl Operation {
     /// The operation that a request asks for; whether it may have its headers is for [`Operation::check_headers`].
-    pub fn of(method: &Method, target: &Target, headers: &HeaderMap) -> Result<&'static Operation, Refusal> {
+    pub fn of(
+        method: &Method,
+        target: &Target,
+        has_header: impl Fn(&str) -> bool,
+    ) -> Result<&'static Operation, Refusal> {
         let on = match (&target.bucket, &target.key) {
             (None, _) => On::Service,
             (Some(_), None) => On::Bucket,
@@ -379,7 +383,7 @@ impl Operation {
             operation.method == method.as_str()
                 && operation.on == on
                 && operation.when.iter().all(|name| target.has(name))
-                && operation.with.is_none_or(|name| headers.contains_key(name))
+                && operation.with.is_none_or(&has_header)
         };
         // The more a row asks for, the better it fits.
         let found = OPERATIONS
@@ -411,9 +415,10 @@ impl Operation {
     fn check_query(&self, target: &Target) -> Result<(), Refusal> {
         let knows =
             |name: &str| self.when.contains(&name) || self.query.contains(&name) || is_of_signature(name);
-        match target.query.iter().find(|(name, _)| !knows(name)) {
+        let mut names = target.query.iter().map(|(name, _)| name);
+        match names.find(|name| !knows(name) && !is_hoisted(target, name)) {
             None => Ok(()),
-            Some((name, _)) => Err(Refusal::not_implemented(format!(
+            Some(name) => Err(Refusal::not_implemented(format!(
                 "{} does not have {name:?} in its query here",
                 self.name
             ))),
@@ -453,7 +458,7 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
         let target = Target::read(&head, &[]).expect("a target");
-        let operation = Operation::of(&head.method, &target, &head.headers);
+        let operation = Operation::of(&head.method, &target, |name| head.headers.contains_key(name));
         let checked =
             operation.and_then(|operation| operation.check_headers(&head.headers).map(|()| operation.name));
         checked.map_err(|refusal| refusal.code)

@@ -305,7 +305,7 @@ impl World {
     pub async fn copy(&self, from: &str, to: &str) -> Result<Stored> {
         let headers = (from == to).then(Headers::default);
         self.objects
-            .copy(source(from), BUCKET, to, headers, Default::default())
+            .copy(source(from), BUCKET, to, headers, None, Default::default())
             .await
     }
 

@@ -53,7 +53,7 @@ impl Client {
         let headers = (from == key).then(Headers::default);
         let copy = serving
             .objects
-            .copy(source, BUCKET, key, headers, WriteConditions::default());
+            .copy(source, BUCKET, key, headers, None, WriteConditions::default());
         let outcome = self.ask(serving, copy).await;
         let sources = self.model.of(&from);
         match outcome {
