@@ -100,6 +100,10 @@ pub(super) fn without_cdata(document: Bytes) -> Result<Bytes, Refusal> {
         }
     }
     out.extend_from_slice(&document[from..]);
+    // Around a section that is gone, what is left can make another one: `<<![CDATA[![CDATA[`.
+    if out.windows(2).any(|at| at == b"<!") {
+        return Err(malformed("a CDATA section is inside of a tag"));
+    }
     Ok(out.freeze())
 }
 
