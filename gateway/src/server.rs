@@ -66,7 +66,8 @@ const PLACE_PATIENCE: Duration = Duration::from_millis(20);
 const HEADS_SHARE: u64 = 16;
 /// Headers of a request: 2 KiB of metadata is less, one byte a name and none a value.
 const HEADERS_MAX: usize = 256;
-/// A connection on which nothing moves for this long is cut: idle, stalled in sending, or not reading.
+/// A connection on which nothing moves for this long is cut: idle, stalled in sending, or not reading. A request's head has as long,
+/// however it comes.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Requests in progress get this long at shutdown.
 pub const DRAIN_MAX: Duration = Duration::from_secs(6);
@@ -560,7 +561,7 @@ async fn serve_s3(door: Door, front: Arc<Front>, mut stop: watch::Receiver<bool>
     let mut http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(None::<Duration>) // It would end idle connections too; the stream has limits for both.
+        .header_read_timeout(SILENCE_MAX) // From the request before on: it ends idle connections, too.
         .max_headers(HEADERS_MAX)
         .max_buf_size(256 * 1024);
     while let Some((stream, connection, place)) = door.next(&mut stop).await {
@@ -606,8 +607,7 @@ async fn serve_admin(door: Door, gateway: Arc<Gateway>) {
         });
         tokio::spawn(async move {
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new())
-                .header_read_timeout(None::<Duration>);
+            http.timer(TokioTimer::new()).header_read_timeout(SILENCE_MAX);
             tokio::select! {
                 ended = http.serve_connection(TokioIo::new(stream), service) => {
                     if let Err(error) = ended {

@@ -1,25 +1,13 @@
 """delta-rs (object_store): processes append to one table at once, by conditional puts; nothing is lost."""
 
 import multiprocessing
-import os
-import re
-from pathlib import Path
 
 from arro3.core import Array, DataType, Table
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, write_deltalake
-from s3 import ENDPOINT, client, equal
+from s3 import ENDPOINT, client, documented, equal
 
 WRITERS, COMMITS, ROWS = 4, 10, 2_000
 TABLE = "s3://delta/a table"
-
-
-def documented(heading):
-    """The block below a heading of docs/clients.md, for the server and keys of this test."""
-    page = (Path(__file__).parents[2] / "docs/clients.md").read_text()
-    block = re.search(rf"^### {re.escape(heading)}\n.*?^```\w+\n(.*?)^```$", page, re.M | re.S)[1]
-    block = block.replace("HOST:9000", ENDPOINT.removeprefix("http://"))
-    keys = {"ACCESS": os.environ["AWS_ACCESS_KEY_ID"], "SECRET": os.environ["AWS_SECRET_ACCESS_KEY"]}
-    return re.sub(r"\b(ACCESS|SECRET)_KEY\b", lambda found: keys[found[1]], block)
 
 
 def settings():

@@ -1,13 +1,7 @@
 #!/usr/bin/env bash
 # duplicity with boto3: a full backup and an incremental one, encrypted, in volumes; verified and restored.
 set -euo pipefail
-fail() { echo "FAILED: $*" >&2; exit 1; }
-# The block below a heading of docs/clients.md, for the server and keys of this test.
-documented() {
-    sed -n "/^### $1\$/,/^\`\`\`\$/p" "$(dirname "$0")/../../docs/clients.md" |
-        sed "1,/^\`\`\`./d; /^\`\`\`\$/d; s|HOST:9000|${CAIRN_ENDPOINT#http://}|" |
-        sed "s|ACCESS_KEY\$|$AWS_ACCESS_KEY_ID|; s|SECRET_KEY\$|$AWS_SECRET_ACCESS_KEY|"
-}
+. "$(dirname "$0")/documented.sh"
 # gpg may leave an agent behind: it is that of this directory, and ends with this script.
 export GNUPGHOME="$PWD/gnupg" PASSPHRASE=secret
 mkdir -m 700 gnupg

@@ -1,8 +1,6 @@
 """minio-py: objects, parts, copies, compositions, listings, presigned URLs and forms, removals, errors."""
 
 import io
-import os
-import re
 import urllib.request
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -11,17 +9,8 @@ from minio.commonconfig import REPLACE, ComposeSource, CopySource
 from minio.datatypes import PostPolicy
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
-from s3 import ENDPOINT, MIB, content, equal, run, sha256
+from s3 import ENDPOINT, MIB, content, documented, equal, run, sha256
 from urllib3 import PoolManager, Retry, encode_multipart_formdata
-
-
-def documented(heading):
-    """The block below a heading of docs/clients.md, for the server and keys of this test."""
-    page = (Path(__file__).parents[2] / "docs/clients.md").read_text()
-    block = re.search(rf"^### {re.escape(heading)}\n.*?^```\w+\n(.*?)^```$", page, re.M | re.S)[1]
-    block = block.replace("HOST:9000", ENDPOINT.removeprefix("http://"))
-    keys = {"ACCESS": os.environ["AWS_ACCESS_KEY_ID"], "SECRET": os.environ["AWS_SECRET_ACCESS_KEY"]}
-    return re.sub(r"\b(ACCESS|SECRET)_KEY\b", lambda found: keys[found[1]], block)
 
 
 def documented_client():

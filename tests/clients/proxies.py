@@ -9,7 +9,6 @@ Through each of them go boto3, aws-cli and rclone, configured as it says too.
 import concurrent.futures
 import io
 import os
-import re
 import socket
 import ssl
 import subprocess
@@ -21,22 +20,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from boto3.s3.transfer import TransferConfig
-from s3 import ENDPOINT, MIB, client, content, equal, refused, sha256
+from s3 import ENDPOINT, MIB, client, content, documented, equal, refused, sha256
 
 # Longer than any answer takes, and shorter than the second for which clients wait for "100 Continue".
 STALL_SECONDS = 0.8
 KEYS = ["plain", "ä ü/+&=?#%", "a//b", "/first", "a/./b c", "a%2Fb", "~'()*!,;:@$", "dir/"]
-
-
-def documented(heading, places):
-    """The block below a heading of docs/clients.md, with this test's keys, and its `places`."""
-    page = (Path(__file__).parents[2] / "docs/clients.md").read_text()
-    block = re.search(rf"^### {re.escape(heading)}\n.*?^```\w+\n(.*?)^```$", page, re.M | re.S)[1]
-    for theirs, ours in places.items():
-        equal(theirs in block, True, f"{theirs!r} is below {heading}")
-        block = block.replace(theirs, ours)
-    keys = {"ACCESS": os.environ["AWS_ACCESS_KEY_ID"], "SECRET": os.environ["AWS_SECRET_ACCESS_KEY"]}
-    return re.sub(r"\b(ACCESS|SECRET)_KEY\b", lambda found: keys[found[1]], block)
 
 
 # The proxies: their configuration, and the command that runs them in the foreground.

@@ -1,13 +1,7 @@
 #!/usr/bin/env bash
 # restic: two backups, one forgotten and pruned; every byte of the repository is checked; both are restored.
 set -euo pipefail
-fail() { echo "FAILED: $*" >&2; exit 1; }
-# The block below a heading of docs/clients.md, for the server and keys of this test.
-documented() {
-    sed -n "/^### $1\$/,/^\`\`\`\$/p" "$(dirname "$0")/../../docs/clients.md" |
-        sed "1,/^\`\`\`./d; /^\`\`\`\$/d; s|HOST:9000|${CAIRN_ENDPOINT#http://}|" |
-        sed "s|ACCESS_KEY\$|$AWS_ACCESS_KEY_ID|; s|SECRET_KEY\$|$AWS_SECRET_ACCESS_KEY|"
-}
+. "$(dirname "$0")/documented.sh"
 documented restic > documented
 # What is not documented is not set.
 unset AWS_DEFAULT_REGION AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY

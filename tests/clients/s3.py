@@ -3,6 +3,8 @@
 import hashlib
 import os
 import random
+import re
+from pathlib import Path
 
 import boto3
 from botocore.config import Config
@@ -16,6 +18,17 @@ def client(**config):
     """A client that asks once: a retry would hide a failure."""
     settings = {"retries": {"max_attempts": 0}, "s3": {"addressing_style": "path"}, "read_timeout": 120} | config
     return boto3.client("s3", endpoint_url=ENDPOINT, config=Config(**settings))
+
+
+def documented(heading, places=None):
+    """The block below a heading of docs/clients.md, with the keys of this test, and its `places` (the server)."""
+    page = (Path(__file__).parents[2] / "docs/clients.md").read_text()
+    block = re.search(rf"^### {re.escape(heading)}\n.*?^```\w+\n(.*?)^```$", page, re.M | re.S)[1]
+    for theirs, ours in (places or {"HOST:9000": ENDPOINT.removeprefix("http://")}).items():
+        equal(theirs in block, True, f"{theirs!r} is below {heading}")
+        block = block.replace(theirs, ours)
+    keys = {"ACCESS": os.environ["AWS_ACCESS_KEY_ID"], "SECRET": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    return re.sub(r"\b(ACCESS|SECRET)_KEY\b", lambda found: keys[found[1]], block)
 
 
 def content(seed, size):

@@ -2,13 +2,7 @@
 # s3cmd with the whole configuration that it writes itself, and what docs/clients.md says: trees, parts,
 # copies, metadata, presigned URLs, buckets; and refusals that it must tell of.
 set -euo pipefail
-fail() { echo "FAILED: $*" >&2; exit 1; }
-# The block below a heading of docs/clients.md, for the server and keys of this test.
-documented() {
-    sed -n "/^### $1\$/,/^\`\`\`\$/p" "$(dirname "$0")/../../docs/clients.md" |
-        sed "1,/^\`\`\`./d; /^\`\`\`\$/d; s|HOST:9000|${CAIRN_ENDPOINT#http://}|" |
-        sed "s|ACCESS_KEY\$|$AWS_ACCESS_KEY_ID|; s|SECRET_KEY\$|$AWS_SECRET_ACCESS_KEY|"
-}
+. "$(dirname "$0")/documented.sh"
 documented s3cmd > documented
 s3cmd -c documented --dump-config > s3cfg
 s3() { s3cmd -c s3cfg --no-progress --quiet "$@"; }

@@ -4,7 +4,7 @@
 //! accepted ─► idle: a head comes ─► in a request: reads, works, answers ─► idle …
 //!               │                      │
 //!               │                      └─ cut if its client is slow, and others wait for the memory that it holds (shares)
-//!               └─ cut if places are short, longest idle first; or heads hold too much, largest first; or one takes too long
+//!               └─ cut if places are short, longest idle first; or heads hold too much, largest first
 //! ```
 //!
 //! A request's task says for whom it works by [`Connection::serve`]; memory that it sets aside is counted for that connection, its
@@ -137,8 +137,6 @@ struct Now {
     idle: Option<Instant>,
     /// Bytes that came since then.
     head: u64,
-    /// When the first of them came.
-    head_since: Option<Instant>,
     /// When its pace began to be counted.
     window: Instant,
     pace: Pace,
@@ -185,7 +183,6 @@ impl Connections {
                 key: None,
                 idle: Some(now),
                 head: 0,
-                head_since: None,
                 window: now,
                 pace: Pace::default(),
                 waiting: None,
@@ -315,7 +312,6 @@ impl Connection {
             let mut now = self.lock();
             let at = Instant::now();
             now.idle = None;
-            now.head_since = None;
             now.came(at);
             now.count_anew(at);
             std::mem::take(&mut now.head)
@@ -341,9 +337,10 @@ impl Connection {
         self.lingers.store(true, Ordering::Relaxed);
     }
 
-    /// Since when the head of a request has been coming, if one is.
-    fn head_since(&self) -> Option<Instant> {
-        self.lock().head_since
+    /// Whether something is to come from the client, or to be taken by it, before anything goes on.
+    fn awaits_client(&self) -> bool {
+        let now = self.lock();
+        now.idle.is_some() || now.waiting.is_some()
     }
 
     /// Whose access key signed the request in progress. Before memory is set aside for it: what was is counted for its address only.
@@ -376,10 +373,10 @@ impl Connection {
     fn note_received(&self, bytes: u64) {
         let is_head = {
             let mut now = self.lock();
-            let is_head = now.idle.is_some();
+            // What comes after the last answer is the rest of a body.
+            let is_head = now.idle.is_some() && !self.lingers.load(Ordering::Relaxed);
             if is_head {
                 now.head += bytes;
-                now.head_since.get_or_insert_with(Instant::now);
             }
             now.note_moved(bytes);
             is_head

@@ -1,6 +1,6 @@
 //! Counts what moves on a connection, and cuts one on which nothing has moved for too long, in either direction: a client that neither
-//! sends nor reads. One timer for both, because during a download a client sends nothing, and during an upload it reads nothing. A head
-//! that comes byte by byte has a limit of its own.
+//! sends nor reads. One timer for both, because during a download a client sends nothing, and during an upload it reads nothing.
+//! While the gateway works and waits for nothing that the client does, nothing has to move. What a head may take is hyper's to time.
 //!
 //! A connection that is closed while its client sends a body is closed in two steps, as RFC 9112 §9.6 has it: no more is sent, what
 //! comes is dropped, and then it is closed.
@@ -15,8 +15,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// A head that is begun must be complete within this time, or within twice as long: it is looked at only so often.
-const HEAD_MAX: Duration = Duration::from_secs(30);
 /// What a client sends after its last answer is dropped for so long, as long as some comes within [`LINGER_SILENCE_MAX`].
 const LINGER_MAX: Duration = Duration::from_secs(30);
 const LINGER_SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -48,7 +46,7 @@ impl<S> ClientStream<S> {
             first: &[],
             limit,
             moved: Instant::now(),
-            alarm: Box::pin(tokio::time::sleep(limit.min(HEAD_MAX))),
+            alarm: Box::pin(tokio::time::sleep(limit)),
             lingering: None,
         }
     }
@@ -69,12 +67,15 @@ impl<S> ClientStream<S> {
             }
             Poll::Pending => {
                 while self.alarm.as_mut().poll(cx).is_ready() {
-                    let (now, end) = (Instant::now(), self.moved + self.limit);
-                    let is_slow = |since| now.duration_since(since) >= HEAD_MAX;
-                    if end <= now || self.connection.head_since().is_some_and(is_slow) {
+                    let now = Instant::now();
+                    if !self.connection.awaits_client() {
+                        self.moved = now;
+                    }
+                    let end = self.moved + self.limit;
+                    if end <= now {
                         return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                     }
-                    self.alarm.as_mut().reset(end.min(now + HEAD_MAX));
+                    self.alarm.as_mut().reset(end);
                 }
                 Poll::Pending
             }
@@ -268,31 +269,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_connection_may_stay_longer_than_a_head_may_take() {
-        let idle_max = 4 * HEAD_MAX;
-        for is_trickling in [false, true] {
-            let (ours, mut theirs) = duplex(64);
-            let mut stream = ClientStream::new(ours, connection(), idle_max);
-            let begun = Instant::now();
-            let trickling = tokio::spawn(async move {
-                while is_trickling && theirs.write_all(b"x").await.is_ok() {
-                    tokio::time::sleep(HEAD_MAX / 10).await;
-                }
-                theirs // An idle one stays.
-            });
-            let ended = loop {
-                if let Err(error) = stream.read_u8().await {
-                    break error;
-                }
-            };
-            assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
-            match is_trickling {
-                false => assert_eq!(begun.elapsed(), idle_max),
-                true => assert!(begun.elapsed() >= HEAD_MAX && begun.elapsed() <= 2 * HEAD_MAX),
-            }
-            drop(stream);
-            trickling.await.expect("joins");
-        }
+    async fn a_request_may_take_longer_than_silence_and_an_idle_connection_may_not() {
+        let limit = Duration::from_secs(120);
+        let (ours, _silent) = duplex(64);
+        let connection = connection();
+        let mut stream = ClientStream::new(ours, connection.clone(), limit);
+        let begun = Instant::now();
+        let request = connection.begin();
+        let working = tokio::time::timeout(5 * limit, stream.read_u8()).await;
+        assert!(working.is_err(), "the gateway works: {working:?}");
+        drop(request);
+        let ended = stream.read_u8().await.expect_err("silence");
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() <= 7 * limit);
+        // Who does not take the answer is waited for.
+        let (ours, _silent) = duplex(64);
+        let mut stream = ClientStream::new(ours, connection.clone(), limit);
+        let _request = connection.begin();
+        let begun = Instant::now();
+        let ended = stream.write_all(&[7; 65]).await.expect_err("silence");
+        assert_eq!((ended.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, limit));
     }
 
     #[tokio::test]

@@ -32,6 +32,7 @@ pub struct Source {
 
 /// What is read of an object.
 struct Whole {
+    size: u64,
     blobs: Vec<BlobRef>,
     digests: ContentDigests,
 }
@@ -89,7 +90,9 @@ impl Objects {
             async move {
                 let mut row = objects.source_row(&source).await?;
                 match &whole {
-                    Some(whole) if whole.blobs == row.blobs => whole.describe(&mut row),
+                    Some(whole) if whole.blobs == row.blobs && whole.size == row.size => {
+                        whole.describe(&mut row)
+                    }
                     // It was replaced meanwhile: whoever asks again has it read anew.
                     _ if Whole::is_unknown(&row, algorithm) => return Err(Error::SlowDown),
                     _ if !has_checksum(&row, algorithm) => {
@@ -114,12 +117,11 @@ impl Objects {
 
     /// Reads all of an object whose digests are wanted.
     async fn read_whole(self: &Arc<Self>, source: &Source, wanted: Option<Algorithm>) -> Result<Whole> {
-        let row = self.source_row(source).await?;
+        let (row, length, mut body) = self.source_body(source, Wanted::All).await?;
         let of_source = row.checksum.as_ref();
         let of_source = || of_source.and_then(|checksum| Algorithm::parse(&checksum.algorithm));
         let algorithm = wanted.or_else(of_source);
         let mut hasher = ContentHasher::new(algorithm);
-        let (length, mut body) = self.source_body(source, Wanted::All).await?;
         let mut read = 0;
         while let Some(bytes) = body.next().await {
             let bytes = bytes?;
@@ -132,6 +134,7 @@ impl Objects {
             )));
         }
         Ok(Whole {
+            size: row.size,
             blobs: row.blobs,
             digests: hasher.finish(),
         })
@@ -149,8 +152,12 @@ impl Objects {
         Ok(row)
     }
 
-    /// A range of an object as a body, for a part copy. Answers the number of bytes too.
-    pub async fn source_body(self: &Arc<Self>, source: &Source, wanted: Wanted) -> Result<(u64, Body)> {
+    /// A range of an object as a body, with its number of bytes and the row that it was read by.
+    pub async fn source_body(
+        self: &Arc<Self>,
+        source: &Source,
+        wanted: Wanted,
+    ) -> Result<(ObjectRow, u64, Body)> {
         let entering = self.readers.enter();
         let row = self.source_row(source).await?;
         let range = resolve(wanted, &row)?;
@@ -166,6 +173,6 @@ impl Objects {
             bytes,
             |mut bytes| async move { Some((bytes.next().await?, bytes)) },
         );
-        Ok((range.end - range.start, Box::pin(body)))
+        Ok((row, range.end - range.start, Box::pin(body)))
     }
 }

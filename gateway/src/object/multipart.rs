@@ -214,7 +214,7 @@ impl Objects {
                     .await
             }
             _ => {
-                let (length, body) = self.source_body(&source, wanted).await?;
+                let (_, length, body) = self.source_body(&source, wanted).await?;
                 let expected = Expected {
                     length: Some(length),
                     ..Default::default()

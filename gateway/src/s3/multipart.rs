@@ -24,15 +24,25 @@ fn target(bucket: String, name: String, upload: &str) -> Result<UploadTarget> {
     })
 }
 
+/// Whether a type of checksum is that of an object's content.
+fn is_full_object(kind: Option<&ChecksumType>) -> Result<Option<bool>> {
+    match kind.map(|kind| kind.as_str()) {
+        None => Ok(None),
+        Some(ChecksumType::FULL_OBJECT) => Ok(Some(true)),
+        Some(ChecksumType::COMPOSITE) => Ok(Some(false)),
+        Some(other) => Err(Error::InvalidArgument(format!(
+            "the checksum type {other:?} is not known"
+        ))),
+    }
+}
+
 /// Whether a whole object's checksum covers its content: what was asked for, else what S3 does for the algorithm.
 fn full_object(algorithm: Option<Algorithm>, asked: Option<&ChecksumType>) -> Result<bool> {
+    let asked = is_full_object(asked)?;
     let Some(algorithm) = algorithm else {
         return Ok(false);
     };
-    let full = match asked.map(|kind| kind.as_str()) {
-        None => algorithm == Algorithm::Crc64Nvme,
-        Some(kind) => kind == ChecksumType::FULL_OBJECT,
-    };
+    let full = asked.unwrap_or(algorithm == Algorithm::Crc64Nvme);
     match (full, algorithm) {
         (true, a) if !a.combines() => Err(Error::InvalidRequest(format!(
             "checksum type FULL_OBJECT cannot be used with {}",
@@ -151,10 +161,7 @@ impl S3Gateway {
             conditions: convert::write_conditions(i.if_match, i.if_none_match),
             size: i.mpu_object_size.and_then(|n| u64::try_from(n).ok()),
             checksum: only_digest(values)?,
-            full_object: i
-                .checksum_type
-                .as_ref()
-                .map(|kind| kind.as_str() == ChecksumType::FULL_OBJECT),
+            full_object: is_full_object(i.checksum_type.as_ref())?,
         };
         let target = target(i.bucket.clone(), i.key.clone(), &i.upload_id)?;
         let stored = self.objects.complete_upload(target, listed, completion).await?;

@@ -10,23 +10,36 @@ use crate::object::digest::{Algorithm, Hasher};
 use base64_simd::STANDARD as BASE64;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// Whether a name in the query of a request stands for a header.
-pub fn is_hoisted(target: &Target, name: &str) -> bool {
+/// The name beside a checksum that an SDK adds by itself.
+const ALGORITHM: &str = "x-amz-sdk-checksum-algorithm";
+
+/// Whether a request is a presigned URL.
+pub fn is_presigned(target: &Target) -> bool {
+    target.has("X-Amz-Signature")
+}
+
+/// Whether a name in the query of a presigned URL stands for a header.
+pub fn is_hoisted(name: &str) -> bool {
     let begins = name
         .get(..6)
         .is_some_and(|start| start.eq_ignore_ascii_case("x-amz-"));
-    begins && !is_of_signature(name) && target.has("X-Amz-Signature")
+    begins && !is_of_signature(name)
 }
 
-/// The headers that stand in the query. A checksum of nothing is left out: the URL was made before there was a body, and the algorithm
-/// is all that it says; any other one is checked.
+/// The headers that stand in the query. A checksum of nothing that an SDK added is left out: the URL was made before there was a body, and
+/// the algorithm is all that it says. Any other one is checked.
 pub fn headers(target: &Target) -> Result<HeaderMap, Refusal> {
     let mut headers = HeaderMap::new();
-    for (name, value) in target.query.iter().filter(|(name, _)| is_hoisted(target, name)) {
+    if !is_presigned(target) {
+        return Ok(headers);
+    }
+    let mut names = target.query.iter().map(|(name, _)| name);
+    let is_by_sdk = names.any(|name| name.eq_ignore_ascii_case(ALGORITHM));
+    for (name, value) in target.query.iter().filter(|(name, _)| is_hoisted(name)) {
         let bad = || Refusal::invalid_argument(format!("{name:?} in the query is no header"));
         let lower = HeaderName::from_bytes(name.to_ascii_lowercase().as_bytes()).map_err(|_| bad())?;
         let value = HeaderValue::from_str(value).map_err(|_| bad())?;
-        if is_of_nothing(lower.as_str(), &value) {
+        if is_by_sdk && is_of_nothing(lower.as_str(), &value) {
             continue;
         }
         if headers.insert(lower, value).is_some() {
@@ -85,6 +98,11 @@ mod tests {
         assert_eq!(
             summed["x-amz-checksum-crc32"], "AAAAAQ==",
             "of something: it is checked"
+        );
+        let meant = of(&format!("{signed}&x-amz-checksum-crc32=AAAAAA%3D%3D")).expect("headers");
+        assert_eq!(
+            meant["x-amz-checksum-crc32"], "AAAAAA==",
+            "nobody but its signer put it there"
         );
         assert!(of("x-amz-meta-a=1").expect("nothing").is_empty(), "not presigned");
         assert_eq!(

@@ -196,7 +196,7 @@ impl Front {
         if let Some(media_type) = media_type_of_form(&head, &target) {
             return self.post(head, target, &media_type, body).await;
         }
-        let hoisted = hoisted::headers(&target)?;
+        let (is_presigned, hoisted) = (hoisted::is_presigned(&target), hoisted::headers(&target)?);
         let asks_for = |name: &str| head.headers.contains_key(name) || hoisted.contains_key(name);
         let operation = Operation::of(&head.method, &target, asks_for)?;
         let now = self.now();
@@ -218,10 +218,11 @@ impl Front {
         };
         let bucket = target.bucket.as_deref();
         // S3 gives back any text; s3s reads a date.
-        let query = target.query.iter();
-        let query = query.filter(|(name, _)| !hoisted::is_hoisted(&target, name));
-        let (expires, query): (Vec<_>, Vec<_>) =
-            query.cloned().partition(|(name, _)| name == "response-expires");
+        let mut query = target.query;
+        query.retain(|(name, _)| !(is_presigned && hoisted::is_hoisted(name)));
+        let (expires, query): (Vec<_>, Vec<_>) = query
+            .into_iter()
+            .partition(|(name, _)| name == "response-expires");
         let uri = path_style(bucket, target.key.as_deref(), &query);
         let mut response = self.call(head.method, uri, headers, body, trailers).await?;
         if let Some((_, expires)) = expires.first()

@@ -7,7 +7,7 @@
 //! Invariant: a query name or an `x-amz-` header that an operation does not list is not passed on to it.
 
 use super::head::Target;
-use super::hoisted::is_hoisted;
+use super::hoisted::{is_hoisted, is_presigned};
 use super::refusal::Refusal;
 use http::{HeaderMap, Method};
 
@@ -415,8 +415,13 @@ impl Operation {
     fn check_query(&self, target: &Target) -> Result<(), Refusal> {
         let knows =
             |name: &str| self.when.contains(&name) || self.query.contains(&name) || is_of_signature(name);
-        let mut names = target.query.iter().map(|(name, _)| name);
-        match names.find(|name| !knows(name) && !is_hoisted(target, name)) {
+        let mut unknown = target
+            .query
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| !knows(name));
+        let is_presigned = is_presigned(target);
+        match unknown.find(|name| !(is_presigned && is_hoisted(name))) {
             None => Ok(()),
             Some(name) => Err(Refusal::not_implemented(format!(
                 "{} does not have {name:?} in its query here",
